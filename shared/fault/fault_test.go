@@ -1,0 +1,49 @@
+package fault_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"google.golang.org/grpc/status"
+
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+func TestAFaultCrossesGRPCUnchanged(t *testing.T) {
+	for c := fault.Internal; c <= fault.Differs; c++ {
+		in := fault.New(c, "some-reason", "what %s", "happened").Do("do this")
+		out := fault.From(fault.FromGRPC(status.Convert(fmt.Errorf("handler: %w", in)).Err()))
+		if c != fault.Internal && (out.Code != in.Code || out.Reason != in.Reason || out.Remedy != in.Remedy) {
+			t.Errorf("%v became %+v", c, out)
+		}
+	}
+}
+
+func TestEachCodeHasANameAndAnExitCode(t *testing.T) {
+	for c := fault.Internal; c <= fault.Differs; c++ {
+		if fault.ParseCode(c.String()) != c {
+			t.Errorf("%d: name %q does not come back", c, c)
+		}
+		if fault.ExitCode(fault.New(c, "r", "m")) == 0 {
+			t.Errorf("%v exits 0", c)
+		}
+	}
+	if fault.ExitCode(nil) != 0 {
+		t.Error("success must exit 0")
+	}
+}
+
+func TestForeignErrorsAreClassified(t *testing.T) {
+	if got := fault.From(context.DeadlineExceeded).Code; got != fault.Unavailable {
+		t.Errorf("deadline = %v", got)
+	}
+	cause := errors.New("disk on fire")
+	if e := fault.From(cause); e.Code != fault.Internal || !errors.Is(e, cause) {
+		t.Errorf("foreign error = %+v", e)
+	}
+	if fault.From(nil) != nil || fault.FromGRPC(nil) != nil {
+		t.Error("nil must stay nil")
+	}
+}

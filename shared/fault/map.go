@@ -1,0 +1,89 @@
+package fault
+
+import (
+	"net/http"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+type mapping struct {
+	http int
+	exit int
+	grpc codes.Code
+}
+
+var table = [...]mapping{
+	Internal:        {http.StatusInternalServerError, 1, codes.Internal},
+	Invalid:         {http.StatusBadRequest, 2, codes.InvalidArgument},
+	Unauthenticated: {http.StatusUnauthorized, 7, codes.Unauthenticated},
+	Refused:         {http.StatusForbidden, 3, codes.PermissionDenied},
+	NotFound:        {http.StatusNotFound, 4, codes.NotFound},
+	Unavailable:     {http.StatusServiceUnavailable, 5, codes.Unavailable},
+	Stale:           {http.StatusPreconditionFailed, 6, codes.FailedPrecondition},
+	Conflict:        {http.StatusConflict, 3, codes.AlreadyExists},
+	Exhausted:       {http.StatusTooManyRequests, 3, codes.ResourceExhausted},
+	Unknown:         {http.StatusGatewayTimeout, 5, codes.Aborted},
+	Partial:         {http.StatusMultiStatus, 8, codes.Unknown},
+	Running:         {http.StatusAccepted, 9, codes.Unknown},
+	Differs:         {http.StatusOK, 10, codes.Unknown},
+}
+
+func (c Code) mapping() mapping {
+	if int(c) < len(table) {
+		return table[c]
+	}
+	return table[Internal]
+}
+
+// HTTPStatus is the status code of the REST answer.
+func (c Code) HTTPStatus() int { return c.mapping().http }
+
+// ExitCode is the exit code of the three programs for an error; 0 for nil.
+func ExitCode(err error) int {
+	if err == nil {
+		return 0
+	}
+	return From(err).Code.mapping().exit
+}
+
+const domain = "csm"
+
+// GRPCStatus lets a handler return a fault as it is: grpc-go calls it to build the status.
+func (e *Error) GRPCStatus() *status.Status {
+	s := status.New(e.Code.mapping().grpc, e.Message)
+	d, err := s.WithDetails(&errdetails.ErrorInfo{Reason: e.Reason, Domain: domain,
+		Metadata: map[string]string{"code": e.Code.String(), "remedy": e.Remedy}})
+	if err != nil {
+		return s
+	}
+	return d
+}
+
+// FromGRPC rebuilds the fault that a peer returned. A status without our details is mapped by its gRPC code.
+func FromGRPC(err error) error {
+	if err == nil {
+		return nil
+	}
+	s, ok := status.FromError(err)
+	if !ok {
+		return From(err)
+	}
+	for _, d := range s.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok && info.Domain == domain {
+			return &Error{Code: ParseCode(info.Metadata["code"]), Reason: info.Reason, Message: s.Message(), Remedy: info.Metadata["remedy"]}
+		}
+	}
+	switch s.Code() {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+		return Wrap(err, Unavailable, "unreachable", "the other side cannot be reached").Do("check that it runs and that its port is open")
+	case codes.Unauthenticated:
+		return Wrap(err, Unauthenticated, "unauthenticated", "not authenticated")
+	case codes.InvalidArgument, codes.Unimplemented:
+		return Wrap(err, Invalid, "rpc-refused", "the other side does not take this request").Do("compare versions with `version`")
+	case codes.ResourceExhausted:
+		return Wrap(err, Exhausted, "too-large", "the other side refused the size or rate")
+	}
+	return Wrap(err, Internal, "rpc", "remote error")
+}
