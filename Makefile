@@ -1,0 +1,77 @@
+# Cassandra Security Manager. `make help` lists what there is.
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS   += --no-print-directory
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+CLI     := github.com/cassandra-security-manager/csm/shared/cli
+LDFLAGS := -s -w -X $(CLI).Version=$(VERSION) -X $(CLI).Commit=$(COMMIT)
+BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
+BIN     := build/bin
+TOOL    := go tool -modfile=$(CURDIR)/test/tools/go.mod
+# Packages of our own code; generated code is checked by `make proto-fresh`.
+PACKAGES = $(shell go list ./... | grep -v /protocol/)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build cross run test test-full race fuzz lint proto proto-fresh openapi bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: ## install what is missing (JDK 17, Maven, openssl) or name the command
+	@test/setup.sh
+
+build: ## the three programs into build/bin, and the agent for linux/arm64 and windows/amd64
+	@mkdir -p $(BIN)
+	$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent
+	@$(MAKE) cross
+
+cross:
+	GOOS=linux GOARCH=arm64 $(BUILD) -o $(BIN)/csm-agent-linux-arm64 ./agent/cmd/csm-agent
+	GOOS=windows GOARCH=amd64 $(BUILD) -o $(BIN)/csm-agent-windows-amd64.exe ./agent/cmd/csm-agent
+
+run: setup ## three regions and a real Cassandra ring: issue, install, hot-reload, prove, rotate, break
+	@mkdir -p $(BIN)
+	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent ./test/demo
+	@exec $(BIN)/demo -bin $(BIN)
+
+test: setup ## every test that fits into minutes, the real ring included
+	@mkdir -p $(BIN)
+	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent
+	go test -timeout 15m -p 1 ./...
+
+test-full: test ## also what takes longer: the whole demonstration, Cassandra's own polls, long soaks
+	CSM_TEST_FULL=1 go test -timeout 60m -p 1 -count=1 ./test/...
+	CI=true $(MAKE) run
+
+race: ## the race detector over every package but the real ring
+	go test -race -short -timeout 20m -p 1 $$(go list ./... | grep -v -e /protocol/ -e /test/)
+
+fuzz: ## a short fuzz of every parser of outside input (FUZZTIME=10s)
+	@test/fuzz.sh $${FUZZTIME:-10s}
+
+lint: ## gofmt, vet, staticcheck, buf lint, freshness of generated code
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "not gofmt-ed:"; echo "$$bad"; exit 1; fi
+	go vet ./...
+	$(TOOL) staticcheck $(PACKAGES)
+	cd protocol && $(TOOL) buf lint
+	@$(MAKE) proto-fresh
+
+proto: ## generate code from protocol/**.proto
+	@mkdir -p build/tools && cd test/tools && GOFLAGS= go build -o ../../build/tools/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc github.com/bufbuild/buf/cmd/buf
+	cd protocol && PATH="$(CURDIR)/build/tools:$$PATH" buf generate
+
+proto-fresh: proto openapi
+	@git diff --exit-code --stat -- protocol || { echo "generated code is stale: run make proto openapi and commit"; exit 1; }
+
+openapi: ## write protocol/rest/openapi.yaml from the code
+	@go run ./controller/api/rest/openapi > build/openapi.yaml && mkdir -p protocol/rest && cp build/openapi.yaml protocol/rest/openapi.yaml
+
+bench: setup ## the figures, as a table and build/bench.json
+	@mkdir -p $(BIN)
+	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent ./test/bench
+	@$(BIN)/bench -bin $(BIN) -out build/bench.json
+
+clean: ## remove build/
+	rm -rf build
