@@ -8,6 +8,7 @@ package algorithm
 import (
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/x509"
@@ -122,11 +123,9 @@ func Name(pub crypto.PublicKey) string {
 		if p.N != nil {
 			return fmt.Sprintf("RSA-%d", p.N.BitLen())
 		}
-	}
-	switch fmt.Sprintf("%T", pub) {
-	case "ed25519.PublicKey":
+	case ed25519.PublicKey:
 		return "Ed25519"
-	case "<nil>":
+	case nil:
 		return "unknown"
 	}
 	return fmt.Sprintf("%T", pub)
