@@ -1,0 +1,73 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+	raftwal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/fs"
+	"github.com/hashicorp/raft-wal/segment"
+	"github.com/hashicorp/raft-wal/types"
+
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+// Log is raft's log and stable store in one folder.
+type Log struct {
+	*raftwal.WAL
+	meta *meta
+}
+
+var (
+	_ raft.LogStore          = (*Log)(nil)
+	_ raft.StableStore       = (*Log)(nil)
+	_ raft.MonotonicLogStore = (*Log)(nil)
+)
+
+// Open opens the log in dir, or makes an empty one. One process at a time: a second one gets Conflict after three seconds.
+func Open(dir string, logger hclog.Logger) (*Log, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the folder of the raft log: %w", err)
+	}
+	m, err := openMeta(dir)
+	if err != nil {
+		return nil, err
+	}
+	if logger == nil {
+		logger = hclog.NewNullLogger()
+	}
+	w, err := raftwal.Open(dir, raftwal.WithCodec(codec{}), raftwal.WithMetaStore(m), raftwal.WithLogger(logger),
+		raftwal.WithSegmentFiler(filer{segment.NewFiler(dir, fs.New())}))
+	if err != nil {
+		m.Close()
+		return nil, fault.Wrap(err, fault.Internal, "raft-log-broken", "the raft log in %s cannot be opened", dir).Do(Remedy)
+	}
+	return &Log{WAL: w, meta: m}, nil
+}
+
+// Remedy of every damage that makes a controller's log unfit to vote on.
+const Remedy = "remove this controller from the system, wipe its data folder and let it join again under a new id; the others hold everything"
+
+// Close closes the log and its meta store.
+func (l *Log) Close() error { return errors.Join(l.WAL.Close(), l.meta.Close()) }
+
+// filer writes our codec's id into segment headers; see meta.CommitState.
+type filer struct{ types.SegmentFiler }
+
+func (f filer) Create(i types.SegmentInfo) (types.SegmentWriter, error) {
+	i.Codec = CodecID
+	return f.SegmentFiler.Create(i)
+}
+
+func (f filer) RecoverTail(i types.SegmentInfo) (types.SegmentWriter, error) {
+	i.Codec = CodecID
+	return f.SegmentFiler.RecoverTail(i)
+}
+
+func (f filer) Open(i types.SegmentInfo) (types.SegmentReader, error) {
+	i.Codec = CodecID
+	return f.SegmentFiler.Open(i)
+}
