@@ -384,11 +384,11 @@ func (x *RecordedCertificate) GetRepeated() bool {
 	return false
 }
 
-// RevokeCertificate is final but for reason 6 (certificateHold).
+// RevokeCertificate is final.
 type RevokeCertificate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// CRLReason of RFC 5280, 5.3.1.
+	// CRLReason of RFC 5280, 5.3.1: 0 to 5 or 9.
 	Reason        uint32 `protobuf:"varint,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

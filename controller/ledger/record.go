@@ -1,0 +1,201 @@
+package ledger
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/binary"
+	"errors"
+	"strings"
+
+	"github.com/cassandra-security-manager/csm/controller/state"
+	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/resource"
+)
+
+// recorder handles RecordCertificate: repeat, guards, cap, serial, in this order. Whatever it refuses leaves no trace but
+// the audit entry.
+func recorder(guards []Guard) func(*state.Apply, *clusterv1.RecordCertificate) (*clusterv1.RecordedCertificate, error) {
+	return func(a *state.Apply, c *clusterv1.RecordCertificate) (*clusterv1.RecordedCertificate, error) {
+		before, err := recorded(a, c)
+		if err != nil || before != nil {
+			return before, err
+		}
+		for _, g := range guards {
+			if err := g(a, c); err != nil {
+				return nil, err
+			}
+		}
+		if err := count(a, c); err != nil {
+			return nil, err
+		}
+		name, err := Insert(a, c)
+		if err != nil {
+			return nil, err
+		}
+		return &clusterv1.RecordedCertificate{Name: name, Der: c.Der, Issuer: c.Issuer, RenewAtMs: c.RenewAtMs}, nil
+	}
+}
+
+// requestKey is what makes a request id unique: it belongs to its scope, so nobody can take another's.
+func requestKey(scope, id string) []byte {
+	if id == "" {
+		return nil
+	}
+	sum := sha256.Sum256([]byte(scope + "\x00" + id))
+	return sum[:16]
+}
+
+func recorded(a *state.Apply, c *clusterv1.RecordCertificate) (*clusterv1.RecordedCertificate, error) {
+	key := requestKey(c.Scope, c.RequestId)
+	if key == nil {
+		return nil, nil
+	}
+	var der, sum, keySum []byte
+	r := &clusterv1.RecordedCertificate{Repeated: true}
+	var tenant string
+	err := a.QueryRow(`SELECT sha256, tenant, key_sha256, issuer, renew_at, der FROM certificates WHERE request = ?`, key).
+		Scan(&sum, &tenant, &keySum, &r.Issuer, &r.RenewAtMs, &der)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(keySum, c.KeySha256) {
+		return nil, fault.New(fault.Conflict, "request-id-used", "the request id %.64q was used before with another key", c.RequestId).
+			Do("ask again with a new request id")
+	}
+	r.Name, r.Der = Name(tenant, sum), der
+	return r, nil
+}
+
+const hourMs = 3600 * 1000
+
+// count is the cap per scope and hour of the state clock.
+func count(a *state.Apply, c *clusterv1.RecordCertificate) error {
+	if c.HourlyCap == 0 {
+		return nil
+	}
+	var n uint32
+	err := a.QueryRow(`INSERT INTO issue_counts (scope, hour, count) VALUES (?1, ?2, 1)
+		ON CONFLICT (scope) DO UPDATE SET count = CASE WHEN hour = excluded.hour THEN count + 1 ELSE 1 END, hour = excluded.hour
+		RETURNING count`, c.Scope, a.Now.UnixMilli()/hourMs).Scan(&n)
+	if err != nil {
+		return err
+	}
+	if n > c.HourlyCap {
+		return fault.New(fault.Exhausted, "hourly-cap", "%s was issued %d certificates within this hour, which is the cap", c.Scope, c.HourlyCap).
+			Do("find out why it asks so often; the cap opens again at the next full hour")
+	}
+	return nil
+}
+
+// Insert writes the row of a certificate and its names, and touches its name. Package authority uses it inside its own
+// commands for the certificates of CAs; everybody else proposes RecordCertificate.
+func Insert(a *state.Apply, c *clusterv1.RecordCertificate) (string, error) {
+	sum := sha256.Sum256(c.Der)
+	cluster := ""
+	if c.Node != "" {
+		cluster = resource.Parent(c.Node)
+	}
+	now := a.Now.UnixMilli()
+	res, err := a.Exec(`INSERT INTO certificates (seq, sha256, serial, request, tenant, zone, issuer, cluster, node, store, incarnation,
+		identity, template, template_version, algorithm, key_sha256, subject, actor, not_before, not_after, renew_at, create_time,
+		state, revoke_time, reason, revision, request_id, der)
+		VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,'active',0,0,?,?,?) ON CONFLICT DO NOTHING`,
+		int64(a.Index), sum[:], c.Serial, requestKey(c.Scope, c.RequestId), c.Tenant, c.Zone, c.Issuer, cluster, c.Node, c.Store,
+		int64(c.Incarnation), c.Identity, c.Template, c.TemplateVersion, c.Algorithm, bytesOf(c.KeySha256), c.Subject,
+		a.Envelope.GetActor(), c.NotBeforeMs, c.NotAfterMs, c.RenewAtMs, now, int64(a.Index), c.RequestId, c.Der)
+	if err != nil {
+		return "", err
+	}
+	if n, err := res.RowsAffected(); err != nil {
+		return "", err
+	} else if n == 0 {
+		return "", fault.New(fault.Conflict, "serial-used", "a certificate with this serial number is recorded already").Do("ask again: a new serial is drawn")
+	}
+	if err := insertNames(a, c.Names); err != nil {
+		return "", err
+	}
+	name := Name(c.Tenant, sum[:])
+	a.Touch(state.Created, name)
+	return name, nil
+}
+
+func bytesOf(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+func insertNames(a *state.Apply, names []*clusterv1.CertificateName) error {
+	if len(names) == 0 {
+		return nil
+	}
+	rows := strings.TrimSuffix(strings.Repeat("(?,?),", len(names)), ",")
+	args := make([]any, 0, 2*len(names)+1)
+	for _, n := range names {
+		args = append(args, n.Kind, strings.ToLower(n.Value))
+	}
+	if _, err := a.Exec(`INSERT INTO certificate_names (kind, value) VALUES `+rows+` ON CONFLICT DO NOTHING`, args...); err != nil {
+		return err
+	}
+	_, err := a.Exec(`INSERT INTO certificate_name_uses (name, seq) SELECT n.id, ? FROM certificate_names n
+		WHERE (n.kind, n.value) IN (VALUES `+rows+`) ORDER BY n.id`, append([]any{int64(a.Index)}, args...)...)
+	return err
+}
+
+// revoke handles RevokeCertificate. A second revocation changes nothing and says when the first one was.
+func revoke(a *state.Apply, c *clusterv1.RevokeCertificate) (*clusterv1.RevokedCertificate, error) {
+	if err := Reason(c.Reason).Check(); err != nil {
+		return nil, err
+	}
+	sum, err := fingerprint(c.Name)
+	if err != nil {
+		return nil, err
+	}
+	var (
+		tenant, issuer, st string
+		serial             []byte
+		notAfter, at       int64
+		reason             uint32
+		seq                int64
+	)
+	err = a.QueryRow(`SELECT seq, tenant, issuer, serial, not_after, state, revoke_time, reason FROM certificates WHERE sha256 = ?`, sum).
+		Scan(&seq, &tenant, &issuer, &serial, &notAfter, &st, &at, &reason)
+	if errors.Is(err, sql.ErrNoRows) || (err == nil && Name(tenant, sum) != c.Name) {
+		return nil, notFound(c.Name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if State(st) == Revoked {
+		return &clusterv1.RevokedCertificate{Name: c.Name, RevokedMs: at, Already: true, Reason: reason}, nil
+	}
+	now := a.Now.UnixMilli()
+	if _, err := a.Exec(`UPDATE certificates SET state = 'revoked', revoke_time = ?, reason = ?, revision = ? WHERE seq = ?`,
+		now, c.Reason, int64(a.Index), seq); err != nil {
+		return nil, err
+	}
+	if _, err := a.Exec(`INSERT INTO revocations (issuer, serial, serial_low, revoke_time, reason, not_after, revision) VALUES (?,?,?,?,?,?,?)`,
+		issuer, serial, int64(serialLow(serial)), now, c.Reason, notAfter, int64(a.Index)); err != nil {
+		return nil, err
+	}
+	a.Touch(state.Updated, c.Name)
+	a.Touch(state.Signalled, issuer+"/crls")
+	return &clusterv1.RevokedCertificate{Name: c.Name, RevokedMs: now, Reason: c.Reason}, nil
+}
+
+// serialLow is the low 32 bits of a serial: serial mod shards for every number of shards that is a power of two.
+func serialLow(serial []byte) uint32 {
+	var b [4]byte
+	if len(serial) >= 4 {
+		copy(b[:], serial[len(serial)-4:])
+	} else {
+		copy(b[4-len(serial):], serial)
+	}
+	return binary.BigEndian.Uint32(b[:])
+}
