@@ -59,7 +59,7 @@ func (n *Node) Start() error {
 		}
 	}
 	n.ready = int64(n.Mark())
-	args, err := n.dist.daemonArgs(n, true)
+	args, err := n.dist.daemonArgs(n, false)
 	if err != nil {
 		return err
 	}
@@ -67,9 +67,9 @@ func (n *Node) Start() error {
 	return err
 }
 
-// daemonArgs is the whole command line. Class data sharing needs the same class path each time, so the path never
+// daemonArgs is the whole command line; record makes the class archive instead of using it. Class data sharing needs the same class path each time, so the path never
 // depends on the node, and the rack file is named by a property.
-func (d *Distribution) daemonArgs(n *Node, archive bool) ([]string, error) {
+func (d *Distribution) daemonArgs(n *Node, record bool) ([]string, error) {
 	jamm, err := d.jamm()
 	if err != nil {
 		return nil, err
@@ -77,14 +77,14 @@ func (d *Distribution) daemonArgs(n *Node, archive bool) ([]string, error) {
 	args := append(append([]string{}, d.Limits...), d.Java,
 		"-Xms256m", "-Xmx256m", "-Xss384k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:MaxDirectMemorySize=128m",
 		"-XX:+ExitOnOutOfMemoryError", "-XX:+PerfDisableSharedMem", "@"+filepath.Join(d.Dir, "jvm17.args"))
-	if archive {
+	if record {
+		// The JVM archives no classes while an agent may change them, so jamm stays out.
+		args = append(args, "-XX:ArchiveClassesAtExit="+d.archive()+".new")
+	} else {
 		args = append(args, "-javaagent:"+jamm)
 		if _, err := os.Stat(d.archive()); err == nil {
 			args = append(args, "-XX:SharedArchiveFile="+d.archive(), "-Xshare:auto")
 		}
-	} else {
-		// The JVM archives no classes while an agent may change them.
-		args = append(args, "-XX:ArchiveClassesAtExit="+d.archive()+".new")
 	}
 	return append(args,
 		"-Dcassandra-foreground=yes", "-Dcassandra.config=file://"+n.Config, "-Dcassandra-rackdc.properties=file://"+n.rackdc(),

@@ -24,7 +24,7 @@ import (
 //go:embed files
 var files embed.FS
 
-// Formats of the stores of the nodes, in their order.
+// Formats are the store formats of the nodes, in their order, unless Options says otherwise.
 var Formats = []string{"PKCS12", "JKS", "PEM"}
 
 // Ports of every node; nodes differ by address.
@@ -41,6 +41,8 @@ type Options struct {
 	Cluster string
 	// Addresses are one loopback address per node, mostly from process.Claim.
 	Addresses []netip.Addr
+	// Formats are the store formats of the nodes; empty means the package's.
+	Formats []string
 }
 
 // Ring is a set of nodes that know each other.
@@ -57,8 +59,11 @@ func New(dist *Distribution, o Options) (*Ring, error) {
 		return nil, err
 	}
 	o.Dir = dir
-	if len(o.Addresses) == 0 || len(o.Addresses) > len(Formats) {
-		return nil, fmt.Errorf("a ring has 1 to %d nodes here, not %d", len(Formats), len(o.Addresses))
+	if o.Formats == nil {
+		o.Formats = Formats
+	}
+	if len(o.Addresses) == 0 || len(o.Addresses) > len(o.Formats) {
+		return nil, fmt.Errorf("a ring has 1 to %d nodes here, not %d", len(o.Formats), len(o.Addresses))
 	}
 	r := &Ring{Options: o, dist: dist}
 	for i, a := range o.Addresses {
@@ -78,10 +83,10 @@ func (r *Ring) node(i int, address netip.Addr) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	ext := map[string]string{"PKCS12": "p12", "JKS": "jks", "PEM": "pem"}[Formats[i]]
+	ext := map[string]string{"PKCS12": "p12", "JKS": "jks", "PEM": "pem"}[r.Formats[i]]
 	n := &Node{
 		Name: name, Dir: dir, Address: address, JMX: jmx, Rack: "r" + strconv.Itoa(i+1), Datacenter: "dc1",
-		Format: Formats[i], Password: "ring-password",
+		Format: r.Formats[i], Password: "ring-password",
 		Config:   filepath.Join(dir, "conf", "cassandra.yaml"),
 		Stores:   filepath.Join(dir, "tls"),
 		Keystore: filepath.Join(dir, "tls", "keystore."+ext), Truststore: filepath.Join(dir, "tls", "truststore."+ext),

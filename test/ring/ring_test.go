@@ -39,11 +39,7 @@ func startRing(t *testing.T, ca *authority) (*ring.Ring, [][32]byte) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
-	tools, err := ring.Setup(ctx, false, func(s string) { t.Log(s) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	dist, err := ring.Fetch(ctx, tools, "../../build/cassandra/"+ring.Version, func(s string) { t.Log(s) })
+	dist, err := ring.Prepare(ctx, "../../build/cassandra/"+ring.Version, false, func(s string) { t.Log(s) })
 	if err != nil {
 		t.Fatal(err)
 	}
