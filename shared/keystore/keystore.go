@@ -23,8 +23,11 @@ const MaxSize = 1 << 20
 // MaxEntries is the most entries that a store may have.
 const MaxEntries = 1000
 
-// Alias is the name of the one key entry that the encoders write.
-const Alias = "csm"
+// Alias is the name of the one key entry in a JKS store. In PKCS#12 the entry has no name, and a JVM calls it "1".
+const (
+	Alias       = "csm"
+	AliasPKCS12 = "1"
+)
 
 // Format of a store. Its text is what cassandra.yaml's store_type says.
 type Format string
@@ -82,7 +85,7 @@ func EncodeKeyStore(f Format, key crypto.Signer, chain []*x509.Certificate, pass
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "keystore-readback", "the %s keystore just made cannot be read", f)
 	}
-	if back.Alias != Alias && f != PEM && f != PKCS12 || !certificate.SameKey(back.Key.Public(), key.Public()) || !sameCertificates(back.Chain, chain) {
+	if !certificate.SameKey(back.Key.Public(), key.Public()) || !sameCertificates(back.Chain, chain) {
 		return nil, fault.New(fault.Internal, "keystore-readback", "the %s keystore just made holds something else than it should", f)
 	}
 	return data, nil

@@ -59,7 +59,7 @@ func decodeKeyP12(data, password []byte) (ks *KeyStore, err error) {
 	if !ok {
 		return nil, fault.New(fault.Invalid, "bad-keystore", "the PKCS#12 store holds a private key of type %T", key)
 	}
-	return &KeyStore{Key: s, Chain: append([]*x509.Certificate{leaf}, rest...), Alias: Alias}, nil
+	return &KeyStore{Key: s, Chain: append([]*x509.Certificate{leaf}, rest...), Alias: AliasPKCS12}, nil
 }
 
 func decodeTrustP12(data, password []byte) (cs []*x509.Certificate, err error) {

@@ -103,7 +103,6 @@ type scanner struct {
 	res   Result
 }
 
-
 func (s *scanner) walk(ctx context.Context, path string, depth int) error {
 	if err := ctx.Err(); err != nil {
 		return fault.From(err)
@@ -243,7 +242,7 @@ func (s *scanner) read(data []byte) ([]Found, error) {
 	case keystore.PKCS12, keystore.JKS:
 		return s.readStore(f, data)
 	}
-	cs, err := x509.ParseCertificates(data)
+	cs, err := x509.ParseCertificates(bytes.Clone(data)) // certificates keep pointing into what they were read from
 	if err != nil {
 		return nil, nil
 	}
@@ -274,8 +273,8 @@ func readPEM(data []byte) []Found {
 			} else {
 				encrypted = true
 			}
+			clear(b.Bytes)
 		}
-		clear(b.Bytes)
 	}
 	for i := range out {
 		for _, k := range keys {
