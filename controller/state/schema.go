@@ -1,0 +1,144 @@
+package state
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+// Format is the newest state format this controller knows. A file keeps the format it was made with.
+const Format = 1
+
+// Tables of the state machine itself. Those named local_* differ between controllers and stand outside the checksum.
+var ownMigrations = []Migration{{Number: 1, SQL: `
+CREATE TABLE meta (
+	id INTEGER PRIMARY KEY CHECK (id = 1),
+	cluster_id TEXT NOT NULL,
+	format INTEGER NOT NULL,
+	applied INTEGER NOT NULL,
+	applied_term INTEGER NOT NULL,
+	clock INTEGER NOT NULL,
+	commands INTEGER NOT NULL,
+	changes_after INTEGER NOT NULL
+) STRICT;
+CREATE TABLE local_meta (
+	id INTEGER PRIMARY KEY CHECK (id = 1),
+	node_id TEXT NOT NULL,
+	clean INTEGER NOT NULL
+) STRICT;
+CREATE TABLE migrations (number INTEGER PRIMARY KEY) STRICT;
+CREATE TABLE outcomes (
+	idx INTEGER PRIMARY KEY,
+	id TEXT NOT NULL UNIQUE,
+	kind TEXT NOT NULL,
+	actor TEXT NOT NULL,
+	tenant TEXT NOT NULL,
+	time INTEGER NOT NULL,
+	expires INTEGER NOT NULL,
+	reply BLOB,
+	fault BLOB
+) STRICT;
+CREATE TABLE audit (
+	idx INTEGER PRIMARY KEY,
+	time INTEGER NOT NULL,
+	actor TEXT NOT NULL,
+	tenant TEXT NOT NULL,
+	kind TEXT NOT NULL,
+	id TEXT NOT NULL,
+	correlation_id TEXT NOT NULL,
+	reason TEXT NOT NULL,
+	command_sha256 BLOB NOT NULL,
+	touched TEXT NOT NULL,
+	fault_code TEXT NOT NULL,
+	fault_reason TEXT NOT NULL,
+	fault_message TEXT NOT NULL
+) STRICT;
+CREATE TABLE changes (
+	revision INTEGER NOT NULL,
+	part INTEGER NOT NULL,
+	resource TEXT NOT NULL,
+	verb TEXT NOT NULL,
+	PRIMARY KEY (revision, part)
+) STRICT, WITHOUT ROWID;
+`}}
+
+// plan puts the migrations of all modules into one list and refuses doubles.
+func plan(modules []Module) ([]Migration, error) {
+	all := slices.Clone(ownMigrations)
+	owner := map[int]string{1: "state"}
+	names := map[string]bool{}
+	for _, m := range modules {
+		if names[m.Name] {
+			return nil, fmt.Errorf("state: module %q is given twice", m.Name)
+		}
+		names[m.Name] = true
+		for _, g := range m.Migrations {
+			if other, double := owner[g.Number]; double {
+				return nil, fmt.Errorf("state: migration %d of %s is taken by %s", g.Number, m.Name, other)
+			}
+			owner[g.Number] = m.Name
+			all = append(all, g)
+		}
+	}
+	slices.SortFunc(all, func(a, b Migration) int { return a.Number - b.Number })
+	return all, nil
+}
+
+// create fills an empty file: all migrations in one transaction, so that a crash leaves an empty file or a whole one.
+func create(ctx context.Context, s *session, migrations []Migration, clusterID, nodeID string) error {
+	if _, err := s.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	err := func() error {
+		for _, m := range migrations {
+			if _, err := s.conn.ExecContext(ctx, m.SQL); err != nil {
+				return fmt.Errorf("migration %d: %w", m.Number, err)
+			}
+			if _, err := s.ExecContext(ctx, "INSERT INTO migrations (number) VALUES (?)", m.Number); err != nil {
+				return err
+			}
+		}
+		if _, err := s.ExecContext(ctx, `INSERT INTO meta (id, cluster_id, format, applied, applied_term, clock, commands, changes_after)
+			VALUES (1, ?, ?, 0, 0, 0, 0, 0)`, clusterID, Format); err != nil {
+			return err
+		}
+		_, err := s.ExecContext(ctx, "INSERT INTO local_meta (id, node_id, clean) VALUES (1, ?, 0)", nodeID)
+		return err
+	}()
+	if err != nil {
+		s.ExecContext(ctx, "ROLLBACK")
+		return err
+	}
+	_, err = s.ExecContext(ctx, "COMMIT")
+	return err
+}
+
+// checkSchema refuses a file made by a program with other migrations than ours.
+func checkSchema(ctx context.Context, q Querier, migrations []Migration) error {
+	rows, err := q.QueryContext(ctx, "SELECT number FROM migrations ORDER BY number")
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	var have, want []int
+	for rows.Next() {
+		var n int
+		if err := rows.Scan(&n); err != nil {
+			return err
+		}
+		have = append(have, n)
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	for _, m := range migrations {
+		want = append(want, m.Number)
+	}
+	if !slices.Equal(have, want) {
+		return fault.New(fault.Refused, "schema-differs", "the state was made with migrations %v, this controller has %v", have, want).
+			Do("start the csm-controller version that made it, or remove this controller and let it join again")
+	}
+	return nil
+}

@@ -1,0 +1,101 @@
+// Package statetest gives tests of domain packages the real state machine with a log of one voter and no network.
+package statetest
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/jonboulle/clockwork"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/cassandra-security-manager/csm/controller/state"
+	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+// Start is where the clock of a new Log stands.
+var Start = time.Date(2026, time.March, 1, 12, 0, 0, 0, time.UTC)
+
+// Log is a state.Log of one voter: a proposal is stamped by Clock, encoded, applied by the real Store and decoded again.
+type Log struct {
+	Store *state.Store
+	Clock *clockwork.FakeClock
+
+	mu    sync.Mutex
+	index uint64
+	rude  []error
+}
+
+var _ state.Log = (*Log)(nil)
+
+// New opens an empty state in a folder of the test. What would end a controller panics.
+func New(t testing.TB, modules ...state.Module) *Log {
+	t.Helper()
+	clock := clockwork.NewFakeClockAt(Start)
+	store, err := state.Open(context.Background(), state.Options{
+		Dir: t.TempDir(), ClusterID: "testcluster00000", NodeID: "controller-1", Modules: modules, Clock: clock,
+		Logger: slog.New(slog.NewTextHandler(writer{t}, nil)),
+		Fatal:  func(err error) { panic(fmt.Sprintf("the state machine would end the process: %v", err)) },
+	})
+	if err != nil {
+		t.Fatalf("open the state: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := store.Close(); err != nil {
+			t.Errorf("close the state: %v", err)
+		}
+	})
+	return &Log{Store: store, Clock: clock}
+}
+
+// Fail makes the next proposals fail with these errors, one each, before anything is applied: a log that is rude.
+func (l *Log) Fail(errs ...error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rude = append(l.rude, errs...)
+}
+
+// Propose applies the command at the next index.
+func (l *Log) Propose(ctx context.Context, p state.Proposal) (state.Result, error) {
+	if err := ctx.Err(); err != nil {
+		return state.Result{}, fault.From(err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.rude) > 0 {
+		err := l.rude[0]
+		l.rude = l.rude[1:]
+		return state.Result{}, err
+	}
+	e, err := state.NewEnvelope(p, l.Clock.Now())
+	if err != nil {
+		return state.Result{}, err
+	}
+	if err := l.Store.Check(e); err != nil {
+		return state.Result{}, err
+	}
+	e.Stamp = timestamppb.New(l.Clock.Now())
+	data, err := proto.Marshal(e)
+	if err != nil {
+		return state.Result{}, err
+	}
+	l.index++
+	out, ok := l.Store.Apply(&raft.Log{Index: l.index, Term: 1, Type: raft.LogCommand, Data: data}).(*clusterv1.Outcome)
+	if !ok {
+		return state.Result{}, fmt.Errorf("entry %d was answered with no outcome", l.index)
+	}
+	return state.DecodeOutcome(out, e.Kind)
+}
+
+type writer struct{ t testing.TB }
+
+func (w writer) Write(b []byte) (int, error) {
+	w.t.Logf("%s", b)
+	return len(b), nil
+}
