@@ -15,6 +15,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/test/process"
 	"github.com/cassandra-security-manager/csm/test/ring"
+	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
 // served is the fingerprint of the leaf that a port serves, seen without a certificate of our own: under TLS 1.3 the
@@ -138,4 +139,42 @@ func TestHalfADownloadIsNoticed(t *testing.T) {
 	if _, err := ring.Fetch(t.Context(), tools, dir, func(string) {}); err == nil {
 		t.Fatal("a folder without its list of files was taken for a whole Cassandra")
 	}
+}
+
+func TestLeafSwapsUnderLoadFailNoQuery(t *testing.T) {
+	ca := newAuthority(t)
+	r, _ := startRing(t, ca)
+	cert, roots := ca.client("load")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	load, err := workload.Start(ctx, workload.Options{Hosts: r.Hosts(), TLS: func() *tls.Config {
+		return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer load.Stop()
+	for _, n := range r.Nodes {
+		ca.equip(n)
+		if _, err := n.RunNodetool(ctx, "reloadssl"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	swaps := load.Since(load.Begin())
+	t.Logf("%+v", swaps)
+	if swaps.Failed != 0 || swaps.Wrong != 0 || swaps.Queries == 0 || swaps.Connections == 0 {
+		t.Errorf("%+v", swaps)
+	}
+	t.Run("and a lost quorum is counted", func(t *testing.T) {
+		mark := load.Mark()
+		r.Nodes[1].Kill()
+		r.Nodes[2].Kill()
+		deadline := time.Now().Add(20 * time.Second)
+		for load.Since(mark).Failed == 0 && time.Now().Before(deadline) {
+			time.Sleep(50 * time.Millisecond)
+		}
+		if load.Since(mark).Failed == 0 {
+			t.Error("two of three nodes are dead and the load noticed nothing")
+		}
+	})
 }

@@ -1,0 +1,192 @@
+// Package workload keeps a Cassandra ring busy as applications do, and counts every failure that they would see.
+//
+// It writes and reads at QUORUM over TLS with a client certificate, checks each read against what was written, keeps
+// long-lived connections, and opens new ones all the time, because a certificate is only looked at when a connection
+// begins. Nothing is retried: an error that a retry would hide is an error.
+package workload
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"maps"
+	"sync"
+	"time"
+
+	gocql "github.com/apache/cassandra-gocql-driver/v2"
+)
+
+// Options of a load.
+type Options struct {
+	// Hosts are the addresses of all nodes.
+	Hosts []string
+	// TLS holds the client certificate and the roots; it is asked at each new connection, so that both may change.
+	TLS func() *tls.Config
+	// Workers share one long-lived session; each does a write and a read in turn. Default 8.
+	Workers int
+	// Rate is the number of queries a second over all workers. Default 200.
+	Rate int
+	// NewSessions is how many sessions a second are opened anew, used for a write and a read, and closed. Each makes
+	// two connections. Default 2.
+	NewSessions int
+}
+
+// Load is a running workload.
+type Load struct {
+	o       Options
+	session *gocql.Session
+	cancel  context.CancelFunc
+	done    sync.WaitGroup
+
+	// run ends when the load does: what fails because of that is no failure of the ring.
+	run context.Context
+
+	mu    sync.Mutex
+	now   counts
+	begin time.Time
+}
+
+type counts struct {
+	at                                      time.Time
+	reads, writes, connections, failed, bad uint64
+	latency                                 histogram
+	errors                                  map[string]uint64
+}
+
+// Mark is a moment of a load, for Since.
+type Mark struct{ counts }
+
+// Report is what happened in a time.
+type Report struct {
+	Took time.Duration
+	// Queries are reads and writes that were sent; Connections those opened in this time.
+	Queries, Reads, Writes, Connections uint64
+	// Failed counts errors of queries and connections, and reads that did not give what was written (Wrong).
+	Failed, Wrong uint64
+	P50, P99, Max time.Duration
+	// Errors counts by text.
+	Errors map[string]uint64
+}
+
+// Start makes the keyspace and begins. It fails if the ring does not take a first write and read within ctx.
+func Start(ctx context.Context, o Options) (*Load, error) {
+	if o.Workers == 0 {
+		o.Workers = 8
+	}
+	if o.Rate == 0 {
+		o.Rate = 200
+	}
+	if o.NewSessions == 0 {
+		o.NewSessions = 2
+	}
+	l := &Load{o: o, now: counts{errors: map[string]uint64{}}}
+	l.run, l.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if err := l.open(ctx); err != nil {
+		l.cancel()
+		return nil, err
+	}
+	for w := range o.Workers {
+		l.done.Go(func() { l.worker(w) })
+	}
+	l.done.Go(l.newcomers)
+	return l, nil
+}
+
+// open waits for a ring that has just started: all replicas must answer before the load may count errors.
+func (l *Load) open(ctx context.Context) error {
+	var last error
+	for ctx.Err() == nil {
+		if last = l.tryOpen(ctx); last == nil {
+			l.mu.Lock()
+			l.now, l.begin = counts{errors: map[string]uint64{}}, time.Now()
+			l.mu.Unlock()
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
+	return fmt.Errorf("the ring takes no load: %w", last)
+}
+
+func (l *Load) tryOpen(ctx context.Context) error {
+	s, err := l.cluster(l.o.Hosts).CreateSession()
+	if err != nil {
+		return err
+	}
+	for _, q := range []string{
+		fmt.Sprintf(`CREATE KEYSPACE IF NOT EXISTS load WITH replication = {'class': 'NetworkTopologyStrategy', 'dc1': %d}`, len(l.o.Hosts)),
+		`CREATE TABLE IF NOT EXISTS load.kv (worker int, slot int, seq bigint, body blob, PRIMARY KEY ((worker, slot)))`,
+	} {
+		if err := s.Query(q).Consistency(gocql.All).ExecContext(ctx); err != nil {
+			s.Close()
+			return err
+		}
+	}
+	k := &key{worker: -1}
+	if err := k.write(ctx, s, gocql.All); err != nil {
+		s.Close()
+		return err
+	}
+	if _, err := k.read(ctx, s, gocql.All); err != nil {
+		s.Close()
+		return err
+	}
+	l.session = s
+	return nil
+}
+
+func (l *Load) cluster(hosts []string) *gocql.ClusterConfig {
+	c := gocql.NewCluster(hosts...)
+	c.ProtoVersion = 5
+	c.Consistency = gocql.Quorum
+	c.NumConns = 2
+	c.Timeout, c.ConnectTimeout = 5*time.Second, 5*time.Second
+	c.RetryPolicy = nil
+	c.ReconnectInterval = time.Second
+	c.Metadata.CacheMode = gocql.Disabled
+	c.PoolConfig.HostSelectionPolicy = gocql.RoundRobinHostPolicy()
+	c.Logger = silent{}
+	c.HostDialer = dialer{l}
+	return c
+}
+
+// Mark remembers this moment.
+func (l *Load) Mark() Mark {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := Mark{l.now}
+	m.at, m.errors = time.Now(), maps.Clone(l.now.errors)
+	return m
+}
+
+// Since reports what happened after a mark.
+func (l *Load) Since(m Mark) Report { return l.Mark().Sub(m) }
+
+// Sub reports what happened between an earlier mark and this one.
+func (m Mark) Sub(earlier Mark) Report {
+	h := m.latency.minus(&earlier.latency)
+	r := Report{
+		Took: m.at.Sub(earlier.at), Reads: m.reads - earlier.reads, Writes: m.writes - earlier.writes,
+		Connections: m.connections - earlier.connections, Failed: m.failed - earlier.failed, Wrong: m.bad - earlier.bad,
+		P50: h.quantile(0.5), P99: h.quantile(0.99), Max: h.quantile(1), Errors: map[string]uint64{},
+	}
+	r.Queries = r.Reads + r.Writes
+	for text, n := range m.errors {
+		if n -= earlier.errors[text]; n > 0 {
+			r.Errors[text] = n
+		}
+	}
+	return r
+}
+
+// Begin is the mark of the load's start.
+func (l *Load) Begin() Mark { return Mark{counts{at: l.begin, errors: map[string]uint64{}}} }
+
+// Stop ends the load and closes its connections.
+func (l *Load) Stop() {
+	l.cancel()
+	l.done.Wait()
+	l.session.Close()
+}
