@@ -1,0 +1,260 @@
+package reload
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"time"
+
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+// maxFrame bounds a message between agent and helper, in bytes.
+const maxFrame = 64 << 10
+
+// request names what to do. There is no field for a program: that is the point.
+type request struct {
+	ID       uint64 `json:"id"`
+	Do       string `json:"do"` // "reload"
+	Instance string `json:"instance"`
+}
+
+type answer struct {
+	ID     uint64 `json:"id"`
+	Output Output `json:"output"`
+	Reason string `json:"reason,omitempty"`
+	Error  string `json:"error,omitempty"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// Serve is the helper: it answers requests on rw one after the other until it is closed, and runs nothing but the
+// commands given here, which `csm-agent helper` reads from its own local configuration. Keys are instance names (the path
+// of cassandra.yaml). It returns nil when the agent has gone.
+func Serve(ctx context.Context, rw io.ReadWriter, commands map[string]Command) error {
+	for {
+		var q request
+		if err := receive(rw, &q); err != nil {
+			if errors.Is(err, io.EOF) || errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return err
+		}
+		a := answer{ID: q.ID}
+		c, known := commands[q.Instance]
+		var err error
+		switch {
+		case q.Do != "reload":
+			err = fault.New(fault.Refused, "helper-refused", "the helper does not do %.40q", q.Do).Do("agent and helper must be of one version")
+		case !known:
+			err = fault.New(fault.Refused, "helper-refused", "the helper has no command for %.300q", q.Instance).Do("restart the agent after changing agent.yaml")
+		default:
+			a.Output, err = c.run(ctx)
+		}
+		if err != nil {
+			f := fault.From(err)
+			a.Reason, a.Error, a.Remedy = f.Reason, f.Message, f.Remedy
+		}
+		if err := send(rw, a); err != nil {
+			return err
+		}
+	}
+}
+
+// Helper is the agent's side: a connection to the one helper process. Requests go one at a time, so there is never more
+// than one nodetool.
+type Helper struct {
+	open func() (io.ReadWriteCloser, error)
+	turn chan struct{}
+
+	mu     sync.Mutex
+	closed bool
+	conn   io.ReadWriteCloser
+	next   uint64
+}
+
+// Start runs the helper program (the agent itself with the argument "helper") as a child and connects to its stdin and stdout.
+// A helper that has died is started again at the next reload.
+func Start(program string, args ...string) (*Helper, error) {
+	return open(func() (io.ReadWriteCloser, error) { return startChild(program, args) })
+}
+
+// Dial connects to a helper that listens on a unix socket (systemd socket activation), anew for each reload if need be.
+func Dial(socket string) (*Helper, error) {
+	return open(func() (io.ReadWriteCloser, error) { return net.DialTimeout("unix", socket, 5*time.Second) })
+}
+
+// Over uses any connection maker; tests and other platforms need it.
+func Over(dial func() (io.ReadWriteCloser, error)) (*Helper, error) { return open(dial) }
+
+func open(dial func() (io.ReadWriteCloser, error)) (*Helper, error) {
+	h := &Helper{open: dial, turn: make(chan struct{}, 1)}
+	conn, err := dial()
+	if err != nil {
+		return nil, noHelper(err)
+	}
+	h.conn = conn
+	return h, nil
+}
+
+func noHelper(err error) error {
+	return fault.Wrap(err, fault.Unavailable, "no-helper", "the reload helper cannot be reached").
+		Do("check that csm-agent may start itself, or that csm-agent-reload.socket is enabled")
+}
+
+// Close ends the helper.
+func (h *Helper) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	if h.conn == nil {
+		return nil
+	}
+	err := h.conn.Close()
+	h.conn = nil
+	return err
+}
+
+// Reloader is the reloader of one instance, named as in the helper's configuration.
+func (h *Helper) Reloader(instance string) Reloader { return instanceReloader{h, instance} }
+
+type instanceReloader struct {
+	h        *Helper
+	instance string
+}
+
+func (r instanceReloader) Reload(ctx context.Context) (Output, error) {
+	return r.h.do(ctx, r.instance)
+}
+
+func (h *Helper) do(ctx context.Context, instance string) (Output, error) {
+	select {
+	case h.turn <- struct{}{}:
+		defer func() { <-h.turn }()
+	case <-ctx.Done():
+		return Output{}, fault.From(ctx.Err())
+	}
+	conn, id, err := h.connect()
+	if err != nil {
+		return Output{}, err
+	}
+	// A caller that gives up breaks the connection: the answer that still comes must not be taken for the next one's.
+	stop := context.AfterFunc(ctx, func() { h.drop(conn) })
+	defer stop()
+	var a answer
+	err = send(conn, request{ID: id, Do: "reload", Instance: instance})
+	if err == nil {
+		err = receive(conn, &a)
+	}
+	if err == nil && a.ID != id {
+		err = errors.New("answer to another request")
+	}
+	if err != nil {
+		h.drop(conn)
+		if ctx.Err() != nil {
+			return Output{}, fault.From(ctx.Err())
+		}
+		return Output{}, noHelper(err)
+	}
+	if a.Error != "" {
+		return a.Output, fault.New(fault.Unavailable, a.Reason, "%s", a.Error).Do("%s", a.Remedy)
+	}
+	return a.Output, nil
+}
+
+func (h *Helper) connect() (io.ReadWriteCloser, uint64, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, 0, noHelper(os.ErrClosed)
+	}
+	h.next++
+	if h.conn == nil {
+		conn, err := h.open()
+		if err != nil {
+			return nil, 0, noHelper(err)
+		}
+		h.conn = conn
+	}
+	return h.conn, h.next, nil
+}
+
+func (h *Helper) drop(conn io.ReadWriteCloser) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.conn == conn {
+		h.conn = nil
+		conn.Close()
+	}
+}
+
+// child is a process behind a pair of pipes.
+type child struct {
+	io.WriteCloser
+	out io.ReadCloser
+	cmd *exec.Cmd
+}
+
+func (c *child) Read(p []byte) (int, error) { return c.out.Read(p) }
+
+// Close ends the helper by closing its stdin; one that does not go is killed.
+func (c *child) Close() error {
+	err := c.WriteCloser.Close()
+	timer := time.AfterFunc(2*time.Second, func() { c.cmd.Process.Kill() })
+	go func() {
+		c.cmd.Wait()
+		timer.Stop()
+	}()
+	return err
+}
+
+func startChild(program string, args []string) (io.ReadWriteCloser, error) {
+	cmd := exec.Command(program, args...)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	return &child{in, out, cmd}, nil
+}
+
+// send and receive frame a JSON message by its length, big-endian uint32.
+func send(w io.Writer, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(b) > maxFrame {
+		return fault.New(fault.Internal, "frame-too-large", "a message of %d bytes", len(b))
+	}
+	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
+	return err
+}
+
+func receive(r io.Reader, v any) error {
+	var h [4]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(h[:])
+	if n > maxFrame {
+		return fault.New(fault.Invalid, "frame-too-large", "a message of %d bytes", n)
+	}
+	b := make([]byte, n)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return err
+	}
+	return json.Unmarshal(b, v)
+}

@@ -1,0 +1,49 @@
+// Package reload makes a running Cassandra read its TLS stores again, by a command fixed in the local configuration.
+//
+// It owns the helper: a small child process started once as `csm-agent helper`, which alone may execute something, so
+// that the agent's own process runs under a policy that forbids exec and writable code pages. It refuses every command
+// that is not in the helper's own configuration: a request names an instance, never a program, so nothing that came
+// over a network can be run. The exit code is carried and never believed: since 4.1.4 nodetool exits 0 when the new
+// stores could not be loaded. One command runs at a time; package install proves the outcome by handshakes.
+package reload
+
+import (
+	"context"
+	"strconv"
+	"time"
+)
+
+// DefaultTimeout bounds one command. A JVM that starts cold on a busy machine needs some seconds.
+const DefaultTimeout = 30 * time.Second
+
+// Reloader makes one Cassandra instance reload its stores. An error means that the command could not be run to its end;
+// a nil error says nothing about whether the stores were loaded.
+type Reloader interface {
+	Reload(ctx context.Context) (Output, error)
+}
+
+// Output is what the command left, for people and logs.
+type Output struct {
+	ExitCode int    `json:"exit_code"`
+	Stdout   string `json:"stdout,omitempty"`
+	Stderr   string `json:"stderr,omitempty"`
+	// Took is how long the command ran.
+	Took time.Duration `json:"took"`
+}
+
+// Command is a fixed command of the local configuration.
+type Command struct {
+	// Path is absolute, or a name that the helper looks up once at its start.
+	Path string   `json:"path"`
+	Args []string `json:"args,omitempty"`
+	// Dir and Env of the process; an empty Env leaves PATH, HOME and JAVA_HOME of the helper only.
+	Dir string   `json:"dir,omitempty"`
+	Env []string `json:"env,omitempty"`
+	// Timeout after which the command and its children are killed; 0 is DefaultTimeout.
+	Timeout time.Duration `json:"timeout,omitempty"`
+}
+
+// Nodetool is the default command: `nodetool -h HOST -p PORT reloadssl`. JMX of a default Cassandra listens on 127.0.0.1:7199.
+func Nodetool(host string, port uint16) Command {
+	return Command{Path: "nodetool", Args: []string{"-h", host, "-p", strconv.Itoa(int(port)), "reloadssl"}}
+}

@@ -1,0 +1,76 @@
+package reload
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"time"
+
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+// maxOutput bounds what is kept of each of stdout and stderr, in bytes.
+const maxOutput = 16 << 10
+
+// run executes the command to its end or its timeout, and kills what it has started.
+func (c Command) run(ctx context.Context) (Output, error) {
+	timeout := c.Timeout
+	if timeout <= 0 {
+		timeout = DefaultTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
+	var stdout, stderr tail
+	cmd.Stdout, cmd.Stderr, cmd.Dir, cmd.Env = &stdout, &stderr, c.Dir, c.Env
+	if cmd.Env == nil {
+		cmd.Env = keep("PATH", "HOME", "JAVA_HOME", "CASSANDRA_HOME", "CASSANDRA_CONF", "SystemRoot")
+	}
+	cmd.WaitDelay = 2 * time.Second
+	ownGroup(cmd)
+	start := time.Now()
+	err := cmd.Run()
+	out := Output{ExitCode: -1, Stdout: stdout.String(), Stderr: stderr.String(), Took: time.Since(start)}
+	if cmd.ProcessState != nil {
+		out.ExitCode = cmd.ProcessState.ExitCode()
+	}
+	if ctx.Err() != nil {
+		return out, fault.New(fault.Unavailable, "reload-timeout", "the reload command did not end within %s", timeout).
+			Do("run it by hand: %s", c.Path)
+	}
+	var exit *exec.ExitError
+	if err == nil || errors.As(err, &exit) && out.ExitCode >= 0 {
+		return out, nil
+	}
+	return out, fault.Wrap(err, fault.Unavailable, "reload-not-run", "the reload command could not be run").
+		Do("check `reload` in agent.yaml: %s must be there and executable for the helper's user", c.Path)
+}
+
+func keep(names ...string) []string {
+	env := []string{}
+	for _, n := range names {
+		if v, ok := os.LookupEnv(n); ok {
+			env = append(env, n+"="+v)
+		}
+	}
+	return env
+}
+
+// tail keeps the last maxOutput bytes written.
+type tail struct{ b bytes.Buffer }
+
+func (t *tail) Write(p []byte) (int, error) {
+	n := len(p)
+	if len(p) > maxOutput {
+		p = p[len(p)-maxOutput:]
+	}
+	if over := t.b.Len() + len(p) - maxOutput; over > 0 {
+		t.b.Next(over)
+	}
+	t.b.Write(p)
+	return n, nil
+}
+
+func (t *tail) String() string { return t.b.String() }
