@@ -1,0 +1,135 @@
+// Package watchdog notices a disk that hangs: a leader whose disk no longer answers would keep its followers calm by
+// heartbeats for ever and acknowledge nothing (hashicorp/raft issue 503). Work that is under way for longer than the
+// limit ends the process, so that another controller leads.
+package watchdog
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+// Dog watches operations that must end soon.
+type Dog struct {
+	limit time.Duration
+	bite  func(error)
+
+	mu   sync.Mutex
+	next uint64
+	work map[uint64]work
+}
+
+type work struct {
+	what  string
+	since time.Time
+}
+
+// New watches until ctx ends; bite is called once when an operation takes longer than limit.
+func New(ctx context.Context, limit time.Duration, bite func(error)) *Dog {
+	d := &Dog{limit: limit, bite: bite, work: map[uint64]work{}}
+	go d.run(ctx)
+	return d
+}
+
+// Begin says that an operation has begun; call what it returns when it has ended.
+func (d *Dog) Begin(what string) (end func()) {
+	d.mu.Lock()
+	d.next++
+	n := d.next
+	d.work[n] = work{what, time.Now()}
+	d.mu.Unlock()
+	return func() {
+		d.mu.Lock()
+		delete(d.work, n)
+		d.mu.Unlock()
+	}
+}
+
+func (d *Dog) run(ctx context.Context) {
+	tick := time.NewTicker(d.limit / 10)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			if w, late := d.oldest(now); late {
+				d.bite(fault.New(fault.Internal, "disk-hangs", "%s has made no progress for %s", w.what, now.Sub(w.since).Round(100*time.Millisecond)).
+					Do("the process ends so that another controller leads; check the disk of the data folder, then start it again"))
+				return
+			}
+		}
+	}
+}
+
+func (d *Dog) oldest(now time.Time) (work, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, w := range d.work {
+		if now.Sub(w.since) > d.limit {
+			return w, true
+		}
+	}
+	return work{}, false
+}
+
+// Log watches raft's log.
+type Log struct {
+	raft.LogStore
+	Dog *Dog
+}
+
+// StoreLog and StoreLogs are raft.LogStore, watched.
+func (l Log) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
+
+// StoreLogs appends, watched.
+func (l Log) StoreLogs(es []*raft.Log) error {
+	defer l.Dog.Begin("writing the raft log")()
+	return l.LogStore.StoreLogs(es)
+}
+
+// IsMonotonic says that the log takes no gaps; raft then empties it after it took in a snapshot.
+func (l Log) IsMonotonic() bool {
+	m, ok := l.LogStore.(raft.MonotonicLogStore)
+	return ok && m.IsMonotonic()
+}
+
+// Stable watches raft's term and vote.
+type Stable struct {
+	raft.StableStore
+	Dog *Dog
+}
+
+// Set is raft.StableStore, watched.
+func (s Stable) Set(key, val []byte) error {
+	defer s.Dog.Begin("writing raft's vote")()
+	return s.StableStore.Set(key, val)
+}
+
+// SetUint64 is raft.StableStore, watched.
+func (s Stable) SetUint64(key []byte, val uint64) error {
+	defer s.Dog.Begin("writing raft's term")()
+	return s.StableStore.SetUint64(key, val)
+}
+
+// FSM watches the state machine's batches. Restore is not watched: taking in a large snapshot may take its time.
+type FSM struct {
+	raft.BatchingFSM
+	Dog *Dog
+}
+
+// ApplyBatch is raft.BatchingFSM, watched.
+func (f FSM) ApplyBatch(logs []*raft.Log) []any {
+	defer f.Dog.Begin("applying the raft log")()
+	return f.BatchingFSM.ApplyBatch(logs)
+}
+
+// Apply is raft.FSM, watched.
+func (f FSM) Apply(l *raft.Log) any {
+	defer f.Dog.Begin("applying the raft log")()
+	return f.BatchingFSM.Apply(l)
+}
