@@ -48,6 +48,7 @@ type Admin struct {
 // Reader is a read transaction on the replicated state; *state.Store is one.
 type Reader interface {
 	View(ctx context.Context, read func(ctx context.Context, q state.Querier) error) error
+	WaitApplied(ctx context.Context, index uint64) error
 }
 
 // People decides and forms commands.
@@ -65,9 +66,12 @@ func (p *People) AddAdmin(ctx context.Context, name string, certificateSHA256 []
 	if err := resource.CheckID("administrator", name); err != nil {
 		return Admin{}, err
 	}
-	_, err := p.log.Propose(ctx, state.Proposal{Actor: actor, Command: &clusterv1.AddAdmin{
+	res, err := p.log.Propose(ctx, state.Proposal{Actor: actor, Command: &clusterv1.AddAdmin{
 		Name: name, Uid: uuid.NewString(), CertificateSha256: certificateSHA256}})
 	if err != nil {
+		return Admin{}, err
+	}
+	if err := p.read.WaitApplied(ctx, res.Index); err != nil {
 		return Admin{}, err
 	}
 	return p.Admin(ctx, name)
