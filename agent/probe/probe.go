@@ -189,11 +189,10 @@ func (q Request) untrusted(chain []*x509.Certificate) string {
 
 // judge turns an error after the connection stood into a verdict: an alert is a refusal, all else is not known.
 func (r *Result) judge(err error) {
-	var alert tls.AlertError
 	var header tls.RecordHeaderError
 	switch {
-	case errors.As(err, &alert) && isRemote(err):
-		r.Verdict, r.Detail = agentv1.Verdict_VERDICT_REFUSED, "alert: "+alert.Error()
+	case isRemote(err):
+		r.Verdict, r.Detail = agentv1.Verdict_VERDICT_REFUSED, "alert: "+short(err)
 	case errors.As(err, &header):
 		r.Detail = "not-tls: the port does not speak TLS"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
@@ -205,7 +204,8 @@ func (r *Result) judge(err error) {
 	}
 }
 
-// isRemote tells an alert that the peer sent from one that we sent: crypto/tls wraps both in a net.OpError.
+// isRemote tells an alert that the peer sent from one that we sent: crypto/tls wraps both in a net.OpError around an
+// unexported type (tls.AlertError is QUIC's alone), so the operation is all there is to go by.
 func isRemote(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "remote error"

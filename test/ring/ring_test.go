@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"net"
 	"net/netip"
 	"os"
@@ -13,25 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cassandra-security-manager/csm/agent/cassandra"
+	"github.com/cassandra-security-manager/csm/agent/probe"
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/test/process"
 	"github.com/cassandra-security-manager/csm/test/ring"
 	"github.com/cassandra-security-manager/csm/test/workload"
 )
-
-// served is the fingerprint of the leaf that a port serves, seen without a certificate of our own: under TLS 1.3 the
-// server's comes first.
-func served(t *testing.T, at netip.AddrPort) (sum [32]byte) {
-	t.Helper()
-	conf := &tls.Config{InsecureSkipVerify: true, VerifyConnection: func(s tls.ConnectionState) error {
-		sum = sha256.Sum256(s.PeerCertificates[0].Raw)
-		return nil
-	}}
-	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: conf}
-	if c, err := d.DialContext(t.Context(), "tcp", at.String()); err == nil {
-		c.Close()
-	}
-	return sum
-}
 
 func startRing(t *testing.T, ca *authority) (*ring.Ring, [][32]byte) {
 	t.Helper()
@@ -66,36 +55,124 @@ func startRing(t *testing.T, ca *authority) (*ring.Ring, [][32]byte) {
 	return r, leaves
 }
 
-func TestRingServesWhatItsStoresHoldAndReloadsThem(t *testing.T) {
+// prober knocks on a node's ports with a certificate of its own, as an agent of a neighbour does.
+type prober struct {
+	cert  *tls.Certificate
+	roots []*x509.Certificate
+}
+
+func (p prober) knock(t *testing.T, n *ring.Node, leaf [32]byte) []probe.Result {
+	t.Helper()
+	i, findings, err := cassandra.Read(n.Config)
+	if err != nil {
+		t.Fatalf("%v %v", err, findings)
+	}
+	var out []probe.Result
+	for _, port := range []cassandra.Port{i.InternodePort(), i.CQLPort()} {
+		out = append(out, probe.Probe(t.Context(), probe.Request{
+			Kind: port.Kind, Address: port.Address.String(), Port: port.Port, Certificate: p.cert, Roots: p.roots, ExpectLeaf: leaf,
+		}))
+	}
+	return out
+}
+
+func (p prober) wants(t *testing.T, n *ring.Node, leaf [32]byte, verdict agentv1.Verdict) {
+	t.Helper()
+	for i, r := range p.knock(t, n, leaf) {
+		if r.Verdict != verdict || r.Untrusted != "" {
+			t.Errorf("%s (%s), port %d of 2: %v %s %s, want %v", n.Name, n.Format, i+1, r.Verdict, r.Detail, r.Untrusted, verdict)
+		}
+	}
+}
+
+// TestRealRing is one ring and one story, because starting a ring is most of the time.
+func TestRealRing(t *testing.T) {
 	ca := newAuthority(t)
 	r, leaves := startRing(t, ca)
-	for i, n := range r.Nodes {
-		for _, port := range []uint16{ring.StoragePort, ring.NativePort} {
-			if got := served(t, netip.AddrPortFrom(n.Address, port)); got != leaves[i] {
-				t.Errorf("%s (%s) serves %x on %d, its store holds %x", n.Name, n.Format, got[:4], port, leaves[i][:4])
+	ours := ca.prober()
+
+	t.Run("serves what its stores hold and takes a neighbour's certificate, without an ERROR", func(t *testing.T) {
+		for i, n := range r.Nodes {
+			mark := n.Mark()
+			ours.wants(t, n, leaves[i], agentv1.Verdict_VERDICT_ACCEPTED)
+			ours.wants(t, n, sha256.Sum256(nil), agentv1.Verdict_VERDICT_WRONG_LEAF)
+			if e := n.Errors(mark); len(e) > 0 {
+				t.Errorf("passing probes made %s log %q", n.Name, e)
 			}
 		}
-	}
-	if err := r.WaitUp(t.Context()); err != nil {
+		if err := r.WaitUp(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+
+	t.Run("is read by the agent as it is", func(t *testing.T) {
+		for _, n := range r.Nodes {
+			i, findings, err := cassandra.Options{Roots: []string{n.Stores}}.Read(n.Config)
+			if err != nil {
+				t.Fatalf("%v %v", err, findings)
+			}
+			if len(i.Stores) != 1 || !i.Stores[0].Manageable || i.Stores[0].KeystorePath != n.Keystore || i.Rack != n.Rack || i.Datacenter != n.Datacenter || i.Listen != n.Address {
+				t.Errorf("%s is read as %+v with stores %+v", n.Name, i.Findings, i.Stores)
+			}
+		}
+	})
+
+	cert, roots := ca.client("load")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	load, err := workload.Start(ctx, workload.Options{Hosts: r.Hosts(), TLS: func() *tls.Config {
+		return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots}
+	}})
+	if err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range r.Nodes {
-		mark := n.Mark()
-		leaf := ca.equip(n)
-		began := time.Now()
-		if _, err := n.RunNodetool(t.Context(), "reloadssl"); err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("%s reloaded in %s", n.Name, time.Since(began).Round(10*time.Millisecond))
-		for _, port := range []uint16{ring.StoragePort, ring.NativePort} {
-			if got := served(t, netip.AddrPortFrom(n.Address, port)); got != leaf {
-				t.Errorf("%s serves %x on %d after the reload, not %x", n.Name, got[:4], port, leaf[:4])
+	defer load.Stop()
+
+	t.Run("leaf swaps under load fail no query", func(t *testing.T) {
+		for i, n := range r.Nodes {
+			mark := n.Mark()
+			leaves[i] = ca.equip(n)
+			began := time.Now()
+			if _, err := n.RunNodetool(t.Context(), "reloadssl"); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%s (%s) reloaded in %s", n.Name, n.Format, time.Since(began).Round(10*time.Millisecond))
+			ours.wants(t, n, leaves[i], agentv1.Verdict_VERDICT_ACCEPTED)
+			if len(n.Lines(mark, "SSL certificates have been updated")) == 0 {
+				t.Errorf("%s logged no reload", n.Name)
 			}
 		}
-		if len(n.Lines(mark, "SSL certificates have been updated")) == 0 {
-			t.Errorf("%s logged no reload", n.Name)
+		swaps := load.Since(load.Begin())
+		t.Logf("%+v", swaps)
+		if swaps.Failed != 0 || swaps.Wrong != 0 || swaps.Queries == 0 || swaps.Connections == 0 {
+			t.Errorf("%+v", swaps)
 		}
-	}
+	})
+
+	t.Run("a certificate of another CA is refused, and that is an ERROR in the log", func(t *testing.T) {
+		n := r.Nodes[0]
+		mark := n.Mark()
+		stranger := newAuthority(t).prober()
+		stranger.roots = ours.roots
+		stranger.wants(t, n, leaves[0], agentv1.Verdict_VERDICT_REFUSED)
+		if len(n.Errors(mark)) == 0 {
+			t.Error("no ERROR in the log after a refused probe of the internode port")
+		}
+	})
+
+	t.Run("a stalled JVM proves nothing", func(t *testing.T) {
+		n := r.Nodes[1]
+		if err := n.Stall(); err != nil {
+			t.Fatal(err)
+		}
+		defer n.Resume()
+		for _, p := range ours.knock(t, n, leaves[1]) {
+			if p.Verdict != agentv1.Verdict_VERDICT_UNKNOWN {
+				t.Errorf("a stalled JVM gives the verdict %v (%s)", p.Verdict, p.Detail)
+			}
+		}
+	})
+
 	t.Run("a broken store is only logged, and nodetool exits 0", func(t *testing.T) {
 		n := r.Nodes[0]
 		mark := n.Mark()
@@ -109,17 +186,18 @@ func TestRingServesWhatItsStoresHoldAndReloadsThem(t *testing.T) {
 			t.Error("no ERROR in the log after reloading a truncated store")
 		}
 	})
-	t.Run("a stalled JVM keeps its port and says nothing", func(t *testing.T) {
-		n := r.Nodes[1]
-		if err := n.Stall(); err != nil {
-			t.Fatal(err)
+
+	t.Run("the load counts a lost quorum", func(t *testing.T) {
+		mark := load.Mark()
+		r.Nodes[1].Kill()
+		r.Nodes[2].Kill()
+		deadline := time.Now().Add(20 * time.Second)
+		for load.Since(mark).Failed == 0 && time.Now().Before(deadline) {
+			time.Sleep(50 * time.Millisecond)
 		}
-		defer n.Resume()
-		c, err := net.DialTimeout("tcp", netip.AddrPortFrom(n.Address, ring.StoragePort).String(), time.Second)
-		if err != nil {
-			t.Fatal(err)
+		if load.Since(mark).Failed == 0 {
+			t.Error("two of three nodes are dead and the load noticed nothing")
 		}
-		c.Close()
 	})
 }
 
@@ -141,40 +219,7 @@ func TestHalfADownloadIsNoticed(t *testing.T) {
 	}
 }
 
-func TestLeafSwapsUnderLoadFailNoQuery(t *testing.T) {
-	ca := newAuthority(t)
-	r, _ := startRing(t, ca)
-	cert, roots := ca.client("load")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	load, err := workload.Start(ctx, workload.Options{Hosts: r.Hosts(), TLS: func() *tls.Config {
-		return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots}
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer load.Stop()
-	for _, n := range r.Nodes {
-		ca.equip(n)
-		if _, err := n.RunNodetool(ctx, "reloadssl"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	swaps := load.Since(load.Begin())
-	t.Logf("%+v", swaps)
-	if swaps.Failed != 0 || swaps.Wrong != 0 || swaps.Queries == 0 || swaps.Connections == 0 {
-		t.Errorf("%+v", swaps)
-	}
-	t.Run("and a lost quorum is counted", func(t *testing.T) {
-		mark := load.Mark()
-		r.Nodes[1].Kill()
-		r.Nodes[2].Kill()
-		deadline := time.Now().Add(20 * time.Second)
-		for load.Since(mark).Failed == 0 && time.Now().Before(deadline) {
-			time.Sleep(50 * time.Millisecond)
-		}
-		if load.Since(mark).Failed == 0 {
-			t.Error("two of three nodes are dead and the load noticed nothing")
-		}
-	})
+func (a *authority) prober() prober {
+	key, cert := a.leaf("prober", net.IPv4(127, 0, 0, 1))
+	return prober{cert: &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}, roots: []*x509.Certificate{a.cert}}
 }
