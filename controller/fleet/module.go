@@ -1,0 +1,198 @@
+package fleet
+
+import "github.com/cassandra-security-manager/csm/controller/state"
+
+// Module brings the tables and commands of this package (migrations 500 to 599).
+func Module() state.Module {
+	return state.Module{
+		Name:       "fleet",
+		Migrations: []state.Migration{{Number: 500, SQL: schema}},
+		Commands: func(r *state.Registry) {
+			state.Handle(r, applyCreateCluster)
+			state.Handle(r, applyGrowTrust)
+			state.Handle(r, applyCreateNodeToken)
+			state.Handle(r, applyRevokeNodeToken)
+			state.Handle(r, applyJoinNode)
+			state.Handle(r, applyAgentConnected)
+			state.Handle(r, applyAgentReported)
+			state.Handle(r, applyAgentDisconnected)
+			state.Handle(r, applySetAgentState)
+			state.Handle(r, applyRequestRenewal)
+			state.Handle(r, applySetNodeNames)
+			state.Handle(r, applyClaimMove)
+			state.Handle(r, applyCompleteMove)
+			state.Handle(r, applyAskProofs)
+			state.Handle(r, applyRecordProof)
+			state.Handle(r, applySetFreeze)
+		},
+	}
+}
+
+// Times are unix milliseconds. "changed" is the index of the newest entry that changed what an agent is told.
+const schema = `
+CREATE TABLE clusters (
+	name TEXT PRIMARY KEY,
+	uid TEXT NOT NULL UNIQUE,
+	cassandra_name TEXT NOT NULL,
+	authority TEXT NOT NULL,
+	region TEXT NOT NULL,
+	trust_domain TEXT NOT NULL,
+	bundle_version INTEGER NOT NULL,
+	changed INTEGER NOT NULL,
+	created_ms INTEGER NOT NULL,
+	updated_ms INTEGER NOT NULL,
+	revision INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE trust_anchors (
+	trust_domain TEXT NOT NULL,
+	sha256 BLOB NOT NULL,
+	der BLOB NOT NULL,
+	added INTEGER NOT NULL,
+	PRIMARY KEY (trust_domain, sha256)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE nodes (
+	name TEXT PRIMARY KEY,
+	cluster TEXT NOT NULL,
+	uid TEXT NOT NULL UNIQUE,
+	incarnation INTEGER NOT NULL,
+	names TEXT NOT NULL,
+	instance BLOB,
+	running INTEGER NOT NULL,
+	changed INTEGER NOT NULL,
+	created_ms INTEGER NOT NULL,
+	updated_ms INTEGER NOT NULL,
+	revision INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX nodes_cluster ON nodes (cluster, name);
+CREATE TABLE agents (
+	uid TEXT NOT NULL,
+	incarnation INTEGER NOT NULL,
+	node TEXT NOT NULL,
+	state TEXT NOT NULL,
+	reason TEXT NOT NULL,
+	mode INTEGER NOT NULL,
+	hold TEXT NOT NULL,
+	machine BLOB,
+	counter INTEGER NOT NULL,
+	facts BLOB,
+	key_sha256 BLOB NOT NULL,
+	connected INTEGER NOT NULL,
+	controller TEXT NOT NULL,
+	stream TEXT NOT NULL,
+	transition_ms INTEGER NOT NULL,
+	joined_ms INTEGER NOT NULL,
+	asked INTEGER NOT NULL,
+	PRIMARY KEY (uid, incarnation)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX agents_key ON agents (key_sha256);
+CREATE TABLE node_tokens (
+	name TEXT PRIMARY KEY,
+	cluster TEXT NOT NULL,
+	node TEXT NOT NULL,
+	sha256 BLOB NOT NULL UNIQUE,
+	method TEXT NOT NULL,
+	uses INTEGER NOT NULL,
+	used INTEGER NOT NULL,
+	rejoin INTEGER NOT NULL,
+	revoked INTEGER NOT NULL,
+	expires_ms INTEGER NOT NULL,
+	creator TEXT NOT NULL,
+	created_ms INTEGER NOT NULL,
+	revision INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE node_token_uses (
+	token TEXT NOT NULL,
+	key_sha256 BLOB NOT NULL,
+	uid TEXT NOT NULL,
+	incarnation INTEGER NOT NULL,
+	used_ms INTEGER NOT NULL,
+	PRIMARY KEY (token, key_sha256)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE stores (
+	name TEXT PRIMARY KEY,
+	node TEXT NOT NULL,
+	store TEXT NOT NULL,
+	generation INTEGER NOT NULL,
+	installed INTEGER NOT NULL,
+	reason TEXT NOT NULL,
+	state INTEGER NOT NULL,
+	keystore_sha256 BLOB,
+	truststore_sha256 BLOB,
+	wanted_sha256 BLOB,
+	leaf_sha256 BLOB,
+	proven_sha256 BLOB,
+	not_after_ms INTEGER NOT NULL,
+	renew_at_ms INTEGER NOT NULL,
+	unproved INTEGER NOT NULL,
+	facts BLOB
+) STRICT, WITHOUT ROWID;
+CREATE INDEX stores_node ON stores (node, store);
+CREATE TABLE moves (
+	claim TEXT PRIMARY KEY,
+	node TEXT NOT NULL,
+	cluster TEXT NOT NULL,
+	uid TEXT NOT NULL,
+	incarnation INTEGER NOT NULL,
+	counter INTEGER NOT NULL,
+	store TEXT NOT NULL,
+	kind INTEGER NOT NULL,
+	generation INTEGER NOT NULL,
+	request_id TEXT NOT NULL,
+	state TEXT NOT NULL,
+	alone INTEGER NOT NULL,
+	unproved_before INTEGER NOT NULL,
+	opened INTEGER NOT NULL,
+	opened_ms INTEGER NOT NULL,
+	expires_ms INTEGER NOT NULL,
+	closed_ms INTEGER NOT NULL,
+	issued_sha256 BLOB,
+	issued_renew_at_ms INTEGER NOT NULL,
+	outcome INTEGER NOT NULL,
+	before_sha256 BLOB,
+	after_sha256 BLOB,
+	detail TEXT NOT NULL,
+	took_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX moves_request ON moves (node, request_id);
+CREATE INDEX moves_open ON moves (cluster, state) WHERE state = 'open';
+CREATE INDEX moves_node ON moves (node, opened);
+CREATE INDEX moves_closed ON moves (cluster, closed_ms);
+CREATE TABLE proof_tasks (
+	task TEXT PRIMARY KEY,
+	claim TEXT NOT NULL,
+	node TEXT NOT NULL,
+	prober TEXT NOT NULL,
+	kind INTEGER NOT NULL,
+	address TEXT NOT NULL,
+	port INTEGER NOT NULL,
+	leaf_sha256 BLOB,
+	asked INTEGER NOT NULL,
+	asked_ms INTEGER NOT NULL,
+	deadline_ms INTEGER NOT NULL,
+	recorded INTEGER NOT NULL,
+	verdict INTEGER NOT NULL,
+	served_sha256 BLOB,
+	took_ms INTEGER NOT NULL,
+	detail TEXT NOT NULL,
+	time_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX proof_tasks_claim ON proof_tasks (claim, asked, task);
+CREATE INDEX proof_tasks_prober ON proof_tasks (prober, recorded, asked);
+CREATE INDEX proof_tasks_node ON proof_tasks (node, recorded);
+CREATE TABLE freezes (
+	scope TEXT PRIMARY KEY,
+	active INTEGER NOT NULL,
+	actor TEXT NOT NULL,
+	reason TEXT NOT NULL,
+	since_ms INTEGER NOT NULL,
+	until_ms INTEGER NOT NULL,
+	changed INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE fleet_alarms (
+	idx INTEGER PRIMARY KEY,
+	kind TEXT NOT NULL,
+	resource TEXT NOT NULL,
+	message TEXT NOT NULL,
+	time_ms INTEGER NOT NULL
+) STRICT;
+`

@@ -1,0 +1,301 @@
+package fleet
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
+
+	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+// RequestProofs gives a neighbour the task of proving each port. present says of a node whether its agent's stream is
+// open somewhere, as far as the caller knows; connected is what the state says. tasks is empty when nobody can be asked now.
+func (f *Fleet) RequestProofs(ctx context.Context, c Caller, r *agentv1.RequestProofsRequest, present func(node string, connected bool) bool) (tasks []string, prober string, err error) {
+	if len(r.Ports) == 0 || len(r.LeafSha256) == 0 {
+		return nil, "", fault.New(fault.Invalid, "nothing-to-prove", "name the ports and the leaf that should be served there")
+	}
+	cmd := &clusterv1.AskProofs{Uid: c.UID, Incarnation: c.Incarnation, Claim: r.Claim, Store: r.Store, Ports: r.Ports, LeafSha256: r.LeafSha256, TtlMs: ProofTTL.Milliseconds()}
+	for range r.Ports {
+		id, err := f.id()
+		if err != nil {
+			return nil, "", err
+		}
+		cmd.Tasks = append(cmd.Tasks, id)
+	}
+	if cmd.Present, err = f.probers(ctx, c.Node, c.Cluster, present); err != nil {
+		return nil, "", err
+	}
+	out, err := reply[*clusterv1.AskProofsReply](f.propose(ctx, c.Node, agentActor(c.UID, c.Incarnation), "", cmd))
+	if err != nil {
+		return nil, "", err
+	}
+	return out.Tasks, out.Prober, nil
+}
+
+// maxPresent is how many probers are named to Apply, those first that were asked least recently.
+const maxPresent = 64
+
+func (f *Fleet) probers(ctx context.Context, node, cluster string, present func(string, bool) bool) ([]string, error) {
+	return view(ctx, f.read, func(ctx context.Context, q state.Querier) ([]string, error) {
+		rows, err := q.QueryContext(ctx, `SELECT g.node, g.connected `+neighbours+` ORDER BY g.asked, g.node`, neighbourArgs(node, cluster)...)
+		if err != nil {
+			return nil, err
+		}
+		defer rows.Close()
+		var out []string
+		for rows.Next() && len(out) < maxPresent {
+			var name string
+			var connected bool
+			if err := rows.Scan(&name, &connected); err != nil {
+				return nil, err
+			}
+			if present(name, connected) {
+				out = append(out, name)
+			}
+		}
+		return out, rows.Err()
+	})
+}
+
+// neighbours are the other nodes of a cluster that count: the agent's identity is good, it may act, and it has a store
+// with a certificate of ours to prove with. Whether one is there right now is another question: a neighbour that is
+// away is no reason to believe a node's own word.
+const neighbours = `FROM nodes n JOIN agents g ON g.uid = n.uid AND g.incarnation = n.incarnation
+	WHERE n.cluster = ? AND n.name <> ? AND g.state = ? AND g.mode = ? AND EXISTS (SELECT 1 FROM stores s WHERE s.node = n.name AND s.installed > 0 AND s.wanted_sha256 IS NOT NULL)`
+
+func neighbourArgs(node, cluster string) []any {
+	return []any{cluster, node, Active, int(agentv1.Mode_MODE_MANAGE)}
+}
+
+func neighbourExists(a *state.Apply, n nodeRow) (bool, error) {
+	var count int
+	err := a.QueryRow(`SELECT count(*) `+neighbours, neighbourArgs(n.name, n.cluster)...).Scan(&count)
+	return count > 0, err
+}
+
+func applyAskProofs(a *state.Apply, c *clusterv1.AskProofs) (*clusterv1.AskProofsReply, error) {
+	n, err := activeAgent(a, c.Uid, c.Incarnation)
+	if err != nil {
+		return nil, err
+	}
+	m, err := readMove(a, c.Claim)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case m.node != n.name || m.incarnation != n.incarnation || m.store != c.Store:
+		return nil, fault.New(fault.Refused, "not-your-claim", "this claim is not that of store %.63q of %s", c.Store, short(n.name))
+	case m.state != moveOpen || m.expires <= a.Now.UnixMilli():
+		return nil, fault.New(fault.Stale, "claim-closed", "this claim has ended").Do("claim again")
+	case len(c.Tasks) != len(c.Ports):
+		return nil, fault.New(fault.Invalid, "bad-tasks", "%d tasks for %d ports", len(c.Tasks), len(c.Ports))
+	}
+	exists, err := neighbourExists(a, n)
+	if err != nil {
+		return nil, err
+	}
+	prober, err := chooseProber(a, n, c)
+	if err != nil || prober == "" {
+		return &clusterv1.AskProofsReply{NeighbourExists: exists}, err
+	}
+	now := a.Now.UnixMilli()
+	for i, p := range c.Ports {
+		if _, err := a.Exec(`INSERT INTO proof_tasks (task, claim, node, prober, kind, address, port, leaf_sha256, asked, asked_ms, deadline_ms, recorded, verdict, took_ms, detail, time_ms)
+			VALUES (?,?,?,?,?,?,?,?,?,?,?,0,0,0,'',0)`, c.Tasks[i], m.claim, n.name, prober, int(p.GetKind()), p.GetAddress(), p.GetPort(), c.LeafSha256, a.Index, now, now+c.TtlMs); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := a.Exec(`UPDATE agents SET asked = ? WHERE node = ? AND state = ?`, a.Index, prober, Active); err != nil {
+		return nil, err
+	}
+	signalProofs(a, prober)
+	return &clusterv1.AskProofsReply{Prober: prober, Tasks: c.Tasks, NeighbourExists: exists}, nil
+}
+
+// chooseProber takes the neighbour that is present, was asked least under this claim, and has rested longest: one that
+// did not answer gets its turn last.
+func chooseProber(a *state.Apply, n nodeRow, c *clusterv1.AskProofs) (string, error) {
+	args := append([]any{c.Claim}, neighbourArgs(n.name, n.cluster)...)
+	list, err := collect(a.Context(), a.Querier(), scanString,
+		`SELECT name FROM (SELECT g.node AS name, g.asked AS asked, (SELECT count(*) FROM proof_tasks t WHERE t.claim = ? AND t.prober = g.node) AS here `+neighbours+`)
+		ORDER BY here, asked, name`, args...)
+	if err != nil {
+		return "", err
+	}
+	for _, name := range list {
+		if containsString(c.Present, name) {
+			return name, nil
+		}
+	}
+	return "", nil
+}
+
+// RecordProof writes down what a prober saw.
+func (f *Fleet) RecordProof(ctx context.Context, uid string, incarnation uint64, task string, p *agentv1.Proof) error {
+	_, err := f.propose(ctx, "", agentActor(uid, incarnation), "", &clusterv1.RecordProof{Task: task, Uid: uid, Incarnation: incarnation, Proof: p})
+	return err
+}
+
+func applyRecordProof(a *state.Apply, c *clusterv1.RecordProof) (*clusterv1.Empty, error) {
+	n, err := activeAgent(a, c.Uid, c.Incarnation)
+	if err != nil {
+		return nil, err
+	}
+	var prober, target string
+	var leaf []byte
+	var recorded uint64
+	ok, err := found(a.QueryRow(`SELECT prober, node, leaf_sha256, recorded FROM proof_tasks WHERE task = ?`, c.Task).Scan(&prober, &target, &leaf, &recorded))
+	p := c.GetProof()
+	switch {
+	case err != nil:
+		return nil, err
+	case !ok || prober != n.name:
+		return nil, fault.New(fault.Refused, "not-your-task", "%s was not asked for this proof", short(n.name))
+	case recorded != 0:
+		return &clusterv1.Empty{}, nil
+	case p.GetVerdict() == agentv1.Verdict_VERDICT_UNSPECIFIED:
+		return nil, fault.New(fault.Invalid, "no-verdict", "a proof needs a verdict")
+	case p.GetVerdict() == agentv1.Verdict_VERDICT_ACCEPTED && !bytes.Equal(p.GetServedSha256(), leaf):
+		return nil, fault.New(fault.Invalid, "proof-contradicts", "accepted, yet another leaf was served than the expected one")
+	}
+	if _, err := a.Exec(`UPDATE proof_tasks SET recorded = ?, verdict = ?, served_sha256 = ?, took_ms = ?, detail = ?, time_ms = ? WHERE task = ?`,
+		a.Index, int(p.Verdict), p.ServedSha256, p.Took.AsDuration().Milliseconds(), p.Detail, a.Now.UnixMilli(), c.Task); err != nil {
+		return nil, err
+	}
+	a.Touch(state.Updated, target)
+	signalProofs(a, target)
+	return &clusterv1.Empty{}, nil
+}
+
+// recordOwn keeps what a node saw of itself beside what its neighbours saw.
+func recordOwn(a *state.Apply, n nodeRow, m moveRow, i int, p *agentv1.Proof, leaf []byte) error {
+	_, err := a.Exec(`INSERT INTO proof_tasks (task, claim, node, prober, kind, address, port, leaf_sha256, asked, asked_ms, deadline_ms, recorded, verdict, served_sha256, took_ms, detail, time_ms)
+		VALUES (?,?,?,?,?,?,?,?,?,?,0,?,?,?,?,?,?) ON CONFLICT DO NOTHING`, fmt.Sprintf("%s-own-%d", m.claim, i), m.claim, n.name, n.name,
+		int(p.GetPort().GetKind()), p.GetPort().GetAddress(), p.GetPort().GetPort(), leaf, a.Index, a.Now.UnixMilli(), a.Index, int(p.Verdict), p.ServedSha256,
+		p.Took.AsDuration().Milliseconds(), p.Detail, a.Now.UnixMilli())
+	return err
+}
+
+// proved refuses an outcome that calls itself proven and is not: each TLS port of the store needs the proof of a
+// neighbour for this leaf under this claim, or, while there is no neighbour, of the node itself.
+func proved(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m moveRow, s storeRow, facts *agentv1.StoreFacts) error {
+	ports, err := portsOf(a, s.name, facts)
+	if err != nil {
+		return err
+	}
+	if len(ports) == 0 {
+		return fault.New(fault.Refused, "nothing-to-prove", "store %s has no TLS port, so nothing can be proved of it", m.store).Do("report it as unproven")
+	}
+	exists, err := neighbourExists(a, n)
+	if err != nil {
+		return err
+	}
+	for _, p := range ports {
+		good := false
+		if exists {
+			if good, err = neighbourSaw(a, m, p, c.AfterSha256); err != nil {
+				return err
+			}
+		} else {
+			good = selfSaw(c.Proofs, p, c.AfterSha256)
+		}
+		if !good {
+			who := "a neighbour"
+			if !exists {
+				who = "the node itself"
+			}
+			return fault.New(fault.Refused, "not-proved", "%s port %s:%d of %s has no accepted proof of this leaf by %s", portName(p.Kind), p.Address, p.Port, short(n.name), who).
+				Do("ask for proofs and wait for them, or report the move as unproven")
+		}
+	}
+	return nil
+}
+
+// portsOf are the ports that the store was reported with, before and now: leaving one out does not prove it.
+func portsOf(a *state.Apply, store string, facts *agentv1.StoreFacts) ([]*agentv1.Port, error) {
+	var b []byte
+	if err := a.QueryRow(`SELECT facts FROM stores WHERE name = ?`, store).Scan(&b); err != nil {
+		return nil, err
+	}
+	var held agentv1.StoreFacts
+	if err := proto.Unmarshal(b, &held); err != nil {
+		return nil, fault.Wrap(err, fault.Internal, "bad-row", "facts of %s cannot be read", store)
+	}
+	ports := held.Ports
+	for _, p := range facts.GetPorts() {
+		if !hasPort(ports, p) {
+			ports = append(ports, p)
+		}
+	}
+	return ports, nil
+}
+
+func hasPort(all []*agentv1.Port, p *agentv1.Port) bool {
+	for _, x := range all {
+		if samePort(x, p) {
+			return true
+		}
+	}
+	return false
+}
+
+func samePort(x, y *agentv1.Port) bool {
+	return x.GetKind() == y.GetKind() && x.GetAddress() == y.GetAddress() && x.GetPort() == y.GetPort()
+}
+
+func neighbourSaw(a *state.Apply, m moveRow, p *agentv1.Port, leaf []byte) (bool, error) {
+	var n int
+	err := a.QueryRow(`SELECT count(*) FROM proof_tasks WHERE claim = ? AND prober <> ? AND kind = ? AND address = ? AND port = ? AND leaf_sha256 = ? AND verdict = ?`,
+		m.claim, m.node, int(p.Kind), p.Address, p.Port, leaf, int(agentv1.Verdict_VERDICT_ACCEPTED)).Scan(&n)
+	return n > 0, err
+}
+
+func selfSaw(proofs []*agentv1.Proof, p *agentv1.Port, leaf []byte) bool {
+	for _, x := range proofs {
+		if samePort(x.GetPort(), p) && x.Verdict == agentv1.Verdict_VERDICT_ACCEPTED && bytes.Equal(x.ServedSha256, leaf) {
+			return true
+		}
+	}
+	return false
+}
+
+// OpenTasks are the proofs that a node is asked for and has not given, oldest first.
+func (f *Fleet) OpenTasks(ctx context.Context, prober string) ([]*agentv1.ProofTask, error) {
+	now := f.clock.Now().UnixMilli()
+	return view(ctx, f.read, func(ctx context.Context, q state.Querier) ([]*agentv1.ProofTask, error) {
+		return collect(ctx, q, func(r *sql.Rows) (*agentv1.ProofTask, error) {
+			t := &agentv1.ProofTask{Port: &agentv1.Port{}}
+			var deadline int64
+			err := r.Scan(&t.Task, &t.TargetNode, &t.Port.Kind, &t.Port.Address, &t.Port.Port, &t.LeafSha256, &deadline)
+			t.Deadline = timestamppb.New(at(deadline))
+			return t, err
+		}, `SELECT task, node, kind, address, port, leaf_sha256, deadline_ms FROM proof_tasks WHERE prober = ? AND recorded = 0 AND deadline_ms > ? ORDER BY asked, task LIMIT 64`, prober, now)
+	})
+}
+
+// Results are the proofs of a node by others that were recorded after an index, oldest first, and the index of the last.
+func (f *Fleet) Results(ctx context.Context, node string, after uint64) ([]*agentv1.ProofResult, uint64, error) {
+	last := after
+	out, err := view(ctx, f.read, func(ctx context.Context, q state.Querier) ([]*agentv1.ProofResult, error) {
+		return collect(ctx, q, func(r *sql.Rows) (*agentv1.ProofResult, error) {
+			p := &agentv1.Proof{Port: &agentv1.Port{}}
+			t := &agentv1.ProofResult{Proof: p}
+			var took, ms int64
+			err := r.Scan(&t.Task, &p.Prober, &p.Port.Kind, &p.Port.Address, &p.Port.Port, &p.Verdict, &p.ServedSha256, &took, &p.Detail, &ms, &last)
+			p.Took, p.Time = durationpb.New(time.Duration(took)*time.Millisecond), timestamppb.New(at(ms))
+			return t, err
+		}, `SELECT task, prober, kind, address, port, verdict, served_sha256, took_ms, detail, time_ms, recorded FROM proof_tasks
+			WHERE node = ? AND prober <> node AND recorded > ? ORDER BY recorded, task LIMIT 64`, node, after)
+	})
+	return out, last, err
+}

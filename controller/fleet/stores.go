@@ -1,0 +1,115 @@
+package fleet
+
+import (
+	"bytes"
+
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+
+	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/resource"
+)
+
+// storeRow is the wish for a store and what is there, as Apply decides by it.
+type storeRow struct {
+	name, store           string
+	generation, installed uint64
+	state                 agentv1.InstallState
+	keystore, truststore  []byte
+	wanted, leaf, proven  []byte
+	unproved              bool
+}
+
+func readStore(a *state.Apply, node, store string) (s storeRow, ok bool, err error) {
+	ok, err = found(a.QueryRow(`SELECT name, store, generation, installed, state, keystore_sha256, truststore_sha256, wanted_sha256, leaf_sha256, proven_sha256, unproved
+		FROM stores WHERE name = ?`, resource.Store(node, store)).
+		Scan(&s.name, &s.store, &s.generation, &s.installed, &s.state, &s.keystore, &s.truststore, &s.wanted, &s.leaf, &s.proven, &s.unproved))
+	return s, ok, err
+}
+
+// reportStores writes down which stores there are. A store seen for the first time becomes a wish; one that
+// cassandra.yaml no longer names is forgotten unless it is on the move.
+func reportStores(a *state.Apply, n nodeRow, encoded [][]byte) error {
+	if len(encoded) == 0 {
+		return nil
+	}
+	changed := false
+	var seen []string
+	for _, b := range encoded {
+		var s agentv1.StoreFacts
+		if err := proto.Unmarshal(b, &s); err != nil {
+			return fault.Wrap(err, fault.Invalid, "bad-facts", "a store's facts cannot be read")
+		}
+		if err := resource.CheckID("store", s.Store); err != nil {
+			return err
+		}
+		seen = append(seen, s.Store)
+		isNew, err := reportStore(a, n, &s, b)
+		if err != nil {
+			return err
+		}
+		changed = changed || isNew
+	}
+	gone, err := forgetStores(a, n, seen)
+	if err != nil || !(changed || gone) {
+		return err
+	}
+	_, err = a.Exec(`UPDATE nodes SET changed = ? WHERE name = ?`, a.Index, n.name)
+	signalTarget(a, n.name)
+	return err
+}
+
+func reportStore(a *state.Apply, n nodeRow, s *agentv1.StoreFacts, facts []byte) (isNew bool, err error) {
+	held, known, err := readStore(a, n.name, s.Store)
+	if err != nil {
+		return false, err
+	}
+	if !known {
+		if _, err := a.Exec(`INSERT INTO stores (name, node, store, generation, installed, reason, state, not_after_ms, renew_at_ms, unproved)
+			VALUES (?,?,?,?,0,'first seen',0,0,0,0)`, resource.Store(n.name, s.Store), n.name, s.Store, a.Index); err != nil {
+			return false, err
+		}
+	}
+	return !known, writeFacts(a, n, s, facts, believable(s, held))
+}
+
+// believable is the state that a report may put a store into. A report alone proves nothing: only what a move proved
+// counts as proven.
+func believable(s *agentv1.StoreFacts, held storeRow) agentv1.InstallState {
+	if s.State == agentv1.InstallState_INSTALL_STATE_PROVEN && (len(held.proven) == 0 || !bytes.Equal(held.proven, s.LeafSha256)) {
+		return agentv1.InstallState_INSTALL_STATE_INSTALLED_UNPROVEN
+	}
+	return s.State
+}
+
+func writeFacts(a *state.Apply, n nodeRow, s *agentv1.StoreFacts, facts []byte, to agentv1.InstallState) error {
+	_, err := a.Exec(`UPDATE stores SET state = ?, keystore_sha256 = ?, truststore_sha256 = ?, leaf_sha256 = ?, not_after_ms = ?, facts = ? WHERE name = ?`,
+		int(to), s.KeystoreSha256, s.TruststoreSha256, s.LeafSha256, millis(s.NotAfter), facts, resource.Store(n.name, s.Store))
+	return err
+}
+
+func forgetStores(a *state.Apply, n nodeRow, seen []string) (bool, error) {
+	held, err := collect(a.Context(), a.Querier(), scanString, `SELECT store FROM stores WHERE node = ? ORDER BY store`, n.name)
+	if err != nil {
+		return false, err
+	}
+	gone := false
+	for _, h := range held {
+		if containsString(seen, h) {
+			continue
+		}
+		res, err := a.Exec(`DELETE FROM stores WHERE name = ? AND NOT EXISTS (SELECT 1 FROM moves WHERE node = ? AND store = ? AND state = ?)`,
+			resource.Store(n.name, h), n.name, h, moveOpen)
+		if err != nil {
+			return false, err
+		}
+		if k, err := res.RowsAffected(); err != nil {
+			return false, err
+		} else if k > 0 {
+			gone = true
+		}
+	}
+	return gone, nil
+}

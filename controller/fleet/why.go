@@ -1,0 +1,97 @@
+package fleet
+
+import (
+	"fmt"
+	"time"
+)
+
+// policy is one possible answer to "why does this node not move": the first that applies is given.
+type policy func(n Node, b *blocking, now time.Time) string
+
+// why explains where a node stands, in one sentence. Pure.
+func why(n Node, b *blocking, now time.Time) string {
+	for _, p := range []policy{whyAgent, whyBroken, whyMoving, whyNothing, whyHeld, whyWave} {
+		if s := p(n, b, now); s != "" {
+			return s
+		}
+	}
+	return "the agent is about to claim its move"
+}
+
+func whyAgent(n Node, _ *blocking, _ time.Time) string {
+	switch {
+	case n.State == Pending:
+		return "no agent has joined yet: start it with a join token"
+	case n.State != Active:
+		return fmt.Sprintf("the agent is %s: %s", n.State, n.StateReason)
+	case n.Claim == nil && !n.Agent.Connected && n.Agent.Transition.IsZero():
+		return "the agent has joined and has not connected yet"
+	case n.Claim == nil && !n.Agent.Connected:
+		return "the agent is not connected since " + n.Agent.Transition.Format(time.RFC3339) + ": files stay as they are"
+	case len(n.Stores) == 0:
+		return "the agent has reported no TLS store: see findings"
+	}
+	return ""
+}
+
+func whyBroken(n Node, _ *blocking, _ time.Time) string {
+	for _, s := range n.Stores {
+		switch s.State {
+		case "failed":
+			return fmt.Sprintf("store %s could neither go forward nor back: a person is needed: %s", short(s.Name), s.Detail)
+		case "contested":
+			return "another tool writes the files: stop it, then restart the agent"
+		case "foreign":
+			return "the files were not written by CSM and are left alone"
+		}
+	}
+	return ""
+}
+
+func whyMoving(n Node, _ *blocking, _ time.Time) string {
+	if n.Claim == nil {
+		return ""
+	}
+	return fmt.Sprintf("on the move since %s (claim of store %s, until %s)", n.Claim.Opened.Format(time.RFC3339), n.Claim.Store, n.Claim.Expires.Format(time.RFC3339))
+}
+
+func whyNothing(n Node, _ *blocking, now time.Time) string {
+	unproved := ""
+	for _, s := range n.Stores {
+		if s.Installed < s.Generation || (!s.RenewAt.IsZero() && !now.Before(s.RenewAt)) {
+			return ""
+		}
+		if s.State != "proven" {
+			unproved = s.State
+		}
+	}
+	if unproved == "" {
+		return "as it should be"
+	}
+	if !n.Instance.Running {
+		return "installed; proved when Cassandra runs"
+	}
+	return ""
+}
+
+func whyHeld(n Node, _ *blocking, _ time.Time) string {
+	switch {
+	case n.Frozen != nil:
+		return fmt.Sprintf("frozen (%s) by %s: %s", n.Frozen.Scope, n.Frozen.Actor, n.Frozen.Reason)
+	case n.Agent.Hold != "":
+		return "held by a HOLD file on the node: " + n.Agent.Hold
+	case n.Agent.Mode != "manage":
+		return "the agent only does what mode " + n.Agent.Mode + " allows: set mode: manage in its agent.yaml"
+	}
+	return ""
+}
+
+func whyWave(_ Node, b *blocking, _ time.Time) string {
+	if b == nil {
+		return ""
+	}
+	if b.unproved != "" {
+		return "waits for " + short(b.node) + ", which has moved and is not proved"
+	}
+	return "waits for " + short(b.node) + ", which is on the move"
+}
