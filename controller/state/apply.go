@@ -141,7 +141,9 @@ func (b *batch) entry(l *raft.Log) (*clusterv1.Outcome, error) {
 		// Every controller reads the same bytes and refuses alike; there is nothing in them to go by.
 		return b.refuse(l, &clusterv1.Envelope{}, fault.New(fault.Invalid, "bad-envelope", "the entry is no envelope"))
 	}
-	b.head.clock = max(b.head.clock, e.Stamp.AsTime().UnixMilli())
+	if e.Stamp.IsValid() {
+		b.head.clock = max(b.head.clock, e.Stamp.AsTime().UnixMilli())
+	}
 	if e.Version > envelopeVersion {
 		return nil, b.store.checkVersion(e)
 	}
@@ -299,7 +301,7 @@ func (b *batch) conclude(l *raft.Log, e *clusterv1.Envelope, touched []Change, r
 	}
 	var code, reason, message string
 	if refusal != nil {
-		code, reason, message = refusal.Code.String(), refusal.Reason, clip(refusal.Message)
+		code, reason, message = refusal.Code.String(), clip(refusal.Reason), clip(refusal.Message)
 	}
 	sum := sha256.Sum256(e.Command)
 	if err := b.exec(`INSERT INTO audit (idx, time, actor, tenant, kind, id, correlation_id, reason, command_sha256, touched,

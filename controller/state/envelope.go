@@ -2,6 +2,7 @@ package state
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -117,7 +118,7 @@ func EncodeFault(e *fault.Error) *clusterv1.Fault {
 	if e == nil {
 		return nil
 	}
-	return &clusterv1.Fault{Code: uint32(e.Code), Reason: e.Reason, Message: clip(e.Message), Remedy: clip(e.Remedy)}
+	return &clusterv1.Fault{Code: uint32(e.Code), Reason: clip(e.Reason), Message: clip(e.Message), Remedy: clip(e.Remedy)}
 }
 
 // DecodeFault is the inverse of EncodeFault.
@@ -128,8 +129,10 @@ func DecodeFault(f *clusterv1.Fault) *fault.Error {
 	return &fault.Error{Code: fault.Code(f.Code), Reason: f.Reason, Message: f.Message, Remedy: f.Remedy}
 }
 
+// clip makes a text fit for a bounded protobuf string.
 func clip(s string) string {
 	const most = 4096
+	s = strings.ToValidUTF8(s, "\uFFFD")
 	if len(s) <= most {
 		return s
 	}

@@ -178,7 +178,16 @@ func quickCheck(ctx context.Context, q Querier) error {
 	return nil
 }
 
+// broken says what to do about a file that cannot be used: the file is at fault, or the machine around it.
 func broken(err error) error {
+	var f *fault.Error
+	if errors.As(err, &f) {
+		return err
+	}
+	if ofSurroundings(err) {
+		return fault.Wrap(err, fault.Internal, "state-unreadable", "the state file cannot be opened").
+			Do("check the owner, the mode and the disk of the state folder, and that no other controller uses it")
+	}
 	return fault.Wrap(err, fault.Internal, "state-broken", "the state file cannot be read").
 		Do("move the folder state away; a snapshot or the other controllers give it back")
 }

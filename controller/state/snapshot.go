@@ -40,6 +40,10 @@ type SnapshotInfo struct {
 	Size int64 `json:"size"`
 }
 
+// Indexed is what a snapshot store's reader or sink may also be: then the state machine makes sure that no snapshot holds
+// entries later than the index raft labelled it with, which raft would apply twice.
+type Indexed interface{ SnapshotIndex() uint64 }
+
 // Snapshot pins the state as of the last commit. It gives ErrNothingNewToSnapshot while raft still hands over entries
 // that the file has had since before the start: raft would label the file with an index lower than its own.
 func (s *Store) Snapshot() (raft.FSMSnapshot, error) {
@@ -59,7 +63,12 @@ func (s *Store) Snapshot() (raft.FSMSnapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pin the state for a snapshot: %w", err)
 	}
-	return &snapshot{store: s, generation: g, session: r, head: h}, nil
+	info, err := readInfo(context.Background(), r)
+	if err != nil {
+		g.unpin(r)
+		return nil, err
+	}
+	return &snapshot{store: s, generation: g, session: r, head: h, format: info.Format}, nil
 }
 
 type snapshot struct {
@@ -67,6 +76,7 @@ type snapshot struct {
 	generation *generation
 	session    *session
 	head       head
+	format     int
 }
 
 // Release ends the read transaction.
@@ -80,10 +90,28 @@ func (n *snapshot) Release() {
 // Persist copies the pinned state to a file beside by SQLite's backup, page by page under the read transaction while
 // commits go on, and streams that file to the sink.
 func (n *snapshot) Persist(sink raft.SnapshotSink) error {
-	if err := n.persist(sink); err != nil {
+	err := checkLabel(sink, n.head.applied)
+	if err == nil {
+		err = n.persist(sink)
+	}
+	if err != nil {
 		return errors.Join(err, sink.Cancel())
 	}
 	return sink.Close()
+}
+
+// checkLabel compares the index inside with the one raft labelled the snapshot with, where that can be known.
+func checkLabel(source any, applied uint64) error {
+	for {
+		if i, ok := source.(Indexed); ok && applied > i.SnapshotIndex() {
+			return badSnapshot(fmt.Errorf("it holds entry %d and is labelled %d", applied, i.SnapshotIndex()))
+		}
+		w, ok := source.(raft.ReadCloserWrapper)
+		if !ok {
+			return nil
+		}
+		source = w.WrappedReadCloser()
+	}
 }
 
 func (n *snapshot) persist(sink io.Writer) (err error) {
@@ -105,7 +133,7 @@ func (n *snapshot) persist(sink io.Writer) (err error) {
 	if err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
-	header, err := json.Marshal(SnapshotInfo{ClusterID: n.store.opts.ClusterID, Format: Format,
+	header, err := json.Marshal(SnapshotInfo{ClusterID: n.store.opts.ClusterID, Format: n.format,
 		Applied: n.head.applied, AppliedTerm: n.head.term, Size: st.Size()})
 	if err != nil {
 		return fmt.Errorf("snapshot: %w", err)
@@ -310,7 +338,7 @@ func (s *Store) Restore(r io.ReadCloser) error {
 	if err != nil {
 		return err
 	}
-	if err := info.belongs(s.opts.ClusterID, s.opts.NodeID); err != nil {
+	if err := errors.Join(info.belongs(s.opts.ClusterID, s.opts.NodeID), checkLabel(r, info.Applied)); err != nil {
 		return errors.Join(err, os.RemoveAll(filepath.Dir(generationFile(s.opts.Dir, number))))
 	}
 	g, h, err := s.openGeneration(ctx, number)

@@ -162,6 +162,22 @@ func (s *session) QueryRowContext(ctx context.Context, query string, args ...any
 	return row
 }
 
+// ofSurroundings tells errors of permissions, locks, memory and disk from a file whose content is wrong.
+func ofSurroundings(err error) bool {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	}
+	switch e.Code() & 0xff {
+	case sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED,
+		sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL:
+		return true
+	case sqlite3.SQLITE_IOERR:
+		return e.Code() != sqlite3.SQLITE_IOERR_SHORT_READ && e.Code() != sqlite3.SQLITE_IOERR_CORRUPTFS
+	}
+	return false
+}
+
 // ofMachine tells whether an error is this machine's own (disk, memory, locks, a closed connection), so that another
 // controller would not have met it. Only what SQLite decides from the statement and the rows is everybody's.
 func ofMachine(err error) bool {

@@ -232,6 +232,7 @@ func (s *Store) Close() error {
 	var err error
 	if s.failed == nil {
 		err = g.markClean()
+		s.failed = errClosed
 	}
 	return errors.Join(err, g.close())
 }
