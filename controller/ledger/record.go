@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"strings"
+	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/state"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
@@ -21,6 +22,9 @@ func recorder(guards []Guard) func(*state.Apply, *clusterv1.RecordCertificate) (
 		before, err := recorded(a, c)
 		if err != nil || before != nil {
 			return before, err
+		}
+		if err := checkClock(a, c); err != nil {
+			return nil, err
 		}
 		for _, g := range guards {
 			if err := g(a, c); err != nil {
@@ -69,6 +73,21 @@ func recorded(a *state.Apply, c *clusterv1.RecordCertificate) (*clusterv1.Record
 	}
 	r.Name, r.Der = Name(tenant, sum), der
 	return r, nil
+}
+
+// maxSkew is how far the clock of the controller that signs may be from the leader's.
+const maxSkew = 10 * time.Minute
+
+func checkClock(a *state.Apply, c *clusterv1.RecordCertificate) error {
+	if c.SignedAtMs == 0 {
+		return nil
+	}
+	skew := a.Now.Sub(time.UnixMilli(c.SignedAtMs))
+	if skew.Abs() < maxSkew {
+		return nil
+	}
+	return fault.New(fault.Unavailable, "clock-skew", "the clock of the controller that signed is %s away from the leader's", skew.Abs().Round(time.Second)).
+		Do("set the clocks right (chrony, ntpd); `csm status` shows the offset of each controller")
 }
 
 const hourMs = 3600 * 1000

@@ -111,7 +111,9 @@ type RecordCertificate struct {
 	NotAfterMs  int64  `protobuf:"varint,21,opt,name=not_after_ms,json=notAfterMs,proto3" json:"not_after_ms,omitempty"`
 	RenewAtMs   int64  `protobuf:"varint,22,opt,name=renew_at_ms,json=renewAtMs,proto3" json:"renew_at_ms,omitempty"`
 	// Certificates that scope may be issued within one hour of the state clock.
-	HourlyCap     uint32 `protobuf:"varint,23,opt,name=hourly_cap,json=hourlyCap,proto3" json:"hourly_cap,omitempty"`
+	HourlyCap uint32 `protobuf:"varint,23,opt,name=hourly_cap,json=hourlyCap,proto3" json:"hourly_cap,omitempty"`
+	// The signer's clock. Apply refuses when it is ten minutes or more away from the state clock; 0 is not looked at.
+	SignedAtMs    int64 `protobuf:"varint,24,opt,name=signed_at_ms,json=signedAtMs,proto3" json:"signed_at_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -303,6 +305,13 @@ func (x *RecordCertificate) GetRenewAtMs() int64 {
 func (x *RecordCertificate) GetHourlyCap() uint32 {
 	if x != nil {
 		return x.HourlyCap
+	}
+	return 0
+}
+
+func (x *RecordCertificate) GetSignedAtMs() int64 {
+	if x != nil {
+		return x.SignedAtMs
 	}
 	return 0
 }
@@ -727,7 +736,7 @@ const file_cluster_v1_ledger_proto_rawDesc = "" +
 	"\x17cluster/v1/ledger.proto\x12\x0ecsm.cluster.v1\x1a\x18options/v1/options.proto\"L\n" +
 	"\x0fCertificateName\x12\x1a\n" +
 	"\x04kind\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b\bR\x04kind\x12\x1d\n" +
-	"\x05value\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x10R\x05value\"\xc4\x06\n" +
+	"\x05value\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x10R\x05value\"\xe6\x06\n" +
 	"\x11RecordCertificate\x12%\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\trequestId\x12\x1d\n" +
@@ -756,7 +765,9 @@ const file_cluster_v1_ledger_proto_rawDesc = "" +
 	"notAfterMs\x12\x1e\n" +
 	"\vrenew_at_ms\x18\x16 \x01(\x03R\trenewAtMs\x12\x1d\n" +
 	"\n" +
-	"hourly_cap\x18\x17 \x01(\rR\thourlyCap\"\xab\x01\n" +
+	"hourly_cap\x18\x17 \x01(\rR\thourlyCap\x12 \n" +
+	"\fsigned_at_ms\x18\x18 \x01(\x03R\n" +
+	"signedAtMs\"\xab\x01\n" +
 	"\x13RecordedCertificate\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04name\x12\x1a\n" +
 	"\x03der\x18\x02 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x01R\x03der\x12\x1f\n" +
