@@ -1,0 +1,261 @@
+// Package config is the agent's configuration, agent.yaml: what it is, what it refuses, and what follows from it. The
+// local file is the ceiling of what an agent may do: no controller can raise the mode, name a command, a folder or a port.
+package config
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/cassandra-security-manager/csm/agent/cassandra"
+	"github.com/cassandra-security-manager/csm/agent/install"
+	"github.com/cassandra-security-manager/csm/agent/reload"
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/shared/cli"
+	"github.com/cassandra-security-manager/csm/shared/config"
+	"github.com/cassandra-security-manager/csm/shared/identity"
+)
+
+// Defaults.
+const (
+	DefaultPath     = "/etc/csm/agent.yaml"
+	DefaultStateDir = "/var/lib/csm-agent"
+	DefaultMode     = "observe"
+)
+
+// Config is agent.yaml.
+type Config struct {
+	// Controllers are host:port of any controllers, port 9641; one is enough, all are better.
+	Controllers []string `yaml:"controllers"`
+	// Pin is the fingerprint of the system CA; only joining needs it.
+	Pin string `yaml:"pin"`
+	// Cluster is the id or full name of the cluster that this host's node belongs to.
+	Cluster string `yaml:"cluster"`
+	// Join is the evidence for the first contact.
+	Join Join `yaml:"join"`
+	// Mode is observe, stage or manage.
+	Mode string `yaml:"mode"`
+	// Cassandra are the instances on this host, usually one.
+	Cassandra []Instance `yaml:"cassandra"`
+	// StateDir holds identities, journals and the status file.
+	StateDir string `yaml:"state_dir"`
+	// HoldFile is the kill switch: while it is there, nothing is changed.
+	HoldFile string `yaml:"hold_file"`
+	// Scan is the inventory.
+	Scan Scan    `yaml:"scan"`
+	Log  cli.Log `yaml:"log"`
+}
+
+// Join says by what evidence an identity is asked for.
+type Join struct {
+	// Method is "token".
+	Method string `yaml:"method"`
+	// File holds the token; it is removed by nobody but is useless once used.
+	File string `yaml:"file"`
+}
+
+// Instance is one Cassandra on this host.
+type Instance struct {
+	// Name of the instance's part of the state folder; the default is "cassandra", and needed only where there are several.
+	Name string `yaml:"name"`
+	// Config is the path of cassandra.yaml.
+	Config string `yaml:"config"`
+	// WorkDir against which Cassandra resolves relative paths.
+	WorkDir string `yaml:"work_dir"`
+	// StoreRoots are the only folders in which stores are written, besides /etc/cassandra/tls.
+	StoreRoots []string `yaml:"store_roots"`
+	JMX        JMX      `yaml:"jmx"`
+	Reload     Reload   `yaml:"reload"`
+	// Join goes before the common one.
+	Join Join `yaml:"join"`
+}
+
+// JMX is where nodetool finds the instance.
+type JMX struct {
+	Host string `yaml:"host"`
+	Port int    `yaml:"port"`
+}
+
+// Reload is the command that makes the instance read its stores again; the default is nodetool reloadssl.
+type Reload struct {
+	Command []string      `yaml:"command"`
+	Dir     string        `yaml:"dir"`
+	Env     []string      `yaml:"env"`
+	Timeout time.Duration `yaml:"timeout"`
+	// Socket of a helper started by systemd instead of a child process.
+	Socket string `yaml:"socket"`
+}
+
+// Scan says where certificates are looked for, and how often without a change.
+type Scan struct {
+	// Roots are files and folders besides the store folders and that of cassandra.yaml.
+	Roots []string      `yaml:"roots"`
+	Every time.Duration `yaml:"every"`
+}
+
+// Defaults is what an empty file means.
+func Defaults() Config {
+	return Config{Mode: DefaultMode, StateDir: DefaultStateDir, HoldFile: install.DefaultHold,
+		Join: Join{Method: "token"}, Scan: Scan{Every: 24 * time.Hour}, Log: cli.Log{Level: "info", Format: "json"}}
+}
+
+// Check finds what cannot work; the loader calls it.
+func (c *Config) Check(p *config.Problems) {
+	if c.AgentMode() == agentv1.Mode_MODE_UNSPECIFIED {
+		p.Add("mode", fmt.Sprintf("%q is not a mode", c.Mode), "write observe (changes nothing), stage (prepares) or manage (acts)")
+	}
+	for i, a := range c.Controllers {
+		if h, port, err := net.SplitHostPort(a); err != nil || h == "" || port == "" {
+			p.Add(fmt.Sprintf("controllers[%d]", i), fmt.Sprintf("%q is not host:port", a), "write it as csm1.example.net:9641")
+		}
+	}
+	if c.Pin != "" {
+		if _, err := identity.ParsePin(c.Pin); err != nil {
+			p.Add("pin", err.Error(), "copy the pin that `csm cluster join-command` prints")
+		}
+	}
+	if c.StateDir == "" || !filepath.IsAbs(c.StateDir) {
+		p.Add("state_dir", "the state folder is not an absolute path", "write "+DefaultStateDir)
+	}
+	if c.HoldFile == "" || !filepath.IsAbs(c.HoldFile) {
+		p.Add("hold_file", "the path of the HOLD file is not absolute", "write "+install.DefaultHold)
+	}
+	if c.Scan.Every < time.Hour {
+		p.Add("scan.every", "scanning more often than each hour costs more than it tells", "write 24h; changes in store folders are seen at once")
+	}
+	checkJoin(p, "join", c.Join)
+	names, paths := map[string]bool{}, map[string]bool{}
+	for i, in := range c.Cassandra {
+		key := fmt.Sprintf("cassandra[%d]", i)
+		in.check(p, key)
+		if n := in.StateName(); names[n] {
+			p.Add(key+".name", fmt.Sprintf("a second instance is named %q", n), "give each instance a name of its own")
+		} else {
+			names[n] = true
+		}
+		if paths[in.Config] {
+			p.Add(key+".config", "the same cassandra.yaml stands twice", "remove one entry")
+		}
+		paths[in.Config] = true
+	}
+	if _, err := c.Log.Logger(discard{}); err != nil {
+		p.Add("log", err.Error(), "levels are debug, info, warn, error; formats json and text")
+	}
+}
+
+type discard struct{}
+
+func (discard) Write(b []byte) (int, error) { return len(b), nil }
+
+func checkJoin(p *config.Problems, key string, j Join) {
+	if j.Method != "" && j.Method != "token" {
+		p.Add(key+".method", fmt.Sprintf("%q is not a way to join", j.Method), "write token")
+	}
+	if j.File != "" && !filepath.IsAbs(j.File) {
+		p.Add(key+".file", "the path of the token is not absolute", "write /etc/csm/join.token")
+	}
+}
+
+func (in Instance) check(p *config.Problems, key string) {
+	if in.Config == "" || !filepath.IsAbs(in.Config) {
+		p.Add(key+".config", "the path of cassandra.yaml is missing or not absolute", "write config: /etc/cassandra/cassandra.yaml")
+	}
+	for i, r := range in.StoreRoots {
+		k := fmt.Sprintf("%s.store_roots[%d]", key, i)
+		if !filepath.IsAbs(r) || filepath.Clean(r) == string(filepath.Separator) {
+			p.Add(k, fmt.Sprintf("%q cannot be a store folder", r), "name the folder that holds keystore and truststore and little else")
+		}
+	}
+	if strings.ContainsAny(in.Name, `/\`) || strings.HasPrefix(in.Name, ".") || len(in.Name) > 63 {
+		p.Add(key+".name", fmt.Sprintf("%.80q cannot be the name of a folder", in.Name), "use letters, digits and dashes")
+	}
+	if in.JMX.Port < 0 || in.JMX.Port > 65535 {
+		p.Add(key+".jmx.port", fmt.Sprintf("%d is not a port", in.JMX.Port), "write 7199")
+	}
+	if len(in.Reload.Command) > 0 && in.Reload.Command[0] == "" {
+		p.Add(key+".reload.command", "the command has no program", "write [nodetool, reloadssl], or leave it out")
+	}
+	if in.Reload.Timeout < 0 {
+		p.Add(key+".reload.timeout", "a command cannot end before it begins", "write 30s")
+	}
+	checkJoin(p, key+".join", in.Join)
+}
+
+// ForRun finds what is missing to run, which `inspect` and `hold` do not need.
+func (c *Config) ForRun(p *config.Problems) {
+	if len(c.Controllers) == 0 {
+		p.Add("controllers", "no controller is named", "write controllers: [csm1.example.net:9641, csm2.example.net:9641]")
+	}
+	if len(c.Cassandra) == 0 {
+		p.Add("cassandra", "no Cassandra is named", "write cassandra: [{config: /etc/cassandra/cassandra.yaml}]")
+	}
+}
+
+// AgentMode is the mode on the wire; unspecified when the word is none.
+func (c *Config) AgentMode() agentv1.Mode {
+	switch c.Mode {
+	case "observe":
+		return agentv1.Mode_MODE_OBSERVE
+	case "stage":
+		return agentv1.Mode_MODE_STAGE
+	case "manage":
+		return agentv1.Mode_MODE_MANAGE
+	}
+	return agentv1.Mode_MODE_UNSPECIFIED
+}
+
+// JoinFor is the evidence of one instance.
+func (c *Config) JoinFor(in Instance) Join {
+	j := c.Join
+	if in.Join.Method != "" {
+		j.Method = in.Join.Method
+	}
+	if in.Join.File != "" {
+		j.File = in.Join.File
+	}
+	return j
+}
+
+// StateName is the instance's folder within the state folder.
+func (in Instance) StateName() string {
+	if in.Name == "" {
+		return "cassandra"
+	}
+	return in.Name
+}
+
+// Folder is the instance's part of the state folder.
+func (c *Config) Folder(in Instance) string { return filepath.Join(c.StateDir, in.StateName()) }
+
+// ReadOptions are how cassandra.yaml of the instance is read.
+func (in Instance) ReadOptions() cassandra.Options {
+	return cassandra.Options{Roots: append([]string{cassandra.DefaultRoot}, in.StoreRoots...), WorkDir: in.WorkDir}
+}
+
+// Command is the fixed reload command of the instance.
+func (in Instance) Command() reload.Command {
+	host, port := in.JMX.Host, in.JMX.Port
+	if host == "" {
+		host = "127.0.0.1"
+	}
+	if port == 0 {
+		port = 7199
+	}
+	c := reload.Nodetool(host, uint16(port))
+	if len(in.Reload.Command) > 0 {
+		c = reload.Command{Path: in.Reload.Command[0], Args: in.Reload.Command[1:]}
+	}
+	c.Dir, c.Env, c.Timeout = in.Reload.Dir, in.Reload.Env, in.Reload.Timeout
+	return c
+}
+
+// Commands are the commands of all instances, by the path of cassandra.yaml: what the reload helper may run.
+func (c *Config) Commands() map[string]reload.Command {
+	out := map[string]reload.Command{}
+	for _, in := range c.Cassandra {
+		out[in.Config] = in.Command()
+	}
+	return out
+}

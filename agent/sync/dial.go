@@ -1,0 +1,80 @@
+package sync
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/cassandra-security-manager/csm/agent/state"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/identity"
+)
+
+// PinnedTLS is TLS towards a controller for who holds only the pin of the system CA: the chain that the controller sends
+// must contain the pinned root, and verify against it.
+func PinnedTLS(pin string, now func() time.Time) (*tls.Config, error) {
+	p, err := identity.ParsePin(pin)
+	if err != nil {
+		return nil, err
+	}
+	c := identity.ClientConfig(nil, identity.Verifier{Now: now})
+	c.VerifyConnection = func(cs tls.ConnectionState) error {
+		root, err := identity.PinnedRoot(cs.PeerCertificates, p)
+		if err != nil {
+			return err
+		}
+		v := identity.Verifier{Roots: func() []*x509.Certificate { return []*x509.Certificate{root} }, Kinds: []identity.Kind{identity.Controller}, Now: now}
+		return v.VerifyConnection(cs)
+	}
+	return c, nil
+}
+
+// IdentityTLS is TLS towards a controller with the agent's identity and the system bundle. current is asked at each
+// handshake, so a renewed identity and a grown bundle count from the next connection on.
+func IdentityTLS(current func() *state.Identity, now func() time.Time) *tls.Config {
+	own := func() (*tls.Certificate, error) {
+		id := current()
+		if id == nil {
+			return nil, fault.New(fault.Unauthenticated, "not-joined", "this agent has no identity yet").Do("join first")
+		}
+		c := &tls.Certificate{PrivateKey: id.Key, Leaf: id.Chain[0]}
+		for _, x := range id.Chain {
+			c.Certificate = append(c.Certificate, x.Raw)
+		}
+		return c, nil
+	}
+	v := identity.Verifier{Kinds: []identity.Kind{identity.Controller}, Now: now,
+		Roots: func() []*x509.Certificate {
+			if id := current(); id != nil {
+				return id.Bundle
+			}
+			return nil
+		}}
+	c := identity.ClientConfig(own, v)
+	c.VerifyConnection = func(cs tls.ConnectionState) error {
+		v := v
+		if id := current(); id != nil {
+			v.TrustDomain = id.TrustDomain
+		}
+		return v.VerifyConnection(cs)
+	}
+	return c
+}
+
+// Dial opens a lazy connection to one controller.
+func Dial(address string, c *tls.Config) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(c)),
+		// A dead path is seen within minutes. Servers of grpc-go close a connection that pings more often than each 5 minutes.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 6 * time.Minute, Timeout: 20 * time.Second}),
+		grpc.WithDisableServiceConfig(), grpc.WithIdleTimeout(0), grpc.WithUserAgent("csm-agent"),
+		// Small buffers: an agent sends little, and 30 MB is all it may have.
+		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(8<<10), grpc.WithSharedWriteBuffer(true))
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Invalid, "bad-address", "the controller %q cannot be used", address).Do("write it as host:port")
+	}
+	return conn, nil
+}

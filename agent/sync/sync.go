@@ -1,0 +1,242 @@
+// Package sync keeps the one stream to the control plane: it goes through the list of controllers until one answers, says
+// what the agent has, hands what comes back to its handler, and starts again with growing, jittered pauses.
+//
+// It promises that a report which replaces an unsent one replaces it (a slow link never builds up a queue), that calls use
+// the connection whose stream lives, and that losing every controller changes nothing on the node. It keeps no state on disk.
+package sync
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jonboulle/clockwork"
+	"google.golang.org/grpc"
+
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+// Pauses between rounds over the whole list: doubled each round, then jittered to 50-100 %.
+const (
+	firstPause = time.Second
+	lastPause  = time.Minute
+	// settled is how long a stream must live for the next failure to start from the first pause.
+	settled = 30 * time.Second
+	// openFor bounds connecting and the first answer of one controller.
+	openFor = 10 * time.Second
+)
+
+// Handler is told what comes over the stream. Its methods return soon.
+type Handler interface {
+	// Hello is what the stream begins with.
+	Hello() *agentv1.Hello
+	Target(*agentv1.Target)
+	ProofTask(*agentv1.ProofTask)
+	ProofResult(*agentv1.ProofResult)
+	Control(*agentv1.Control)
+	// Connected is told that a stream to a controller lives, Disconnected that none does, and why.
+	Connected(controller string)
+	Disconnected(why error)
+}
+
+// Options of a Client.
+type Options struct {
+	Controllers []string
+	TLS         *tls.Config
+	Handler     Handler
+	Clock       clockwork.Clock
+	// Jitter draws from [0, 1).
+	Jitter func() float64
+	Logger *slog.Logger
+}
+
+// Client is one stream and the calls beside it. It is safe for concurrent use.
+type Client struct {
+	o      Options
+	report chan *agentv1.Report
+
+	mu    sync.Mutex
+	conn  *grpc.ClientConn
+	ready chan struct{} // closed while conn is set
+	start int
+	drop  context.CancelFunc
+}
+
+// New makes a client; Run makes it work.
+func New(o Options) *Client {
+	c := &Client{o: o, report: make(chan *agentv1.Report, 1), ready: make(chan struct{})}
+	if n := len(o.Controllers); n > 0 {
+		c.start = int(o.Jitter() * float64(n))
+	}
+	return c
+}
+
+// Run keeps the stream until ctx ends. It returns nil then, and never otherwise.
+func (c *Client) Run(ctx context.Context) error {
+	round := 0
+	for i := c.start; ctx.Err() == nil; i++ {
+		address := c.o.Controllers[i%len(c.o.Controllers)]
+		began := c.o.Clock.Now()
+		opened, err := c.stream(ctx, address)
+		if ctx.Err() != nil {
+			return nil
+		}
+		c.o.Handler.Disconnected(err)
+		c.o.Logger.Warn("no stream", "controller", address, "error", err)
+		if opened && c.o.Clock.Since(began) >= settled {
+			round = 0
+		}
+		// The next controller is tried at once; the pause comes after each round over all of them.
+		if (i-c.start+1)%len(c.o.Controllers) == 0 {
+			select {
+			case <-c.o.Clock.After(Pause(round, c.o.Jitter())):
+			case <-ctx.Done():
+			}
+			round++
+		}
+	}
+	return nil
+}
+
+// Pause is how long to wait after the given number of fruitless rounds. jitter is drawn from [0, 1).
+func Pause(round int, jitter float64) time.Duration {
+	p := firstPause << min(round, 16)
+	p = min(p, lastPause)
+	return time.Duration(float64(p) * (0.5 + jitter/2))
+}
+
+// Reconnect ends the stream, so that the next one uses the identity as it is now.
+func (c *Client) Reconnect() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.drop != nil {
+		c.drop()
+	}
+}
+
+func (c *Client) stream(ctx context.Context, address string) (opened bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	conn, err := Dial(address, c.o.TLS)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	// The stream must open in time, but may then live for hours.
+	tooLate := time.AfterFunc(openFor, cancel)
+	defer tooLate.Stop()
+	s, err := agentv1.NewAgentServiceClient(conn).Sync(ctx)
+	if err != nil {
+		return false, fault.FromGRPC(err)
+	}
+	hello := c.o.Handler.Hello()
+	if err := s.Send(&agentv1.SyncRequest{Message: &agentv1.SyncRequest_Hello{Hello: hello}}); err != nil && !errors.Is(err, io.EOF) {
+		return false, fault.FromGRPC(err)
+	}
+	first, err := s.Recv()
+	if err != nil {
+		if ctx.Err() != nil {
+			return false, fault.New(fault.Unavailable, "no-answer", "the controller %s did not answer within %s", address, openFor)
+		}
+		return false, fault.FromGRPC(err)
+	}
+	tooLate.Stop()
+	c.use(conn, cancel)
+	defer c.unuse()
+	c.o.Handler.Connected(address)
+	c.o.Logger.Info("stream open", "controller", address)
+	c.dispatch(first)
+	sent := make(chan error, 1)
+	go func() { sent <- c.send(ctx, s) }()
+	for {
+		m, err := s.Recv()
+		if err != nil {
+			cancel()
+			<-sent
+			if errors.Is(err, io.EOF) {
+				return true, fault.New(fault.Unavailable, "stream-closed", "the controller %s closed the stream", address)
+			}
+			return true, fault.FromGRPC(err)
+		}
+		c.dispatch(m)
+	}
+}
+
+func (c *Client) send(ctx context.Context, s grpc.BidiStreamingClient[agentv1.SyncRequest, agentv1.SyncResponse]) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case r := <-c.report:
+			if err := s.Send(&agentv1.SyncRequest{Message: &agentv1.SyncRequest_Report{Report: r}}); err != nil {
+				return err // Recv tells the reason
+			}
+		}
+	}
+}
+
+func (c *Client) dispatch(m *agentv1.SyncResponse) {
+	h := c.o.Handler
+	switch {
+	case m.GetTarget() != nil:
+		h.Target(m.GetTarget())
+	case m.GetProofTask() != nil:
+		h.ProofTask(m.GetProofTask())
+	case m.GetProofResult() != nil:
+		h.ProofResult(m.GetProofResult())
+	case m.GetControl() != nil:
+		h.Control(m.GetControl())
+	}
+}
+
+func (c *Client) use(conn *grpc.ClientConn, drop context.CancelFunc) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conn, c.drop = conn, drop
+	close(c.ready)
+}
+
+func (c *Client) unuse() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conn, c.drop = nil, nil
+	c.ready = make(chan struct{})
+}
+
+// Report sends what the node looks like now; an older report that was not sent yet is dropped.
+func (c *Client) Report(r *agentv1.Report) {
+	for {
+		select {
+		case c.report <- r:
+			return
+		default:
+		}
+		select {
+		case <-c.report:
+		default:
+		}
+	}
+}
+
+// Call runs a call on the connection whose stream lives, and waits for one until ctx ends. Faults come back as they were
+// sent.
+func (c *Client) Call(ctx context.Context, call func(context.Context, agentv1.AgentServiceClient) error) error {
+	for {
+		c.mu.Lock()
+		conn, ready := c.conn, c.ready
+		c.mu.Unlock()
+		if conn != nil {
+			return fault.FromGRPC(call(ctx, agentv1.NewAgentServiceClient(conn)))
+		}
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return fault.New(fault.Unavailable, "no-controller", "no controller can be reached").Do("check that a controller runs and that its port 9641 is open from here")
+		}
+	}
+}
