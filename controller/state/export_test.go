@@ -31,4 +31,3 @@ func (s *Store) Checkpoint() { s.checkpointOnce(context.Background()) }
 
 // Path is the file in use.
 func (s *Store) Path() string { return s.current.path }
-
