@@ -200,6 +200,19 @@ func waveFree(ctx context.Context, q state.Querier, node, cluster string, now in
 	return b.refusal()
 }
 
+// WaveFree says whether a claim of the node would find the wave free. When it would not, retry is when that changes by
+// time alone; zero when only an event can change it.
+func (f *Fleet) WaveFree(ctx context.Context, node, cluster string) (free bool, retry time.Time, err error) {
+	free, err = view(ctx, f.read, func(ctx context.Context, q state.Querier) (bool, error) {
+		b, err := blocker(ctx, q, node, cluster, f.clock.Now().UnixMilli())
+		if b != nil {
+			retry = b.until
+		}
+		return b == nil, err
+	})
+	return free, retry, err
+}
+
 // blocking says which node the others wait for.
 type blocking struct {
 	node     string

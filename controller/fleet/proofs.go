@@ -18,9 +18,12 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
-// RequestProofs gives a neighbour the task of proving each port. present says of a node whether its agent's stream is
-// open somewhere, as far as the caller knows; connected is what the state says. tasks is empty when nobody can be asked now.
-func (f *Fleet) RequestProofs(ctx context.Context, c Caller, r *agentv1.RequestProofsRequest, present func(node string, connected bool) bool) (tasks []string, prober string, err error) {
+// Present says whether the stream of a node's agent is open, as far as the caller knows. controller is who holds it
+// according to the state, empty when nobody does.
+type Present func(node, controller string) bool
+
+// RequestProofs gives a neighbour the task of proving each port. tasks is empty when nobody can be asked now.
+func (f *Fleet) RequestProofs(ctx context.Context, c Caller, r *agentv1.RequestProofsRequest, present Present) (tasks []string, prober string, err error) {
 	if len(r.Ports) == 0 || len(r.LeafSha256) == 0 {
 		return nil, "", fault.New(fault.Invalid, "nothing-to-prove", "name the ports and the leaf that should be served there")
 	}
@@ -45,21 +48,20 @@ func (f *Fleet) RequestProofs(ctx context.Context, c Caller, r *agentv1.RequestP
 // maxPresent is how many probers are named to Apply, those first that were asked least recently.
 const maxPresent = 64
 
-func (f *Fleet) probers(ctx context.Context, node, cluster string, present func(string, bool) bool) ([]string, error) {
+func (f *Fleet) probers(ctx context.Context, node, cluster string, present Present) ([]string, error) {
 	return view(ctx, f.read, func(ctx context.Context, q state.Querier) ([]string, error) {
-		rows, err := q.QueryContext(ctx, `SELECT g.node, g.connected `+neighbours+` ORDER BY g.asked, g.node`, neighbourArgs(node, cluster)...)
+		rows, err := q.QueryContext(ctx, `SELECT g.node, CASE WHEN g.connected = 1 THEN g.controller ELSE '' END `+neighbours+` ORDER BY g.asked, g.node`, neighbourArgs(node, cluster)...)
 		if err != nil {
 			return nil, err
 		}
 		defer rows.Close()
 		var out []string
 		for rows.Next() && len(out) < maxPresent {
-			var name string
-			var connected bool
-			if err := rows.Scan(&name, &connected); err != nil {
+			var name, controller string
+			if err := rows.Scan(&name, &controller); err != nil {
 				return nil, err
 			}
-			if present(name, connected) {
+			if present(name, controller) {
 				out = append(out, name)
 			}
 		}
@@ -280,6 +282,14 @@ func (f *Fleet) OpenTasks(ctx context.Context, prober string) ([]*agentv1.ProofT
 			t.Deadline = timestamppb.New(at(deadline))
 			return t, err
 		}, `SELECT task, node, kind, address, port, leaf_sha256, deadline_ms FROM proof_tasks WHERE prober = ? AND recorded = 0 AND deadline_ms > ? ORDER BY asked, task LIMIT 64`, prober, now)
+	})
+}
+
+// ProofCursor is where the results that a node may still need begin: at its open claim, else now.
+func (f *Fleet) ProofCursor(ctx context.Context, node string) (uint64, error) {
+	return view(ctx, f.read, func(ctx context.Context, q state.Querier) (after uint64, err error) {
+		err = q.QueryRowContext(ctx, `SELECT coalesce((SELECT max(opened) FROM moves WHERE node = ?1 AND state = 'open'), (SELECT max(recorded) FROM proof_tasks WHERE node = ?1), 0)`, node).Scan(&after)
+		return after, err
 	})
 }
 

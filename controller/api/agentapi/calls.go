@@ -1,0 +1,116 @@
+package agentapi
+
+import (
+	"context"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+
+	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/ledger"
+	"github.com/cassandra-security-manager/csm/shared/certificate"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/identity"
+	"github.com/cassandra-security-manager/csm/shared/resource"
+)
+
+// ClaimMove asks Apply. Who finds the wave busy is told over its stream when it is worth asking again.
+func (s *Server) ClaimMove(ctx context.Context, r *agentv1.ClaimMoveRequest) (*agentv1.ClaimMoveResponse, error) {
+	c := callerOf(ctx)
+	if r.Incarnation != c.Incarnation {
+		return nil, fault.New(fault.Refused, "not-your-node", "the claim is for incarnation %d, the caller is %d", r.Incarnation, c.Incarnation)
+	}
+	claim, expires, err := s.Fleet.Claim(ctx, c.UID, r)
+	if fault.HasReason(err, "wave-busy") {
+		s.waits(c.Node)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.ClaimMoveResponse{Claim: claim, Expires: timestamppb.New(expires)}, nil
+}
+
+// IssueCertificate signs under the caller's open claim. The certificate carries the names that fleet allows the node;
+// a request that asks for any other is refused whole.
+func (s *Server) IssueCertificate(ctx context.Context, r *agentv1.IssueCertificateRequest) (*agentv1.IssueCertificateResponse, error) {
+	c := callerOf(ctx)
+	if r.RequestId == "" {
+		return nil, fault.New(fault.Invalid, "no-request-id", "a request for a certificate needs an id")
+	}
+	o, err := fresh(ctx, s, func() (fleet.OpenClaim, error) { return s.Fleet.OpenClaim(ctx, r.Claim) })
+	if err != nil {
+		return nil, err
+	}
+	if o.Node != c.Node || o.Incarnation != c.Incarnation || o.Store != r.Store {
+		return nil, fault.New(fault.Refused, "not-your-claim", "this claim is not that of store %.63q of this node", r.Store)
+	}
+	csr, err := certificate.ParseRequest(r.Csr)
+	if err != nil {
+		return nil, err
+	}
+	names, err := s.allowed(o, certificate.OfRequest(csr))
+	if err != nil {
+		return nil, err
+	}
+	out, err := s.Issuer.IssueNode(ctx, NodeRequest{RequestID: r.RequestId, Actor: c.id.String(), Tenant: resource.Segment(o.Node, "tenants"), Authority: o.Authority,
+		Region: o.Region, Template: fleet.TemplateNode, CSR: r.Csr, Names: names, Node: o.Node, Incarnation: o.Incarnation, Store: o.Store, Claim: o.Claim})
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.IssueCertificateResponse{Chain: out.Chain, RenewAt: timestamppb.New(out.RenewAt), Certificate: out.Name}, nil
+}
+
+// allowed gives the names of the certificate: those of the node, and its SPIFFE ID.
+func (s *Server) allowed(o fleet.OpenClaim, asked certificate.Names) (certificate.Names, error) {
+	names, err := o.Names.Certificate()
+	if err != nil {
+		return names, err
+	}
+	names.URIs = []string{identity.NodeID(s.TrustDomain, resource.Segment(o.Node, "tenants"), resource.Segment(o.Node, "clusters"), resource.Last(o.Node)).String()}
+	if missing := names.Missing(asked); !missing.Empty() {
+		return names, fault.New(fault.Refused, "name-not-allowed", "this node may not carry %.300s", missing).
+			Do("an administrator sets its names: `csm node set-names %s/%s`", resource.Segment(o.Node, "clusters"), resource.Last(o.Node))
+	}
+	return names, nil
+}
+
+// RequestProofs gives a neighbour tasks; their results come over Sync.
+func (s *Server) RequestProofs(ctx context.Context, r *agentv1.RequestProofsRequest) (*agentv1.RequestProofsResponse, error) {
+	tasks, prober, err := s.Fleet.RequestProofs(ctx, callerOf(ctx).Caller, r, s.present)
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.RequestProofsResponse{Tasks: tasks, Prober: prober}, nil
+}
+
+// ReportProof records what this agent saw of its neighbour.
+func (s *Server) ReportProof(ctx context.Context, r *agentv1.ReportProofRequest) (*agentv1.ReportProofResponse, error) {
+	c := callerOf(ctx)
+	if err := s.Fleet.RecordProof(ctx, c.UID, c.Incarnation, r.Task, r.Proof); err != nil {
+		return nil, err
+	}
+	return &agentv1.ReportProofResponse{}, nil
+}
+
+// ReportMove ends a claim.
+func (s *Server) ReportMove(ctx context.Context, r *agentv1.ReportMoveRequest) (*agentv1.ReportMoveResponse, error) {
+	c := callerOf(ctx)
+	if err := s.Fleet.Complete(ctx, c.UID, c.Incarnation, r); err != nil {
+		return nil, err
+	}
+	return &agentv1.ReportMoveResponse{}, nil
+}
+
+// ReportInventory replaces what this node's scan found.
+func (s *Server) ReportInventory(ctx context.Context, r *agentv1.ReportInventoryRequest) (*agentv1.ReportInventoryResponse, error) {
+	c := callerOf(ctx)
+	seen := make([]ledger.Seen, 0, len(r.Found))
+	for _, f := range r.Found {
+		seen = append(seen, ledger.Seen{DER: f.Der, Path: f.Path, Entry: f.Entry, Format: f.Format, Owner: f.Owner, HasPrivateKey: f.HasPrivateKey, Mode: f.Mode})
+	}
+	if _, err := ledger.ReportFound(ctx, s.Store, s.Log, c.Node, c.id.String(), seen); err != nil {
+		return nil, err
+	}
+	return &agentv1.ReportInventoryResponse{}, nil
+}
