@@ -161,8 +161,13 @@ func setIssuerState(a *state.Apply, c *clusterv1.SetIssuerState) (*clusterv1.Emp
 	return &clusterv1.Empty{}, nil
 }
 
-// Guard refuses a certificate whose issuer is not active, or has another certificate than the one that the signer used.
-func Guard(a *state.Apply, c *clusterv1.RecordCertificate) error {
+// Issuers is what the ledger asks in Apply about the issuer of a certificate: ledger.Module(authority.Issuers{}, …).
+type Issuers struct{}
+
+var _ ledger.Issuers = Issuers{}
+
+// CheckIssuer refuses a certificate whose issuer is not active, or has another certificate than the one that the signer used.
+func (Issuers) CheckIssuer(a *state.Apply, c *clusterv1.RecordCertificate) error {
 	var st string
 	err := a.QueryRow(`SELECT state FROM issuers WHERE name = ? AND sha256 = ?`, c.Issuer, bytesOf(c.IssuerSha256)).Scan(&st)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {

@@ -34,6 +34,12 @@ type Ledger interface {
 // A guard is pure, as every part of Apply.
 type Guard func(a *state.Apply, c *clusterv1.RecordCertificate) error
 
+// Issuers is the guard that every ledger needs: it refuses a certificate whose issuer is not active, or has another
+// certificate than the one that the signer used. Package authority has it.
+type Issuers interface {
+	CheckIssuer(a *state.Apply, c *clusterv1.RecordCertificate) error
+}
+
 // Reader is what the ledger needs of the state machine's store.
 type Reader interface {
 	View(ctx context.Context, fn func(ctx context.Context, q state.Querier) error) error

@@ -4,9 +4,10 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/state"
 )
 
-// Module registers the tables and commands. Guards are asked in order by Apply before a certificate is recorded: the
-// authority's (issuer active) and the fleet's (claim, incarnation, suspension).
-func Module(guards ...Guard) state.Module {
+// Module registers the tables and commands. Apply asks issuers (authority.Issuers{}) and then the guards in order before
+// a certificate is recorded: the fleet's looks at claim, incarnation and suspension.
+func Module(issuers Issuers, guards ...Guard) state.Module {
+	guards = append([]Guard{issuers.CheckIssuer}, guards...)
 	return state.Module{
 		Name:       "ledger",
 		Migrations: []state.Migration{{Number: 400, SQL: schema}},

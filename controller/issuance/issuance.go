@@ -1,0 +1,114 @@
+// Package issuance is the one door through which a leaf certificate is signed: request -> template -> names -> lint with a
+// throw-away key -> sign -> verify -> record -> hand out. It owns the templates and the rules of what may be signed,
+// and keeps no state: the record belongs to the ledger.
+//
+// It refuses every name that its caller did not allow, keys below the floor, requests without proof of possession,
+// lives that outlast the issuer. Its invariant: what is handed out was recorded by Apply before, and what Apply refused
+// is thrown away. Who may ask, and which names are a node's, is decided by the callers and by the Guards in Apply.
+package issuance
+
+import (
+	"context"
+	"crypto/x509"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/jonboulle/clockwork"
+
+	"github.com/cassandra-security-manager/csm/controller/authority"
+	"github.com/cassandra-security-manager/csm/controller/keyring"
+	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/shared/algorithm"
+	"github.com/cassandra-security-manager/csm/shared/certificate"
+)
+
+// Request asks for a leaf of a tenant's authority.
+type Request struct {
+	// RequestID makes a repeat safe: the same id with the same key, for the same node, returns the recorded certificate. 1 to 64 bytes.
+	RequestID string
+	// Actor who asks: a SPIFFE ID or name.
+	Actor  string
+	Reason string
+	Tenant string
+	// Authority is a full resource name; Region prefers one of its issuers.
+	Authority, Region string
+	// Template is "node" or "application".
+	Template string
+	// CSR is a PKCS#10 request, DER, at most 16 KiB. Its key counts; each of its names must be one of Names.
+	CSR []byte
+	// Names are what the certificate carries: exactly these.
+	Names certificate.Names
+	// NamesFromCSR takes the names that the request asks for, when Names is empty: for a caller who may ask for any name.
+	NamesFromCSR bool
+	// Subject is the common name, at most 64 bytes; the node's id, else the first name, when empty.
+	Subject string
+	// Node (full name), Incarnation, Store and Claim of a node's certificate: Apply looks at them again.
+	Node        string
+	Incarnation uint64
+	Store       string
+	Claim       string
+	// Validity is the template's when zero. Below 24 h is refused; it is cut at the issuer's end.
+	Validity time.Duration
+	Zone     string
+}
+
+// Issued is a recorded certificate.
+type Issued struct {
+	// Name is the full resource name.
+	Name string
+	// Serial in hex.
+	Serial string
+	// Chain is DER, leaf first, without the root.
+	Chain    [][]byte
+	Issuer   string
+	NotAfter time.Time
+	// RenewAt was drawn once and is recorded.
+	RenewAt time.Time
+	// Repeated: the same request had been answered before.
+	Repeated bool
+}
+
+// Leaf is the certificate itself, DER.
+func (i *Issued) Leaf() []byte { return i.Chain[0] }
+
+// Authorities is what issuance needs of package authority.
+type Authorities interface {
+	IssuerFor(ctx context.Context, authority, region string) (*authority.Issuer, error)
+	Issuer(ctx context.Context, name string) (*authority.Issuer, error)
+	Signer(ctx context.Context, i *authority.Issuer) (keyring.Signer, error)
+	Chain(ctx context.Context, i *authority.Issuer) ([]*x509.Certificate, error)
+	SystemBundle(ctx context.Context) ([]*x509.Certificate, error)
+	TrustDomain(ctx context.Context) (string, error)
+	Forget(authority string)
+}
+
+// Options of one controller.
+type Options struct {
+	// HourlyCap replaces the templates' caps on certificates per node (or identity, or subject) and hour; negative: none.
+	HourlyCap int
+	// AllowBenchmark lets P-256 pass. Benchmarks only.
+	AllowBenchmark bool
+	// Observe is told of each request: the template, the fault's reason ("" for success) and how long it took.
+	Observe func(template, reason string, took time.Duration)
+}
+
+// Issuance is the door.
+type Issuance struct {
+	authorities Authorities
+	log         state.Log
+	clock       clockwork.Clock
+	rand        io.Reader
+	options     Options
+	linter      *linter
+	// verified holds the fingerprints of issuer certificates whose chain was verified on this controller.
+	verified sync.Map
+}
+
+// New makes the door. rand gives serial numbers and renewal times.
+func New(authorities Authorities, log state.Log, clock clockwork.Clock, rand io.Reader, o Options) *Issuance {
+	if o.AllowBenchmark {
+		algorithm.AllowBenchmark()
+	}
+	return &Issuance{authorities: authorities, log: log, clock: clock, rand: rand, options: o, linter: newLinter()}
+}
