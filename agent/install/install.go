@@ -11,6 +11,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/jonboulle/clockwork"
@@ -20,6 +21,7 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/reload"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
+	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
 // Defaults.
@@ -29,6 +31,8 @@ const (
 	Poll = 600 * time.Second
 	// KeepGenerations is how many old generations stay in the state folder beside the current one.
 	KeepGenerations = 2
+	// HoldGrace is how long a neighbour may still take once a HOLD file has appeared.
+	HoldGrace = 10 * time.Second
 	// ContestWindow: a second foreign change within it makes a store contested.
 	ContestWindow = 24 * time.Hour
 )
@@ -109,8 +113,45 @@ type Outcome struct {
 
 // Installer runs the transactions of one instance. It is safe for concurrent use: one transaction at a time.
 type Installer struct {
-	o     Options
-	turn  chan struct{} // held by the running transaction
-	disk  disk
-	hooks func(Op) error
+	o    Options
+	turn chan struct{} // held by the running transaction
+
+	mu    sync.Mutex
+	tried map[string]time.Time // last Reprove of each store
+}
+
+// New checks the options and returns an installer. It touches nothing.
+func New(o Options) (*Installer, error) {
+	if o.StateDir == "" || o.Reloader == nil {
+		return nil, fault.New(fault.Internal, "bad-options", "an installer needs a state folder and a reloader")
+	}
+	if o.Hold == "" {
+		o.Hold = DefaultHold
+	}
+	if o.Probe == nil {
+		o.Probe = probe.Probe
+	}
+	if o.Detect == nil {
+		o.Detect = func(ctx context.Context, i *cassandra.Instance) cassandra.Presence { return i.Detect(ctx) }
+	}
+	if o.Clock == nil {
+		o.Clock = clockwork.NewRealClock()
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.Before == nil {
+		o.Before = func(Op) error { return nil }
+	}
+	o.ProveFor = orElse(o.ProveFor, 15*time.Second)
+	o.ProveEvery = orElse(o.ProveEvery, time.Second)
+	o.NeighbourFor = orElse(o.NeighbourFor, 60*time.Second)
+	return &Installer{o: o, turn: make(chan struct{}, 1), tried: map[string]time.Time{}}, nil
+}
+
+func orElse(d, otherwise time.Duration) time.Duration {
+	if d <= 0 {
+		return otherwise
+	}
+	return d
 }

@@ -1,0 +1,175 @@
+package install
+
+import (
+	"context"
+	"time"
+
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+// pollSlack is how long after a poll its effect is looked for: the poll itself builds contexts and may be late.
+const pollSlack = 15 * time.Second
+
+// Again is how soon a proof that could not be had is tried again.
+const Again = time.Minute
+
+// AtRest is how often a store is proved when nothing happens.
+const AtRest = time.Hour
+
+// Schedule is when a store must be proved again after files were written at installed: once after each of the polls by
+// which Cassandra drops its caches and reads the files again. It handles one changed file a poll, so (files + 1) polls
+// pass until all is quiet. Poll n falls somewhere within the n-th interval after the write.
+func Schedule(installed time.Time, files int) []time.Time {
+	var out []time.Time
+	for n := 1; n <= files+1; n++ {
+		out = append(out, installed.Add(time.Duration(n)*Poll+pollSlack))
+	}
+	return out
+}
+
+// Next is when the next proof is due: the first of the schedule that no proof has followed, else an hour after the last.
+func Next(installed, proved time.Time, files int) time.Time {
+	for _, at := range Schedule(installed, files) {
+		if proved.Before(at) {
+			return at
+		}
+	}
+	return proved.Add(AtRest)
+}
+
+// Settled says whether all polls have passed and been followed by a proof: only then is a reload really over.
+func Settled(installed, proved time.Time, files int) bool {
+	s := Schedule(installed, files)
+	return !proved.Before(s[len(s)-1])
+}
+
+// NextProof is when Reprove should be called for this store; zero when CSM wrote nothing there. A store that waits for its
+// first proof is due at once.
+func (i *Installer) NextProof(site Site) (time.Time, error) {
+	r, err := i.folder(site).record()
+	if err != nil || r == nil || len(r.History) == 0 || r.State == agentv1.InstallState_INSTALL_STATE_FOREIGN {
+		return time.Time{}, err
+	}
+	i.mu.Lock()
+	tried := i.tried[site.Store.Name]
+	i.mu.Unlock()
+	due := Next(r.Installed, r.Proved, r.Files)
+	switch r.State {
+	case agentv1.InstallState_INSTALL_STATE_FAILED:
+		due = tried.Add(AtRest) // each refused probe writes an ERROR into Cassandra's log
+	case agentv1.InstallState_INSTALL_STATE_INSTALLED_UNPROVEN:
+		due = tried.Add(Again)
+	}
+	if least := tried.Add(Again); due.Before(least) {
+		due = least
+	}
+	return due, nil
+}
+
+// Reprove proves what CSM wrote once more. Files that somebody changed are restored. A pair that is no longer served is
+// reloaded; if that does not help and its polls have not all passed, the generation before it is put back. A nil outcome
+// means that there is nothing of ours or that Cassandra does not run.
+func (i *Installer) Reprove(ctx context.Context, site Site) (*Outcome, error) {
+	t, end, err := i.begin(site)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	i.mu.Lock()
+	i.tried[site.Store.Name] = i.o.Clock.Now()
+	i.mu.Unlock()
+	if o, err := t.restore(ctx); o != nil || err != nil {
+		return o, err
+	}
+	j, err := t.f.journal()
+	if err != nil || j != nil || t.rec == nil || len(t.rec.History) == 0 {
+		return nil, err
+	}
+	p := i.o.Detect(ctx, site.Instance)
+	if !p.Normal() {
+		return nil, nil
+	}
+	t.plan = Plan{Site: site, Claim: t.rec.Claim, Generation: t.rec.Generation}
+	t.running = true
+	if t.new, err = t.open(); err != nil {
+		return nil, err
+	}
+	t.old = t.new
+	if !t.rec.current().same(t.new.snapshot(0)) {
+		return nil, nil // theirs, and changed by them
+	}
+	err = t.again(ctx)
+	o := t.outcome(agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN, nil)
+	switch reason := fault.From(err); {
+	case err == nil:
+		return t.proved(o)
+	case reason.Reason == "proof-unknown" || reason.Reason == "proof-down" || reason.Reason == "held":
+		o.Result, o.Reason, o.Detail = agentv1.MoveOutcome_MOVE_OUTCOME_UNPROVEN, reason.Reason, reason.Error()
+		return &o, err
+	}
+	r := t.rec
+	if r.Theirs || len(r.History) < 2 || Settled(r.Installed, r.Proved, r.Files) {
+		o, err := t.failedRestore(err)
+		return &o, err
+	}
+	o, err = t.retreat(context.WithoutCancel(ctx), err)
+	return &o, err
+}
+
+// again proves, and reloads once where the leaf in place is not what is served.
+func (t *transaction) again(ctx context.Context) error {
+	t.step = StepProve
+	err := t.prove(ctx, t.new)
+	if err == nil || !fault.HasReason(err, "proof-wrong-leaf") && !fault.HasReason(err, "proof-refused") {
+		return err
+	}
+	if err := t.i.held(); err != nil {
+		return err
+	}
+	if t.i.o.Budget != nil {
+		if err := t.i.o.Budget.Take(); err != nil {
+			return err
+		}
+	}
+	t.proofs = nil
+	t.step = StepReload
+	t.doReload(ctx)
+	t.step = StepProve
+	return t.prove(ctx, t.new)
+}
+
+func (t *transaction) proved(o Outcome) (*Outcome, error) {
+	r := t.rec
+	r.Proved = t.i.o.Clock.Now()
+	switch r.State {
+	case agentv1.InstallState_INSTALL_STATE_INSTALLED_UNPROVEN, agentv1.InstallState_INSTALL_STATE_FAILED:
+		r.State, r.Detail = agentv1.InstallState_INSTALL_STATE_PROVEN, ""
+	}
+	o.State = r.State
+	t.exempt = true
+	if err := t.f.saveRecord(r); err != nil {
+		return &o, unwritable(err, t.f.dir)
+	}
+	t.f.prune(r)
+	return &o, nil
+}
+
+// retreat puts the generation before the current one back, as a rollback of its own.
+func (t *transaction) retreat(ctx context.Context, cause error) (Outcome, error) {
+	if err := t.i.held(); err != nil {
+		return t.failedRestore(err)
+	}
+	previous, err := t.fromKept(t.rec.History[1])
+	if err == nil {
+		t.old = previous
+		err = fatal("old", checkNow(previous, t.i.o.Clock.Now()))
+	}
+	if err != nil {
+		return t.failedRestore(cause)
+	}
+	t.j = &journal{Claim: t.rec.Claim, Generation: t.rec.Generation, Old: t.rec.History[1], New: t.rec.History[0],
+		Ours: t.rec.Ours, Back: fault.From(cause).Reason, Begun: t.begun}
+	t.proofs = nil
+	return t.back(ctx, cause, false)
+}
