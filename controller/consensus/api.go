@@ -50,3 +50,4 @@ type Quorum interface {
 	Close() error
 }
 
+var _ Quorum = (*Node)(nil)

@@ -1,9 +1,17 @@
 package consensus
 
 import (
+	"context"
+	"fmt"
+	"sync"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/cassandra-security-manager/csm/controller/consensus/members"
+	"github.com/cassandra-security-manager/csm/controller/state"
+	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
+	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
 // Status is the control plane as this controller sees it.
@@ -72,4 +80,148 @@ type TokenSpec struct {
 	Uses int
 	// Name, if set, is the only controller that may use it.
 	Name string
+}
+
+// Status implements Quorum: it asks every member now and waits at most a second.
+func (n *Node) Status(ctx context.Context) (Status, error) {
+	n.pingAll(ctx)
+	me := n.self()
+	s := Status{ClusterID: n.cfg.ClusterID, Name: n.cfg.Name, Leader: n.Leader(), Term: me.Term, Applied: me.Applied, Age: n.Age()}
+	suffrage := map[string]raft.ServerSuffrage{}
+	conf := n.raft.GetConfiguration()
+	if err := conf.Error(); err != nil {
+		return s, err
+	}
+	voters, answer := 0, 0
+	for _, v := range conf.Configuration().Servers {
+		suffrage[string(v.ID)] = v.Suffrage
+	}
+	var head uint64
+	for _, m := range n.dir.all() {
+		ms := MemberStatus{Name: m.Name, Region: m.Region, Zone: m.Zone, Address: m.Address, ID: m.ID, State: string(m.State), Version: m.Version,
+			KeyFingerprint: m.Fingerprint(), LastContact: -1}
+		kind, in := suffrage[m.ID]
+		ms.Voter = in && kind == raft.Voter
+		a, offset := me, time.Duration(0)
+		if m.ID != n.cfg.NodeID {
+			c := n.contacts.get(m.ID)
+			a, offset = c.answer, c.offset
+			ms.Reachable = n.contacts.fresh(m.ID)
+		} else {
+			ms.Reachable = true
+		}
+		if a != nil && m.Trusted() {
+			ms.Applied, ms.Version, ms.FeatureLevel, ms.ClockOffset, ms.DiskFree = a.Applied, a.Version, a.FeatureLevel, offset, a.DiskFree
+			if a.LastContactMs >= 0 {
+				ms.LastContact = time.Duration(a.LastContactMs) * time.Millisecond
+			}
+		}
+		switch {
+		case m.Name == s.Leader:
+			ms.State = "leader"
+			head = ms.Applied
+		case ms.Voter:
+			ms.State = "voter"
+		case in && m.State == members.Unsealed:
+			ms.State = "non-voter"
+		}
+		if ms.Voter {
+			voters++
+			if ms.Reachable {
+				answer++
+			}
+		}
+		s.Members = append(s.Members, ms)
+	}
+	for i := range s.Members {
+		if m := &s.Members[i]; m.Applied < head {
+			m.Lag = head - m.Applied
+		}
+	}
+	s.Quorum = s.Leader != "" && answer >= voters/2+1
+	s.Problems = n.problems(s)
+	return s, nil
+}
+
+// problems says in words what an administrator should do something about.
+func (n *Node) problems(s Status) []string {
+	var out []string
+	if !s.Quorum {
+		f := n.noQuorum()
+		out = append(out, f.Error())
+	}
+	for _, m := range s.Members {
+		switch {
+		case m.State == string(members.Pending):
+			out = append(out, fmt.Sprintf("%s waits for approval: compare its key %s, then `csm system controllers approve %s --fingerprint ...`", m.Name, m.KeyFingerprint, m.Name))
+			continue
+		case !m.Reachable:
+			out = append(out, fmt.Sprintf("%s (%s) does not answer %s: start csm-controller there, or mend the network on port 9642", m.Name, m.Address, s.Name))
+		case m.ClockOffset.Abs() > MaxClockOffset:
+			out = append(out, fmt.Sprintf("the clock of %s is off by %s against %s: set it (chrony, systemd-timesyncd)", m.Name, m.ClockOffset.Round(time.Second), s.Name))
+		}
+		if m.Reachable && m.DiskFree < n.cfg.MinDiskFree {
+			out = append(out, fmt.Sprintf("the disk of %s has %.1f %% free: it takes no writes below %.1f %%", m.Name, m.DiskFree*100, n.cfg.MinDiskFree*100))
+		}
+	}
+	if ahead := n.store.Now().Sub(n.cfg.Clock.Now()); ahead > MaxClockOffset {
+		out = append(out, fmt.Sprintf("the clock of the state is %s ahead of the clock of %s: an earlier leader dated writes in the future", ahead.Round(time.Second), s.Name))
+	}
+	if f := n.skewed.Load(); f != nil {
+		out = append(out, f.Error())
+	}
+	return out
+}
+
+// Verify implements Quorum: it proposes a marker, and each controller hashes its state as it was right after it.
+func (n *Node) Verify(ctx context.Context, actor string) ([]MemberChecksum, error) {
+	return n.checksums(ctx, actor, Member.Trusted)
+}
+
+func (n *Node) checksums(ctx context.Context, actor string, of func(Member) bool) ([]MemberChecksum, error) {
+	res, err := n.Propose(ctx, state.Proposal{Command: &clusterv1.Marker{}, Actor: actor, Reason: "verify"})
+	if err != nil {
+		return nil, err
+	}
+	var out []MemberChecksum
+	for _, m := range n.dir.all() {
+		if of(m) {
+			out = append(out, MemberChecksum{Name: m.Name, Index: res.Index})
+		}
+	}
+	var wg sync.WaitGroup
+	for i := range out {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			c := &out[i]
+			if c.Name == n.cfg.Name {
+				c.Sum, c.Rows, c.Err = n.store.Checksum(ctx, c.Index)
+				return
+			}
+			cc, err := n.Dial(ctx, c.Name)
+			if err != nil {
+				c.Err = err
+				return
+			}
+			r, err := clusterv1.NewClusterServiceClient(cc).Checksum(ctx, &clusterv1.ChecksumRequest{Index: c.Index})
+			if err != nil {
+				c.Err = fault.FromGRPC(err)
+				return
+			}
+			copy(c.Sum[:], r.GetSum())
+			c.Rows = r.GetRows()
+		}()
+	}
+	wg.Wait()
+	return out, nil
+}
+
+// Checksum implements cluster.proto.
+func (s service) Checksum(ctx context.Context, r *clusterv1.ChecksumRequest) (*clusterv1.ChecksumResponse, error) {
+	sum, rows, err := s.n.store.Checksum(ctx, r.GetIndex())
+	if err != nil {
+		return nil, fault.From(err)
+	}
+	return &clusterv1.ChecksumResponse{Sum: sum[:], Rows: rows}, nil
 }

@@ -115,3 +115,12 @@ func insert(a *state.Apply, m Member, token string) error {
 		milli(m.Joined), milli(m.Approved), milli(m.Unsealed), token)
 	return err
 }
+
+// Admitted is the member that a token let in with this key; false when there is none.
+func Admitted(ctx context.Context, q state.Querier, tokenHash, key [32]byte) (Member, bool, error) {
+	m, err := scan(q.QueryRowContext(ctx, "SELECT "+columns+" FROM members WHERE key = ? AND token_id = (SELECT id FROM controller_join_tokens WHERE hash = ?)", key[:], tokenHash[:]))
+	if errors.Is(err, sql.ErrNoRows) {
+		return Member{}, false, nil
+	}
+	return m, err == nil, err
+}

@@ -1,0 +1,227 @@
+package consensus
+
+import (
+	"context"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/cassandra-security-manager/csm/controller/consensus/transport"
+	"github.com/cassandra-security-manager/csm/controller/state"
+	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+// clients are the shared gRPC connections, by address.
+type clients struct {
+	trans *transport.Transport
+
+	mu     sync.Mutex
+	byAddr map[string]*grpc.ClientConn
+	closed bool
+}
+
+func (c *clients) get(addr string) (*grpc.ClientConn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, fault.New(fault.Unavailable, "shutting-down", "this controller is shutting down")
+	}
+	if cc := c.byAddr[addr]; cc != nil {
+		return cc, nil
+	}
+	cc, err := c.trans.Client(addr)
+	if err != nil {
+		return nil, err
+	}
+	if c.byAddr == nil {
+		c.byAddr = map[string]*grpc.ClientConn{}
+	}
+	c.byAddr[addr] = cc
+	return cc, nil
+}
+
+// keep closes connections to addresses where no member is any more.
+func (c *clients) keep(list []Member) {
+	if len(list) == 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for addr, cc := range c.byAddr {
+		stay := false
+		for _, m := range list {
+			stay = stay || m.Address == addr
+		}
+		if !stay {
+			cc.Close()
+			delete(c.byAddr, addr)
+		}
+	}
+}
+
+func (c *clients) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for _, cc := range c.byAddr {
+		cc.Close()
+	}
+}
+
+// Dial implements Quorum.
+func (n *Node) Dial(ctx context.Context, name string) (grpc.ClientConnInterface, error) {
+	m, ok := n.dir.find(func(m Member) bool { return m.Name == name && m.Trusted() })
+	if !ok {
+		return nil, fault.New(fault.NotFound, "no-such-controller", "there is no controller %q", name).Do("list them: `csm system controllers`")
+	}
+	return n.clients.get(m.Address)
+}
+
+func (n *Node) leaderAddress() string {
+	addr, id := n.raft.LeaderWithID()
+	if m, ok := n.dir.find(func(m Member) bool { return m.ID == string(id) }); ok {
+		return m.Address
+	}
+	return string(addr)
+}
+
+// leaderClient is a connection to the leader that stands, or a fault at once: what was not sent was not applied.
+func (n *Node) leaderClient(ctx context.Context) (*grpc.ClientConn, error) {
+	addr := n.leaderAddress()
+	if addr == "" {
+		return nil, fault.New(fault.Unavailable, "no-leader", "there is no leader")
+	}
+	cc, err := n.clients.get(addr)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+	defer cancel()
+	for s := cc.GetState(); s != connectivity.Ready; s = cc.GetState() {
+		cc.Connect()
+		if !cc.WaitForStateChange(ctx, s) {
+			return nil, fault.New(fault.Unavailable, "leader-unreachable", "the leader at %s cannot be reached", addr)
+		}
+	}
+	return cc, nil
+}
+
+// forward hands the envelope to the leader, side by side with others over one connection.
+func (n *Node) forward(ctx context.Context, e *clusterv1.Envelope) attempt {
+	cc, err := n.leaderClient(ctx)
+	if err != nil {
+		return attempt{class: notApplied, why: fault.From(err)}
+	}
+	e.Stamp = nil
+	raw, err := proto.Marshal(e)
+	if err != nil {
+		return attempt{class: refused, why: fault.Wrap(err, fault.Invalid, "bad-envelope", "the command cannot be encoded")}
+	}
+	r, err := clusterv1.NewClusterServiceClient(cc).Forward(ctx, &clusterv1.ForwardRequest{Envelope: raw})
+	if err != nil {
+		return missed(unknown, "leader-unreachable", "the leader was lost while it had the write: %v", fault.FromGRPC(err))
+	}
+	if r.Class == decided && r.Outcome != nil {
+		return attempt{class: decided, outcome: r.Outcome}
+	}
+	why := state.DecodeFault(r.Refusal)
+	if why == nil {
+		why = fault.New(fault.Unavailable, "no-leader", "%s", r.Why)
+	}
+	switch r.Class {
+	case notApplied, refused:
+		return attempt{class: r.Class, why: why}
+	}
+	return attempt{class: unknown, why: why}
+}
+
+type service struct {
+	clusterv1.UnimplementedClusterServiceServer
+	n *Node
+}
+
+// Forward implements the leader's side; it hops once.
+func (s service) Forward(ctx context.Context, r *clusterv1.ForwardRequest) (*clusterv1.ForwardResponse, error) {
+	var e clusterv1.Envelope
+	if err := proto.Unmarshal(r.GetEnvelope(), &e); err != nil {
+		return nil, fault.Wrap(err, fault.Invalid, "bad-envelope", "the forwarded command cannot be read")
+	}
+	var a attempt
+	if err := s.n.store.Check(&e); err != nil {
+		a = attempt{class: refused, why: fault.From(err)}
+	} else if !s.n.IsLeader() {
+		a = missed(notApplied, "no-leader", "%s does not lead", s.n.cfg.Name)
+	} else {
+		a = s.n.append(ctx, &e)
+	}
+	out := &clusterv1.ForwardResponse{Class: a.class, Outcome: a.outcome}
+	if a.why != nil {
+		out.Why, out.Refusal = clip(a.why.Message), state.EncodeFault(a.why)
+	}
+	return out, nil
+}
+
+func clip(s string) string { return s[:min(len(s), 1024)] }
+
+// TransferLeadership implements the leader's side.
+func (s service) TransferLeadership(ctx context.Context, r *clusterv1.TransferLeadershipRequest) (*clusterv1.TransferLeadershipResponse, error) {
+	if !s.n.IsLeader() {
+		return nil, fault.New(fault.Unavailable, "no-leader", "%s does not lead", s.n.cfg.Name).Do("try again")
+	}
+	return &clusterv1.TransferLeadershipResponse{}, s.n.TransferLeadership(ctx, r.GetTo())
+}
+
+const joinMethod = "/csm.cluster.v1.AdmissionService/Join"
+
+// startServices serves gRPC on the cluster port: members everything, guests Join.
+func (n *Node) startServices() {
+	guard := func(ctx context.Context, method string) error {
+		if method == joinMethod {
+			return nil
+		}
+		p := transport.PeerFrom(ctx)
+		if p == nil {
+			return fault.New(fault.Unauthenticated, "no-certificate", "only members may call %s", method).Do("join first: `csm-controller join`")
+		}
+		if !n.dir.Allowed(p.Key) {
+			return fault.New(fault.Refused, "not-a-member", "the controller %s is no member", p.ID.Path)
+		}
+		return nil
+	}
+	n.grpc = grpc.NewServer(append(transport.ServerOptions(),
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+			if err := guard(ctx, info.FullMethod); err != nil {
+				return nil, err
+			}
+			return h(ctx, req)
+		}),
+		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+			if err := guard(ss.Context(), info.FullMethod); err != nil {
+				return err
+			}
+			return h(srv, ss)
+		}))...)
+	clusterv1.RegisterClusterServiceServer(n.grpc, service{n: n})
+	clusterv1.RegisterAdmissionServiceServer(n.grpc, admission{n: n})
+	if n.cfg.Services != nil {
+		n.cfg.Services(n.grpc)
+	}
+	go n.grpc.Serve(n.trans.Listener(transport.GRPC))
+}
+
+func (n *Node) dialGossip(ctx context.Context, name string) (net.Conn, error) {
+	m, ok := n.dir.find(func(m Member) bool { return m.Name == name && m.Trusted() })
+	if !ok {
+		return nil, fault.New(fault.NotFound, "no-such-controller", "there is no controller %q", name)
+	}
+	c, err := n.trans.Dial(ctx, transport.Gossip, m.Address)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}

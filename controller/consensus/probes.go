@@ -1,0 +1,205 @@
+package consensus
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+const (
+	probeEvery   = time.Second
+	probeTimeout = time.Second
+	// freshFor is how long an answer says that a controller can be reached.
+	freshFor = 3 * time.Second
+)
+
+// contact is the last answer of a member to a ping.
+type contact struct {
+	at     time.Time
+	rtt    time.Duration
+	offset time.Duration
+	answer *clusterv1.PingResponse
+	failed error
+}
+
+type contacts struct {
+	mu   sync.Mutex
+	byID map[string]contact
+}
+
+func (c *contacts) put(id string, update func(*contact)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byID == nil {
+		c.byID = map[string]contact{}
+	}
+	v := c.byID[id]
+	update(&v)
+	c.byID[id] = v
+}
+
+func (c *contacts) get(id string) contact {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.byID[id]
+}
+
+// fresh says that the member answered the last ping, a moment ago.
+func (c *contacts) fresh(id string) bool {
+	v := c.get(id)
+	return v.failed == nil && v.answer != nil && time.Since(v.at) < freshFor
+}
+
+func (c *contacts) rtt(id string) time.Duration { return c.get(id).rtt }
+
+// Ping implements cluster.proto.
+func (s service) Ping(context.Context, *clusterv1.PingRequest) (*clusterv1.PingResponse, error) {
+	return s.n.self(), nil
+}
+
+// self is this controller's own answer to a ping.
+func (n *Node) self() *clusterv1.PingResponse {
+	r := &clusterv1.PingResponse{Name: n.cfg.Name, Id: n.cfg.NodeID, ClusterId: n.cfg.ClusterID, Now: timestamppb.New(n.cfg.Clock.Now()),
+		Version: n.cfg.Version, FeatureLevel: n.cfg.FeatureLevel, Applied: n.store.Applied(), Term: n.raft.CurrentTerm(),
+		Role: strings.ToLower(n.raft.State().String()), Leader: n.Leader(), LastContactMs: -1, DiskFree: float64(n.free.Load()) / 1e6}
+	r.LastLogIndex = n.raft.LastIndex()
+	r.LastLogTerm = n.lastTerm()
+	if n.IsLeader() {
+		r.LastContactMs = 0
+	} else if at := n.raft.LastContact(); !at.IsZero() {
+		r.LastContactMs = time.Since(at).Milliseconds()
+	}
+	return r
+}
+
+// ping measures one member: its clock against ours in the middle of the round trip.
+func (n *Node) ping(ctx context.Context, m Member) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	cc, err := n.clients.get(m.Address)
+	var r *clusterv1.PingResponse
+	began, wall := time.Now(), n.cfg.Clock.Now()
+	if err == nil {
+		r, err = clusterv1.NewClusterServiceClient(cc).Ping(ctx, &clusterv1.PingRequest{}, grpc.WaitForReady(true))
+	}
+	rtt := time.Since(began)
+	if err == nil && r.GetId() != m.ID {
+		err = fault.New(fault.Unavailable, "wrong-controller", "%s answers as another installation", m.Address)
+	}
+	n.contacts.put(m.ID, func(c *contact) {
+		c.failed = err
+		if err == nil {
+			*c = contact{at: time.Now(), rtt: rtt, offset: r.GetNow().AsTime().Sub(wall.Add(rtt / 2)), answer: r}
+		}
+	})
+}
+
+// pingAll measures every other member at once and returns when all have answered or failed.
+func (n *Node) pingAll(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, m := range n.dir.trusted() {
+		if m.ID != n.cfg.NodeID {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				n.ping(ctx, m)
+			}()
+		}
+	}
+	wg.Wait()
+}
+
+// probe keeps the contacts fresh and judges the clocks.
+func (n *Node) probe() {
+	every := time.NewTicker(probeEvery)
+	defer every.Stop()
+	for {
+		n.pingAll(n.ctx)
+		n.judgeClocks()
+		select {
+		case <-every.C:
+		case <-n.ctx.Done():
+			return
+		}
+	}
+}
+
+// judgeClocks applies the rule of skew.go to what was measured.
+func (n *Node) judgeClocks() {
+	var offsets []time.Duration
+	for _, m := range n.dir.trusted() {
+		if m.ID != n.cfg.NodeID && m.State != "approved" && n.contacts.fresh(m.ID) {
+			offsets = append(offsets, n.contacts.get(m.ID).offset)
+		}
+	}
+	old := n.skewed.Load()
+	if differ := skewed(offsets); differ == 0 {
+		n.skewed.Store(nil)
+	} else {
+		f := fault.New(fault.Unavailable, "clock-skew", "the clock of %s differs by more than %s from %d of the %d other controllers that answer, so it must not date writes",
+			n.cfg.Name, MaxClockOffset, differ, len(offsets)).Do("set the clocks (chrony, systemd-timesyncd); `csm status` shows each controller's offset")
+		n.skewed.Store(f)
+		if old == nil {
+			n.cfg.Logger.Error("clocks differ", "error", f)
+			n.leaders.wake()
+		}
+	}
+}
+
+// skewed is the rule: a leader may date writes while more measured clocks (its own among them) agree with it than differ.
+// One of three that is wrong never leads; of two nobody can tell which is wrong, so neither writes. It returns how many
+// differ when the leader must not write, else 0. Offsets are those of the other members.
+func skewed(offsets []time.Duration) int {
+	agree, differ := 1, 0
+	for _, o := range offsets {
+		if o.Abs() > MaxClockOffset {
+			differ++
+		} else {
+			agree++
+		}
+	}
+	if agree > differ {
+		return 0
+	}
+	return differ
+}
+
+// leaderNow is the leader's clock as far as it is known: the deadline of a command is judged by it.
+func (n *Node) leaderNow() time.Time {
+	now := n.cfg.Clock.Now()
+	if id := n.leaderID(); id != n.cfg.NodeID && n.contacts.fresh(id) {
+		return now.Add(n.contacts.get(id).offset)
+	}
+	return now
+}
+
+// watchDisk hands leadership over and refuses writes before the disk is full.
+func (n *Node) watchDisk() {
+	every := time.NewTicker(2 * time.Second)
+	defer every.Stop()
+	for {
+		if free, err := n.cfg.tuning.diskFree(n.cfg.DataDir); err != nil {
+			n.cfg.Logger.Warn("cannot see how full the disk is", "error", err)
+		} else {
+			n.free.Store(uint64(free * 1e6))
+			var f *fault.Error
+			if free < n.cfg.MinDiskFree {
+				f = fault.New(fault.Unavailable, "disk-low", "the disk of %s has %.1f %% free, %.1f %% are needed", n.cfg.Name, free*100, n.cfg.MinDiskFree*100).
+					Do("free or add disk space under %s; meanwhile ask another controller", n.cfg.DataDir)
+			}
+			n.diskLow.Store(f)
+		}
+		select {
+		case <-every.C:
+		case <-n.ctx.Done():
+			return
+		}
+	}
+}
