@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,6 +39,8 @@ type memory struct {
 	// Counter counts the starts of an agent on this folder.
 	Counter uint64 `json:"counter"`
 	Highest uint64 `json:"highest_generation"`
+	// Proved is the leaf of each store that the controllers hold for proven, in hex.
+	Proved map[string]string `json:"proved,omitempty"`
 }
 
 // Identity is who this agent is. The key never leaves the folder.
@@ -198,6 +201,31 @@ func (f *Folder) Raise(generation uint64) error {
 	}
 	f.m = next
 	return nil
+}
+
+// Acknowledge keeps that the controllers hold a store's leaf for proven.
+func (f *Folder) Acknowledge(store string, leaf []byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	next := f.m
+	next.Proved = maps.Clone(f.m.Proved)
+	if next.Proved == nil {
+		next.Proved = map[string]string{}
+	}
+	next.Proved[store] = hex.EncodeToString(leaf)
+	if err := f.save("state.json", next); err != nil {
+		return err
+	}
+	f.m = next
+	return nil
+}
+
+// Acknowledged is the leaf of a store that the controllers hold for proven; empty when none is.
+func (f *Folder) Acknowledged(store string) []byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	b, _ := hex.DecodeString(f.m.Proved[store])
+	return b
 }
 
 // Identity is nil before joining.
