@@ -1,0 +1,57 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+)
+
+// hold: the operator of a host puts a HOLD file there. No controller can make the agent act; when the file goes, it does.
+func hold(ctx context.Context, d *demo) (string, error) {
+	a := d.agents[2]
+	before, err := onDisk(a.node)
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(a.hold, []byte("the disk is being replaced\n"), 0o644); err != nil {
+		return "", err
+	}
+	defer os.Remove(a.hold)
+	o, err := d.askRenewal(ctx, a.node.Name, "while held", 5*time.Second)
+	if err != nil {
+		return "", err
+	}
+	after, err := onDisk(a.node)
+	switch {
+	case err != nil:
+		return "", err
+	case o.exit == 0:
+		return "", fmt.Errorf("the renewal was reported as done")
+	case !after.same(before):
+		return "", fmt.Errorf("the stores changed in spite of HOLD")
+	}
+	n, err := d.node(ctx, a.node.Name)
+	if err != nil {
+		return "", err
+	}
+	if n.Agent.Hold == "" {
+		return "", fmt.Errorf("the controllers do not know of the HOLD file; they say: %s", n.Why)
+	}
+	if err := os.Remove(a.hold); err != nil {
+		return "", err
+	}
+	err = eventually(ctx, 90*time.Second, func() error {
+		_, s, err := d.store(ctx, a.node.Name)
+		if err == nil && (s.State != "proven" || s.Installed < s.Generation) {
+			err = fmt.Errorf("state is %s, generation %d of %d: %s", s.State, s.Installed, s.Generation, s.Detail)
+		}
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("after HOLD was removed: %w", err)
+	}
+	return fmt.Sprintf("nothing written (csm: exit %d, %q); removed, the node moved by itself", o.exit, n.Agent.Hold), nil
+}

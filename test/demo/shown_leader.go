@@ -1,0 +1,194 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/cassandra-security-manager/csm/controller/api/rest"
+	"github.com/cassandra-security-manager/csm/shared/resource"
+)
+
+const askers = 16
+
+// issued is a certificate that was acknowledged, and when.
+type issued struct {
+	name string
+	at   time.Time
+}
+
+// leaderKilled: SIGKILL for the leader while 16 clients ask for certificates. Whatever was acknowledged must be listed
+// by every controller afterwards.
+func leaderKilled(ctx context.Context, d *demo) (string, error) {
+	_, csr, err := request("burst.demo.example")
+	if err != nil {
+		return "", err
+	}
+	run, stop := context.WithCancel(ctx)
+	defer stop()
+	var (
+		mu       sync.Mutex
+		acked    []issued
+		refusals = map[string]int{}
+		done     sync.WaitGroup
+	)
+	began := time.Now()
+	for w := range askers {
+		done.Go(func() {
+			for i := 0; run.Err() == nil; i++ {
+				name, err := d.issue(run, string(csr), fmt.Sprintf("burst-%d-%d-%d", began.UnixNano(), w, i), w+i)
+				mu.Lock()
+				if err == nil {
+					acked = append(acked, issued{name, time.Now()})
+				} else if run.Err() == nil {
+					refusals[cut(err.Error(), 120)]++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	pause(ctx, 1500*time.Millisecond)
+	leader, err := d.leader(ctx)
+	if err != nil {
+		return "", err
+	}
+	leader.process.KillAlone()
+	killed := time.Now()
+	err = eventually(ctx, 30*time.Second, func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(acked) == 0 || !acked[len(acked)-1].at.After(killed.Add(50*time.Millisecond)) {
+			return fmt.Errorf("no certificate was issued after the kill: %v", refusals)
+		}
+		return nil
+	})
+	pause(ctx, time.Second)
+	stop()
+	done.Wait()
+	if err := errors.Join(err, d.comeBack(ctx, leader)); err != nil {
+		return "", err
+	}
+	d.leaderOut = gap(acked, killed)
+	if err := d.allListed(ctx, acked); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d acknowledged, all on all three controllers; %.1f s from the kill to the next certificate", len(acked), d.leaderOut.Seconds()), nil
+}
+
+// gap is the time from the kill to the first certificate issued by a new leader: the longest silence around the kill.
+func gap(acked []issued, killed time.Time) (longest time.Duration) {
+	last := killed
+	for _, a := range acked {
+		if a.at.After(killed) {
+			longest = max(longest, a.at.Sub(last))
+			last = a.at
+		}
+	}
+	return longest
+}
+
+// issue asks one controller after the other with the same idempotency key, so that a lost answer is no second certificate.
+func (d *demo) issue(ctx context.Context, csr, key string, first int) (string, error) {
+	var last error
+	for try := range 30 {
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+		one, cancel := context.WithTimeout(ctx, 10*time.Second)
+		var c rest.Certificate
+		host := d.api.hosts[(first+try)%len(d.api.hosts)]
+		last = d.api.do(one, http.MethodPost, host, "/v1/tenants/"+resource.DefaultTenant+"/certificates:issue",
+			map[string]string{"Idempotency-Key": key}, rest.IssueBody{CSR: csr, Authority: authorityShort}, &c)
+		cancel()
+		if last == nil {
+			return c.Name, nil
+		}
+		var p *problem
+		if errors.As(last, &p) && p.Status < 500 {
+			return "", last
+		}
+		pause(ctx, 20*time.Millisecond)
+	}
+	return "", last
+}
+
+// leader finds the controller that leads.
+func (d *demo) leader(ctx context.Context) (*controller, error) {
+	s, err := d.status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range d.controllers {
+		if c.name == resource.Last(s.Leader) {
+			return c, nil
+		}
+	}
+	return nil, fmt.Errorf("the leader %q is none of ours", s.Leader)
+}
+
+// comeBack starts controllers again and waits until all vote and have caught up.
+func (d *demo) comeBack(ctx context.Context, cs ...*controller) error {
+	for _, c := range cs {
+		if err := c.start(); err != nil {
+			return err
+		}
+	}
+	return eventually(ctx, 60*time.Second, func() error {
+		s, err := d.status(ctx)
+		if err != nil {
+			return err
+		}
+		if s.voters() < len(d.controllers) {
+			return fmt.Errorf("%d of %d controllers vote", s.voters(), len(d.controllers))
+		}
+		for _, c := range s.Controllers {
+			if c.Lag > 0 {
+				return fmt.Errorf("%s is %d entries behind", c.Name, c.Lag)
+			}
+		}
+		return nil
+	})
+}
+
+// allListed asks every controller for its whole list and looks for each acknowledged certificate.
+func (d *demo) allListed(ctx context.Context, acked []issued) error {
+	for i, host := range d.api.hosts {
+		have := map[string]bool{}
+		for token := ""; ; {
+			var page rest.Page[rest.Certificate]
+			path := "/v1/tenants/" + resource.DefaultTenant + "/certificates?pageSize=" + strconv.Itoa(rest.MaxPage) + "&pageToken=" + token
+			if err := d.api.do(ctx, http.MethodGet, host, path, nil, nil, &page); err != nil {
+				return fmt.Errorf("list of %s: %w", d.controllers[i].name, err)
+			}
+			for _, c := range page.Items {
+				have[c.Name] = true
+			}
+			if token = page.NextPageToken; token == "" {
+				break
+			}
+		}
+		lost := 0
+		for _, a := range acked {
+			if !have[a.name] {
+				lost++
+			}
+		}
+		if lost > 0 {
+			return fmt.Errorf("%s lacks %d of %d acknowledged certificates", d.controllers[i].name, lost, len(acked))
+		}
+	}
+	return nil
+}
+
+func pause(ctx context.Context, t time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(t):
+	}
+}

@@ -1,0 +1,51 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// wrongNames: somebody records a wrong address for a node. The controllers sign what is recorded; the agent knows which
+// addresses Cassandra uses and refuses the certificate before it writes a byte.
+func wrongNames(ctx context.Context, d *demo) (string, error) {
+	a := d.agents[0]
+	before, err := onDisk(a.node)
+	if err != nil {
+		return "", err
+	}
+	node := clusterShort + "/" + a.node.Name
+	if _, err := d.must(ctx, "csm", "node", "set-names", node, "--ip", "127.0.99.99", "--dns", "elsewhere.example"); err != nil {
+		return "", err
+	}
+	o, err := d.askRenewal(ctx, a.node.Name, "names were changed", 60*time.Second)
+	if err != nil {
+		return "", err
+	}
+	after, err := onDisk(a.node)
+	switch {
+	case err != nil:
+		return "", err
+	case o.exit == 0:
+		return "", fmt.Errorf("the renewal was reported as done")
+	case !after.same(before):
+		return "", fmt.Errorf("the stores on disk changed")
+	}
+	move, err := d.lastMove(ctx, a.node.Name)
+	if err != nil {
+		return "", err
+	}
+	if move.Outcome != "refused" {
+		return "", fmt.Errorf("the move ended as %q (%s), not as refused", move.Outcome, move.Detail)
+	}
+	if _, err := d.must(ctx, "csm", setNames(a)...); err != nil {
+		return "", err
+	}
+	r, err := d.renew(ctx, a.node.Name, "names are right again")
+	if err != nil {
+		return "", fmt.Errorf("after the names were put right: %w", err)
+	}
+	return fmt.Sprintf("refused (%s), no file touched; names put right, %s proved by %s", cut(move.Detail, 60), brief(r.after), r.by), nil
+}

@@ -1,0 +1,240 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/cassandra-security-manager/csm/controller/api/rest"
+	"github.com/cassandra-security-manager/csm/shared/certificate"
+	"github.com/cassandra-security-manager/csm/test/workload"
+)
+
+// observe starts the agents as an operator should first: they join, read and report, and write nothing.
+func observe(ctx context.Context, d *demo) (string, error) {
+	for _, a := range d.agents {
+		if err := a.write(d, "observe"); err != nil {
+			return "", err
+		}
+		if err := a.start(); err != nil {
+			return "", err
+		}
+	}
+	for _, a := range d.agents {
+		err := eventually(ctx, 60*time.Second, func() error {
+			if !a.process.Running() {
+				return fmt.Errorf("the agent ended: %s", a.process.Tail(5))
+			}
+			n, err := d.node(ctx, a.node.Name)
+			if err == nil && (!n.Agent.Connected || n.Agent.Mode != "observe" || n.Instance.ListenAddress != a.node.Address.String()) {
+				err = fmt.Errorf("connected %t, mode %q, listen address %q", n.Agent.Connected, n.Agent.Mode, n.Instance.ListenAddress)
+			}
+			return err
+		})
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", a.node.Name, err)
+		}
+		if w := a.written(); len(w) > 0 {
+			return "", fmt.Errorf("%s wrote %v in mode observe", a.node.Name, w)
+		}
+		n, err := d.node(ctx, a.node.Name)
+		if err != nil {
+			return "", err
+		}
+		i := n.Instance
+		d.screen.note("%s found %s: listen %s, %s/%s, %s stores in %s, not there yet", a.node.Name, i.ClusterName, i.ListenAddress, i.Datacenter, i.Rack, a.node.Format, short(d, a.node.Stores))
+	}
+	return "nothing written", nil
+}
+
+func short(d *demo, path string) string {
+	if s, ok := strings.CutPrefix(path, d.dir+"/"); ok {
+		return s
+	}
+	return path
+}
+
+// manage raises the local ceiling: now the agents may write. Cassandra has never run yet.
+func manage(ctx context.Context, d *demo) (string, error) {
+	for _, a := range d.agents {
+		if err := a.write(d, "manage"); err != nil {
+			return "", err
+		}
+		if err := a.restart(ctx); err != nil {
+			return "", err
+		}
+	}
+	var out []string
+	for _, a := range d.agents {
+		var p pair
+		err := eventually(ctx, 60*time.Second, func() (err error) {
+			if !a.process.Running() {
+				return fmt.Errorf("the agent ended: %s", a.process.Tail(5))
+			}
+			if p, err = onDisk(a.node); err != nil {
+				return err
+			}
+			_, s, err := d.store(ctx, a.node.Name)
+			if err == nil && (s.Leaf != p.fingerprint() || s.State != "installed-unproven") {
+				err = fmt.Errorf("the controllers hold %s, state %s: %s", brief(s.Leaf), s.State, s.Detail)
+			}
+			return err
+		})
+		if err != nil {
+			return "", fmt.Errorf("%s: %w; the agent's log ends with: %s", a.node.Name, err, a.process.Tail(3))
+		}
+		out = append(out, a.node.Name+" "+a.node.Format+" "+brief(p.fingerprint()))
+	}
+	return strings.Join(out, ", "), nil
+}
+
+// startRing starts Cassandra for the first time and waits until each store is proved by a neighbour.
+func startRing(ctx context.Context, d *demo) (string, error) {
+	began := time.Now()
+	if err := d.ring.Start(ctx); err != nil {
+		return "", err
+	}
+	up := time.Since(began)
+	for _, n := range d.ring.Nodes {
+		d.ready = append(d.ready, n.Mark())
+	}
+	for _, a := range d.agents {
+		err := eventually(ctx, 60*time.Second, func() error {
+			_, s, err := d.store(ctx, a.node.Name)
+			if err == nil && s.State != "proven" {
+				err = fmt.Errorf("state %s: %s", s.State, s.Detail)
+			}
+			return err
+		})
+		if err != nil {
+			return "", fmt.Errorf("%s is not proved: %w; the agent's log ends with: %s", a.node.Name, err, a.process.Tail(3))
+		}
+	}
+	return fmt.Sprintf("up in %.1f s, internode_encryption all, client certificates on both ports; every store proved %.1f s later",
+		up.Seconds(), (time.Since(began) - up).Seconds()), nil
+}
+
+// client is the identity of an application, issued from a request whose key never left this program.
+type client struct {
+	cert  tls.Certificate
+	roots *x509.CertPool
+}
+
+func (c *client) config() *tls.Config {
+	return &tls.Config{Certificates: []tls.Certificate{c.cert}, RootCAs: c.roots}
+}
+
+func (d *demo) appFile() string { return filepath.Join(d.dir, "app.pem") }
+
+// application issues the load's client certificate by the command line.
+func (d *demo) application(ctx context.Context) error {
+	key, csr, err := request("load.demo.example")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(d.dir, "app.csr")
+	if err := os.WriteFile(path, csr, 0o600); err != nil {
+		return err
+	}
+	c, err := mustJSON[rest.Certificate](ctx, d, "csm", "certificate", "issue", "--csr", path, "--authority", authorityShort)
+	if err != nil {
+		return err
+	}
+	chain, err := certificate.DecodePEM([]byte(c.Chain))
+	if err != nil {
+		return err
+	}
+	root, err := os.ReadFile(d.rootFile())
+	if err != nil {
+		return err
+	}
+	d.client = &client{cert: tls.Certificate{PrivateKey: key, Certificate: certificate.Raw(chain)}, roots: x509.NewCertPool()}
+	if !d.client.roots.AppendCertsFromPEM(root) {
+		return errors.New("the root cannot be read")
+	}
+	keyPEM, err := certificate.EncodeKeyPEM(key)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(d.appFile(), append(keyPEM, c.Chain...), 0o600)
+}
+
+// request makes a key and a PEM request for one DNS name.
+func request(dns string) (crypto.Signer, []byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	names, err := certificate.ParseNames([]string{dns}, nil, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	der, err := certificate.NewRequest(key, names)
+	return key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), err
+}
+
+const atRest = 8 * time.Second
+
+// startLoad starts the queries and measures them while nothing is done to the ring.
+func startLoad(ctx context.Context, d *demo) (string, error) {
+	if err := d.application(ctx); err != nil {
+		return "", err
+	}
+	load, err := workload.Start(ctx, workload.Options{Hosts: d.ring.Hosts(), TLS: d.client.config})
+	if err != nil {
+		return "", err
+	}
+	d.load = load
+	d.screen.watch(func() string {
+		r := load.Since(load.Begin())
+		return fmt.Sprintf("· %d queries, %d failed", r.Queries, r.Failed)
+	})
+	// The first queries meet a cold JVM; at rest means after them.
+	for _, pause := range []time.Duration{2 * time.Second, atRest} {
+		mark := load.Mark()
+		select {
+		case <-ctx.Done():
+			return "", ctx.Err()
+		case <-time.After(pause):
+		}
+		d.rest = load.Since(mark)
+	}
+	if d.rest.Failed > 0 {
+		return "", fmt.Errorf("%d of %d queries failed at rest: %v", d.rest.Failed, d.rest.Queries, d.rest.Errors)
+	}
+	return fmt.Sprintf("%.0f queries/s, p50 %s, p99 %s at rest", float64(d.rest.Queries)/d.rest.Took.Seconds(), ms(d.rest.P50), ms(d.rest.P99)), nil
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
+
+// renewAll renews every node and fills the table.
+func renewAll(ctx context.Context, d *demo) (string, error) {
+	var failed error
+	for _, a := range d.agents {
+		d.screen.step("renewing %s", a.node.Name)
+		r, err := d.renew(ctx, a.node.Name, "shown by the demonstration")
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", a.node.Name, err))
+			continue
+		}
+		d.renewals = append(d.renewals, r)
+		d.screen.note("%s (%s) %s -> %s, %s by %s, %.1f s, %d queries, %d failed", r.node, r.format, brief(r.before), brief(r.after), r.proofs, r.by, r.took.Seconds(), r.load.Queries, r.load.Failed)
+		if r.load.Failed > 0 {
+			failed = errors.Join(failed, fmt.Errorf("%d queries failed while %s was renewed: %v", r.load.Failed, r.node, r.load.Errors))
+		}
+	}
+	return "", failed
+}
