@@ -209,6 +209,9 @@ func (b *batch) perform(l *raft.Log, e *clusterv1.Envelope) (*clusterv1.Outcome,
 		return nil, err
 	}
 	reply, err := b.handle(a, e)
+	if n := b.w.settle(); n > 0 {
+		b.store.log.Error("a handler left rows open: close them", "kind", e.Kind, "rows", n)
+	}
 	if b.w.broken != nil {
 		return nil, fmt.Errorf("%s: %w", e.Kind, b.w.broken)
 	}

@@ -262,6 +262,31 @@ func TestNestedQueriesAndWritesInOneHandler(t *testing.T) {
 	}
 }
 
+func TestRowsThatAHandlerLeavesOpenAreClosed(t *testing.T) {
+	leak := state.Module{Name: "leak", Commands: func(r *state.Registry) {
+		state.Handle(r, func(a *state.Apply, c *wrapperspb.DoubleValue) (*clusterv1.Empty, error) {
+			rows, err := a.Query("SELECT name FROM boxes ORDER BY name")
+			if err != nil || !rows.Next() {
+				t.Errorf("no rows: %v", err)
+			}
+			return nil, err
+		})
+	}}
+	m, err := tryOpen(t, t.TempDir(), func(o *state.Options) { o.Modules = append(o.Modules, leak) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []string{"a", "b", "c"} {
+		m.mustDo(wrapperspb.String(n))
+	}
+	for range 3 {
+		m.mustDo(wrapperspb.Double(1))
+	}
+	if restarted, err := m.TryRestartLog(); err != nil || !restarted {
+		t.Errorf("the write-ahead log cannot restart: %v", err)
+	}
+}
+
 func TestOutcomesGoWhenTheirTimeIsOverAndChangesAreBounded(t *testing.T) {
 	m := open(t, t.TempDir())
 	m.mustDo(wrapperspb.String("first"))

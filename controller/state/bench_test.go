@@ -32,3 +32,26 @@ func BenchmarkApplyBatch(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkView reads one row in a read transaction, while nothing is written.
+func BenchmarkView(b *testing.B) {
+	m := open(b, b.TempDir())
+	m.mustDo(wrapperspb.String("a"))
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			m.count("SELECT count(*) FROM boxes WHERE name = ?", "a")
+		}
+	})
+}
+
+// BenchmarkFanOut applies one change that wakes one of ten thousand waiters.
+func BenchmarkFanOut(b *testing.B) {
+	m := open(b, b.TempDir())
+	for i := range 10_000 {
+		defer m.Watch(fmt.Sprintf("tenants/default/boxes/other-%d", i)).Close()
+	}
+	body := wrapperspb.Bytes(nil)
+	for b.Loop() {
+		m.Apply(m.entry(proposal(body, "")))
+	}
+}

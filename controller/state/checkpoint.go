@@ -42,6 +42,13 @@ func (s *Store) checkpointOnce(ctx context.Context) {
 	}
 	if _, err := checkpoint(ctx, g.check, mode); err != nil && ctx.Err() == nil {
 		s.log.Error("the state file's log cannot be folded in", "error", err)
+		// A bad disk will not get better. Close holds the lock and waits for us: then it ends by itself.
+		if badDisk(err) && s.writing.TryLock() {
+			defer s.writing.Unlock()
+			if s.failed == nil {
+				s.fail(err)
+			}
+		}
 	}
 }
 

@@ -31,3 +31,8 @@ func (s *Store) Checkpoint() { s.checkpointOnce(context.Background()) }
 
 // Path is the file in use.
 func (s *Store) Path() string { return s.current.path }
+
+// TryRestartLog reports whether nothing holds the write-ahead log back.
+func (s *Store) TryRestartLog() (bool, error) {
+	return checkpoint(context.Background(), s.current.check, "RESTART")
+}

@@ -54,6 +54,7 @@ func (s *Store) openGeneration(ctx context.Context, number uint64) (*generation,
 		if g.writer, err = openSession(ctx, db, "cache_size=-65536"); err != nil {
 			return h, broken(err)
 		}
+		g.writer.track = true
 		if err := checkVersion(ctx, g.writer); err != nil {
 			return h, err
 		}
@@ -86,6 +87,12 @@ func readHead(ctx context.Context, q Querier) (h head, err error) {
 	err = q.QueryRowContext(ctx, "SELECT applied, applied_term, clock, commands, changes_after FROM meta WHERE id = 1").
 		Scan(&h.applied, &h.term, &h.clock, &h.commands, &h.changesAfter)
 	return h, err
+}
+
+// Revision is the raft index whose state this read transaction sees.
+func Revision(ctx context.Context, q Querier) (index uint64, err error) {
+	err = q.QueryRowContext(ctx, "SELECT applied FROM meta WHERE id = 1").Scan(&index)
+	return index, err
 }
 
 // take waits for a reader of the current generation.

@@ -66,6 +66,9 @@ type session struct {
 	stmts map[string]*sql.Stmt
 	// broken is the first error of the machine (not of the statement) that any statement met, even if a handler hid it.
 	broken error
+	// rows are those given out since settle, when track is set.
+	track bool
+	rows  []*sql.Rows
 }
 
 // maxStatements bounds the cache: a handler that builds SQL from values would fill it otherwise.
@@ -137,6 +140,29 @@ func (s *session) ExecContext(ctx context.Context, query string, args ...any) (s
 }
 
 func (s *session) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	rows, err := s.query(ctx, query, args...)
+	if s.track && err == nil {
+		s.rows = append(s.rows, rows)
+	}
+	return rows, err
+}
+
+// settle closes rows that a handler left open (they would hold the read mark of the writer for ever) and notes the errors
+// of the machine that ended others early, even if the handler never asked. It tells how many were open.
+func (s *session) settle() (open int) {
+	for _, r := range s.rows {
+		if _, err := r.Columns(); err == nil { // only closed rows refuse to name their columns
+			open++
+			r.Close()
+		}
+		s.note(r.Err())
+	}
+	clear(s.rows)
+	s.rows = s.rows[:0]
+	return open
+}
+
+func (s *session) query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
 	if st := s.stmt(ctx, query); st != nil {
 		rows, err := st.QueryContext(ctx, args...)
 		if !inUse(err) {
@@ -176,6 +202,16 @@ func ofSurroundings(err error) bool {
 		return e.Code() != sqlite3.SQLITE_IOERR_SHORT_READ && e.Code() != sqlite3.SQLITE_IOERR_CORRUPTFS
 	}
 	return false
+}
+
+// badDisk tells an error that the next try will meet too.
+func badDisk(err error) bool {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	code := e.Code() & 0xff
+	return code == sqlite3.SQLITE_IOERR || code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_NOTADB
 }
 
 // ofMachine tells whether an error is this machine's own (disk, memory, locks, a closed connection), so that another
