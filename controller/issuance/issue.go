@@ -183,20 +183,8 @@ func (s *Issuance) make(ctx context.Context, o order, i *authority.Issuer, now, 
 		return made{}, err
 	}
 	i.Point(tmpl)
-	rehearsed, err := rehearse(tmpl, i, o.wish.public)
-	if err != nil {
-		return made{}, err
-	}
-	err = s.linter.check(rehearsed, expected{template: o.template, names: o.names, spki: o.wish.spki, now: now, issuer: i.Certificate,
-		signature: sig, pointed: len(i.BaseURLs) > 0})
-	if err != nil {
-		return made{}, err
-	}
-	signer, err := s.authorities.Signer(ctx, i)
-	if err != nil {
-		return made{}, err
-	}
-	der, err := sign(rehearsed, i, signer)
+	der, err := s.sign(ctx, tmpl, i, o.wish.public, expected{template: o.template, names: o.names, spki: o.wish.spki, now: now,
+		issuer: i.Certificate, signature: sig, pointed: len(i.BaseURLs) > 0})
 	return made{der, serial.Bytes()}, err
 }
 

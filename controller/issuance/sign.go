@@ -1,120 +1,117 @@
 package issuance
 
 import (
-	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
 	"fmt"
+	"io"
 	"sync"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
-	"github.com/cassandra-security-manager/csm/shared/algorithm"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
-// signedObject is the outer form of a certificate (RFC 5280, 4.1).
-type signedObject struct {
-	TBS       asn1.RawValue
-	Algorithm asn1.RawValue
-	Signature asn1.BitString
-}
-
-// throwAway signs what is only ever linted. P-256 also stands in for P-384 and P-521: the bytes to be signed do not
-// depend on the curve of the issuer's key, only on the signature algorithm, which a P-256 key can carry as well.
-var throwAway = struct {
-	ecdsa func() crypto.Signer
-	rsa   func() crypto.Signer
-}{
-	ecdsa: sync.OnceValue(func() crypto.Signer {
-		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			panic(err) // crypto/rand does not fail
-		}
-		return k
-	}),
-	rsa: sync.OnceValue(func() crypto.Signer {
-		k, err := rsa.GenerateKey(rand.Reader, 2048)
-		if err != nil {
-			panic(err)
-		}
-		return k
-	}),
-}
-
-// rehearse builds the certificate of a template and signs it with a throw-away key: the result has the very bytes that
-// the issuer will sign, so what is linted is what is signed.
-func rehearse(tmpl *x509.Certificate, i *authority.Issuer, pub crypto.PublicKey) ([]byte, error) {
-	key := throwAway.ecdsa
-	if _, isRSA := i.Certificate.PublicKey.(*rsa.PublicKey); isRSA {
-		key = throwAway.rsa
-	}
-	stand := *i.Certificate
-	stand.PublicKey = key().Public()
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, &stand, pub, key())
+// throwAway signs what is only ever linted. P-256 also stands in for larger curves: a signature has the same form.
+var throwAway = sync.OnceValue(func() crypto.Signer {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, fault.Wrap(err, fault.Invalid, "bad-certificate", "the certificate cannot be built")
+		panic(err) // crypto/rand does not fail
 	}
-	return der, nil
+	return k
+})
+
+// gate stands between crypto/x509 and the issuer's key. It is handed the very bytes that are to be signed, signs them with a
+// throw-away key first, lints that certificate, and only then lets the issuer's key at them. crypto/x509 verifies the
+// signature that comes out with the public key of the issuer's certificate, so a broken token shows before anything is
+// recorded.
+type gate struct {
+	ctx    context.Context
+	issuer *authority.Issuer
+	signer func(context.Context, *authority.Issuer) (keyring.Signer, error)
+	lint   func(rehearsed []byte) error
 }
 
-// sign puts the issuer's signature in the place of the rehearsed one, and verifies it with the issuer's certificate: a
-// broken token or a key that is not the certificate's shows here, before anything is recorded.
-func sign(rehearsed []byte, i *authority.Issuer, signer keyring.Signer) ([]byte, error) {
-	var o signedObject
-	if rest, err := asn1.Unmarshal(rehearsed, &o); err != nil || len(rest) != 0 {
-		return nil, fault.New(fault.Internal, "sign", "the built certificate does not come apart")
-	}
-	alg, err := algorithm.Signature(i.Certificate.PublicKey)
+var _ crypto.MessageSigner = (*gate)(nil)
+
+// Public is the key that the signature will be verified with.
+func (g *gate) Public() crypto.PublicKey { return g.issuer.Certificate.PublicKey }
+
+// Sign of a bare digest is refused: what is not seen cannot be linted.
+func (g *gate) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
+	return nil, fault.New(fault.Internal, "sign", "a digest alone is not signed")
+}
+
+// SignMessage rehearses, lints and signs.
+func (g *gate) SignMessage(random io.Reader, tbs []byte, opts crypto.SignerOpts) ([]byte, error) {
+	h := opts.HashFunc().New()
+	h.Write(tbs)
+	digest := h.Sum(nil)
+	rehearsed, err := rehearse(tbs, digest, opts.HashFunc())
 	if err != nil {
 		return nil, err
 	}
-	hash, err := hashOf(alg)
+	if err := g.lint(rehearsed); err != nil {
+		return nil, err
+	}
+	key, err := g.signer(g.ctx, g.issuer)
 	if err != nil {
 		return nil, err
 	}
-	h := hash.New()
-	h.Write(o.TBS.FullBytes)
-	sig, err := signer.Sign(rand.Reader, h.Sum(nil), hash)
-	if err != nil {
-		return nil, fault.Wrap(err, fault.Unavailable, "signer", "the key of %s could not sign", i.Name).Do("try again; with a token, check that it is there and open")
-	}
-	if err := i.Certificate.CheckSignature(alg, o.TBS.FullBytes, sig); err != nil {
-		return nil, fault.New(fault.Internal, "sign", "the signature of %s does not verify with its certificate; nothing was issued", i.Name).
+	if !certificate.SameKey(key.Public(), g.Public()) {
+		return nil, fault.New(fault.Internal, "sign", "the key of %s is not the one in its certificate; nothing was issued", g.issuer.Name).
 			Do("compare the key of this issuer with its certificate before it signs again")
 	}
-	o.Signature = asn1.BitString{Bytes: sig, BitLength: 8 * len(sig)}
-	der, err := asn1.Marshal(o)
+	sig, err := key.Sign(random, digest, opts)
 	if err != nil {
-		return nil, fmt.Errorf("issuance: encode certificate: %w", err)
+		return nil, fault.Wrap(err, fault.Unavailable, "signer", "the key of %s could not sign", g.issuer.Name).Do("try again; with a token, check that it is there and open")
 	}
-	var back signedObject
-	if rest, err := asn1.Unmarshal(der, &back); err != nil || len(rest) != 0 || !bytes.Equal(back.TBS.FullBytes, o.TBS.FullBytes) {
-		return nil, fault.New(fault.Internal, "sign", "the certificate of %s came out wrong", i.Name)
-	}
-	return der, nil
+	return sig, nil
 }
 
-func hashOf(a x509.SignatureAlgorithm) (crypto.Hash, error) {
-	switch a {
-	case x509.ECDSAWithSHA384, x509.SHA384WithRSA:
-		return crypto.SHA384, nil
-	case x509.ECDSAWithSHA512, x509.SHA512WithRSA:
-		return crypto.SHA512, nil
-	case x509.ECDSAWithSHA256:
-		return crypto.SHA256, nil
+// rehearse makes a certificate of the bytes to be signed with the throw-away key's signature (RFC 5280, 4.1).
+func rehearse(tbs, digest []byte, hash crypto.Hash) ([]byte, error) {
+	sig, err := throwAway().Sign(rand.Reader, digest, hash)
+	if err != nil {
+		return nil, fmt.Errorf("issuance: rehearse: %w", err)
 	}
-	return 0, fault.New(fault.Internal, "sign", "signature algorithm %s has no hash here", a)
+	inner, body := cryptobyte.String(tbs), cryptobyte.String{}
+	var alg cryptobyte.String
+	if !inner.ReadASN1(&body, cbasn1.SEQUENCE) || !body.SkipOptionalASN1(cbasn1.Tag(0).ContextSpecific().Constructed()) ||
+		!body.SkipASN1(cbasn1.INTEGER) || !body.ReadASN1Element(&alg, cbasn1.SEQUENCE) {
+		return nil, fault.New(fault.Internal, "sign", "the bytes to be signed are not a certificate")
+	}
+	return asn1.Marshal(struct {
+		TBS, Algorithm asn1.RawValue
+		Signature      asn1.BitString
+	}{asn1.RawValue{FullBytes: tbs}, asn1.RawValue{FullBytes: alg}, asn1.BitString{Bytes: sig, BitLength: 8 * len(sig)}})
 }
 
-// verifyIssuer checks the chain above the leaf, once for each issuer certificate: the leaf's own signature is verified by
-// sign, so together the whole chain is, without a second public-key operation per leaf.
+// sign builds the certificate of a template under an issuer through the gate.
+func (s *Issuance) sign(ctx context.Context, tmpl *x509.Certificate, i *authority.Issuer, pub crypto.PublicKey, e expected) ([]byte, error) {
+	g := &gate{ctx: ctx, issuer: i, signer: s.authorities.Signer, lint: func(der []byte) error { return s.linter.check(der, e) }}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, i.Certificate, pub, g)
+	if err == nil {
+		return der, nil
+	}
+	if f := fault.From(err); f.Reason != "internal" {
+		return nil, f
+	}
+	return nil, fault.Wrap(err, fault.Internal, "sign", "the certificate could not be made by %s; nothing was issued", i.Name).
+		Do("compare the key of this issuer with its certificate before it signs again")
+}
+
+// verifyIssuer checks the chain above the leaf, once for each issuer certificate: crypto/x509 verifies the leaf's own
+// signature when it is made, so together the whole chain is verified without a second public-key operation per leaf.
 func (s *Issuance) verifyIssuer(i *authority.Issuer, chain []*x509.Certificate, root *x509.Certificate) error {
 	sum := certificate.Fingerprint(i.Certificate.Raw)
 	if _, done := s.verified.Load(sum); done {
