@@ -96,16 +96,29 @@ func (n *Node) leaderClient(ctx context.Context) (*grpc.ClientConn, error) {
 	if addr == "" {
 		return nil, fault.New(fault.Unavailable, "no-leader", "there is no leader")
 	}
+	cc, err := n.connected(ctx, addr, 300*time.Millisecond)
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "leader-unreachable", "the leader at %s cannot be reached", addr)
+	}
+	return cc, nil
+}
+
+// connected is the connection to an address, standing, within patience: gRPC's own back-off may just be waiting although
+// the other side is there again.
+func (n *Node) connected(ctx context.Context, addr string, patience time.Duration) (*grpc.ClientConn, error) {
 	cc, err := n.clients.get(addr)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for s := cc.GetState(); s != connectivity.Ready; s = cc.GetState() {
+		if s == connectivity.TransientFailure {
+			cc.ResetConnectBackoff()
+		}
 		cc.Connect()
 		if !cc.WaitForStateChange(ctx, s) {
-			return nil, fault.New(fault.Unavailable, "leader-unreachable", "the leader at %s cannot be reached", addr)
+			return nil, fault.New(fault.Unavailable, "unreachable", "the controller at %s cannot be reached", addr).Do("check that it runs and that its port is open")
 		}
 	}
 	return cc, nil

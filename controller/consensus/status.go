@@ -199,7 +199,8 @@ func (n *Node) checksums(ctx context.Context, actor string, of func(Member) bool
 				c.Sum, c.Rows, c.Err = n.store.Checksum(ctx, c.Index)
 				return
 			}
-			cc, err := n.Dial(ctx, c.Name)
+			m, _ := n.dir.find(func(m Member) bool { return m.Name == c.Name })
+			cc, err := n.connected(ctx, m.Address, 2*time.Second)
 			if err != nil {
 				c.Err = err
 				return

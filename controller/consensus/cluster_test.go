@@ -1,0 +1,409 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/jonboulle/clockwork"
+
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+func TestThreeControllersJoinAndEachTakesWrites(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for i, b := range w.cluster("a", "b", "c") {
+		b.mustWrite([]string{"one", "two", "three"}[i])
+	}
+	for _, b := range w.boxes {
+		if got := b.written(); !got["one"] || !got["two"] || !got["three"] {
+			t.Fatalf("%s reads %v", b.name, got)
+		}
+		if age := b.node.Age(); age > 2*time.Second {
+			t.Errorf("%s says its state is %s old", b.name, age)
+		}
+	}
+	w.identical(w.boxes[1], 3)
+	w.eventually("gossip hears of everybody", func() bool { return len(w.boxes[0].node.talk.Heard()) == 3 })
+	s, err := w.boxes[2].node.Status(context.Background())
+	if err != nil || !s.Quorum || len(s.Problems) > 0 || s.Leader != w.leader().name {
+		t.Fatalf("status %+v %v", s, err)
+	}
+	for _, m := range s.Members {
+		if !m.Reachable || m.Version != "test" || m.Region != "region-"+m.Name || m.ClockOffset.Abs() > time.Second || len(m.KeyFingerprint) != 64 {
+			t.Errorf("status of %s: %+v", m.Name, m)
+		}
+	}
+	var wg sync.WaitGroup
+	for i := range 300 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if err := w.boxes[i%3].write(fmt.Sprintf("many-%d", i), 20*time.Second); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	wg.Wait()
+	if n := len(w.boxes[2].written()); n < 303 {
+		t.Fatalf("%d of 300 concurrent writes are there", n-3)
+	}
+}
+
+func TestNoAcknowledgedWriteIsLostWhenLeadersDie(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.cluster("a", "b", "c")
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	acked := map[string]bool{}
+	var refused atomic.Int64
+	nodes := make([]atomic.Pointer[Node], 3)
+	for i, b := range w.boxes {
+		nodes[i].Store(b.node)
+	}
+	for writer := range 6 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for i := 0; ctx.Err() == nil; i++ {
+				id := fmt.Sprintf("w%d-%d", writer, i)
+				err := (&box{node: nodes[(writer+i)%3].Load()}).write(id, 5*time.Second)
+				switch {
+				case err == nil:
+					mu.Lock()
+					acked[id] = true
+					mu.Unlock()
+				case fault.Is(err, fault.Unavailable), fault.Is(err, fault.Unknown):
+					refused.Add(1)
+					time.Sleep(5 * time.Millisecond) // a stopped controller answers at once
+				default:
+					t.Errorf("%s: %v", id, err) // token-exists would mean that a command ran twice
+				}
+			}
+		}()
+	}
+	count := func() int { mu.Lock(); defer mu.Unlock(); return len(acked) }
+	for range 3 {
+		l, enough := w.leader(), count()+100
+		w.eventually("writes are acknowledged", func() bool { return count() > enough })
+		before := l.node.raft.CurrentTerm()
+		l.kill()
+		w.eventually("another controller leads", func() bool {
+			for _, b := range w.boxes {
+				if b.node != nil && b.node.IsLeader() && b.node.raft.CurrentTerm() > before {
+					return true
+				}
+			}
+			return false
+		})
+		l.start()
+		for i, b := range w.boxes {
+			nodes[i].Store(b.node)
+		}
+		w.leader()
+	}
+	stop()
+	wg.Wait()
+	got := w.follower().written()
+	for id := range acked {
+		if !got[id] {
+			t.Errorf("%s was acknowledged and is gone", id)
+		}
+	}
+	t.Logf("%d writes acknowledged, %d not", len(acked), refused.Load())
+	w.identical(w.leader(), 3)
+}
+
+func TestWithoutAQuorumAWriteIsRefusedInTimeAndSaysWhatToStart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.cluster("a", "b", "c")
+	alone := w.follower()
+	var gone []string
+	for _, b := range w.boxes {
+		if b != alone {
+			gone = append(gone, b.name)
+			b.kill()
+		}
+	}
+	w.eventually("it is known that nobody leads", func() bool { return alone.node.Leader() == "" && !alone.node.IsLeader() })
+	w.eventually("the others are known to be gone", func() bool {
+		s, _ := alone.node.Status(context.Background())
+		return strings.Count(strings.Join(s.Problems, "\n"), "does not answer") == 2
+	})
+	began := time.Now()
+	err := alone.write("half", time.Second)
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("the answer took %s", took)
+	}
+	wantReason(t, err, fault.Unavailable, "no-quorum")
+	for _, name := range gone {
+		if !strings.Contains(fault.From(err).Remedy, name) {
+			t.Errorf("%q does not name %s", fault.From(err).Remedy, name)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer cancel()
+	wantReason(t, alone.node.Linearize(ctx), fault.Unavailable, "no-quorum")
+	for _, b := range w.boxes {
+		if b != alone {
+			b.start()
+		}
+	}
+	alone.mustWrite("whole")
+	if got := alone.written(); got["half"] || !got["whole"] {
+		t.Fatalf("after the quorum came back: %v", got)
+	}
+}
+
+func TestAllControllersRestartAtOnceAndAnAbsentOneComesBackBehindASnapshot(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.tune.trailingLogs, w.tune.snapshotThreshold, w.tune.snapshotInterval = 20, 30, 50*time.Millisecond
+	w.cluster("a", "b", "c")
+	for i := range 10 {
+		w.boxes[i%3].mustWrite(fmt.Sprintf("before-%d", i))
+	}
+	for _, b := range w.boxes {
+		b.kill()
+	}
+	for _, b := range w.boxes {
+		b.start()
+	}
+	w.boxes[1].mustWrite("after")
+	if got := w.boxes[2].written(); len(got) < 11 {
+		t.Fatalf("after the restart: %v", got)
+	}
+
+	absent := w.follower()
+	absent.kill()
+	l := w.leader()
+	for i := range 150 {
+		l.mustWrite(fmt.Sprintf("meanwhile-%d", i))
+	}
+	w.eventually("the log no longer reaches back", func() bool {
+		first, _ := l.node.log.FirstIndex()
+		return first > l.node.store.Applied()-100
+	})
+	absent.start()
+	w.eventually("it has caught up", func() bool { return absent.node.Age() < time.Second })
+	if got := absent.written(); !got["meanwhile-0"] || !got["meanwhile-149"] {
+		t.Fatal("it does not hold what happened meanwhile")
+	}
+	absent.mustWrite("back")
+	w.identical(absent, 3)
+	absent.kill() // its log begins after the snapshot that it took in
+	absent.start()
+	w.eventually("it has caught up again", func() bool { return absent.node.Age() < time.Second })
+	w.identical(absent, 3)
+}
+
+func TestARemovedControllerIsCutOffAndCannotComeBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.cluster("a", "b", "c")
+	l := w.leader()
+	if err := l.node.Remove(context.Background(), l.name, "tester", "test"); err != nil { // the leader itself
+		t.Fatal(err)
+	}
+	w.eventually("the others lead without it", func() bool {
+		for _, b := range w.boxes {
+			if b != l && b.node.IsLeader() {
+				s, err := b.node.Status(context.Background())
+				return err == nil && len(s.Members) == 2 && s.Quorum && len(b.node.raft.GetConfiguration().Configuration().Servers) == 2
+			}
+		}
+		return false
+	})
+	other := w.boxes[0]
+	if other == l {
+		other = w.boxes[1]
+	}
+	other.mustWrite("without")
+	if err := l.write("by-the-removed", 700*time.Millisecond); err == nil {
+		t.Fatal("the removed controller still writes")
+	}
+	l.kill()
+	l.start() // with its old folder, key and a certificate that has not expired
+	if err := l.write("by-the-removed-2", 700*time.Millisecond); err == nil {
+		t.Fatal("the removed controller writes after a restart")
+	}
+	token, _, err := other.node.CreateJoinToken(context.Background(), TokenSpec{}, "tester")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Join(context.Background(), l.joinOptions(token, other))
+	if !fault.Is(err, fault.Refused) {
+		t.Fatalf("its old key was let in: %v", err)
+	}
+	for _, b := range w.boxes {
+		if b != l {
+			if got := b.written(); got["by-the-removed"] || got["by-the-removed-2"] {
+				t.Fatal("a write of the removed controller is there")
+			}
+		}
+	}
+}
+
+func TestAHungDiskUnderTheLeaderEndsItAndAnotherLeads(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.tune.stall = 700 * time.Millisecond
+	disks := map[string]*disk{}
+	for _, n := range []string{"a", "b", "c"} {
+		disks[n] = &disk{go_: make(chan struct{})}
+	}
+	var created []*box
+	for _, n := range []string{"a", "b", "c"} {
+		b := w.box(n)
+		b.tune.wrapLog = func(l raft.LogStore) raft.LogStore { return disks[n].wrap(l) }
+		created = append(created, b)
+	}
+	if err := created[0].open(true); err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range created[1:] {
+		b.join(created[0])
+	}
+	w.eventually("all vote", func() bool {
+		s, _ := created[0].node.Status(context.Background())
+		n := 0
+		for _, m := range s.Members {
+			if m.Voter {
+				n++
+			}
+		}
+		return n == 3
+	})
+	l := w.leader()
+	disks[l.name].hang.Store(true)
+	go l.write("stuck", 5*time.Second)
+	select {
+	case err := <-l.fatal:
+		if !fault.HasReason(err, "disk-hangs") {
+			t.Fatal(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the watchdog does not bite")
+	}
+	// The process would end here; its connections do.
+	l.node.trans.Close()
+	w.eventually("another controller leads", func() bool {
+		for _, b := range w.boxes {
+			if b != l && b.node.IsLeader() {
+				return true
+			}
+		}
+		return false
+	})
+	for _, b := range w.boxes {
+		if b != l {
+			b.mustWrite("by-" + b.name)
+		}
+	}
+	disks[l.name].hang.Store(false)
+	close(disks[l.name].go_)
+}
+
+// disk is a log store that hangs on command.
+type disk struct {
+	raft.LogStore
+	hang atomic.Bool
+	go_  chan struct{}
+}
+
+func (d *disk) wrap(l raft.LogStore) raft.LogStore { d.LogStore = l; return d }
+func (d *disk) IsMonotonic() bool                  { return true }
+func (d *disk) StoreLog(l *raft.Log) error         { return d.StoreLogs([]*raft.Log{l}) }
+func (d *disk) StoreLogs(ls []*raft.Log) error {
+	if d.hang.Load() {
+		<-d.go_
+		return errors.New("the disk hung")
+	}
+	return d.LogStore.StoreLogs(ls)
+}
+
+func TestALeaderWithAWrongClockOrALowDiskHandsOver(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	clocks, free := map[string]*offsetClock{}, map[string]*atomic.Bool{}
+	for _, n := range []string{"a", "b", "c"} {
+		b := w.box(n)
+		clocks[n], free[n] = &offsetClock{Clock: clockwork.NewRealClock()}, &atomic.Bool{}
+		b.clock = clocks[n]
+		b.tune.diskFree = func(string) (float64, error) {
+			if free[n].Load() {
+				return 0.03, nil
+			}
+			return 0.5, nil
+		}
+	}
+	if err := w.boxes[0].open(true); err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range w.boxes[1:] {
+		b.join(w.boxes[0])
+	}
+	voters := func() (n int) {
+		for _, s := range w.leader().node.raft.GetConfiguration().Configuration().Servers {
+			if s.Suffrage == raft.Voter {
+				n++
+			}
+		}
+		return n
+	}
+	w.eventually("all vote", func() bool { return voters() == 3 })
+
+	late := w.leader()
+	clocks[late.name].by.Store(int64(11 * time.Minute))
+	w.eventually("who has the wrong clock leads no longer", func() bool { return !late.node.IsLeader() && w.leader() != late })
+	late.mustWrite("through-another") // a follower with a wrong clock may still ask: the leader dates
+	s, _ := w.leader().node.Status(context.Background())
+	if !strings.Contains(strings.Join(s.Problems, "\n"), "the clock of "+late.name) {
+		t.Errorf("status says nothing of the clock: %q", s.Problems)
+	}
+	clocks[late.name].by.Store(0)
+
+	full := w.leader()
+	free[full.name].Store(true)
+	w.eventually("who has a full disk leads no longer", func() bool { return !full.node.IsLeader() && w.leader() != full })
+	wantReason(t, full.write("no-room", 500*time.Millisecond), fault.Unavailable, "disk-low")
+	w.leader().mustWrite("room")
+}
+
+// offsetClock is a real clock that is wrong.
+type offsetClock struct {
+	clockwork.Clock
+	by atomic.Int64
+}
+
+func (c *offsetClock) Now() time.Time { return c.Clock.Now().Add(time.Duration(c.by.Load())) }
+
+func TestALeaderDatesWritesWhileMoreClocksAgreeThanDiffer(t *testing.T) {
+	for _, c := range []struct {
+		offsets []time.Duration
+		writes  bool
+	}{
+		{nil, true},
+		{[]time.Duration{time.Second, -time.Minute}, true},
+		{[]time.Duration{11 * time.Minute, 0}, true},
+		{[]time.Duration{-11 * time.Minute, 11 * time.Minute}, false},
+		{[]time.Duration{11 * time.Minute}, false},
+		{[]time.Duration{11 * time.Minute, 11 * time.Minute, 0, 0}, true},
+		{[]time.Duration{11 * time.Minute, 11 * time.Minute, 12 * time.Minute, 0}, false},
+	} {
+		if got := skewed(c.offsets) == 0; got != c.writes {
+			t.Errorf("%v: writes %v", c.offsets, got)
+		}
+	}
+}
