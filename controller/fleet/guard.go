@@ -11,15 +11,16 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/state"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/identity"
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
 // Guard is asked in Apply before a node's certificate becomes an issued one. It refuses what is not under an open claim
 // of that node, and every name that the node may not carry; and it remembers which leaf the claim was given.
-// Certificates that are for no node pass.
+// An agent's own identity passes while its agent is active; certificates for neither pass.
 func Guard(a *state.Apply, c *clusterv1.RecordCertificate) error {
 	if c.GetNode() == "" {
-		return nil
+		return identityAllowed(a, c.GetIdentity())
 	}
 	m, err := readMove(a, c.Claim)
 	if err != nil {
@@ -58,6 +59,26 @@ func Guard(a *state.Apply, c *clusterv1.RecordCertificate) error {
 	}
 	a.Touch(state.Updated, n.name)
 	return nil
+}
+
+// identityAllowed refuses to renew an agent that was suspended, revoked or replaced while its request was under way.
+func identityAllowed(a *state.Apply, spiffe string) error {
+	if spiffe == "" {
+		return nil
+	}
+	id, err := identity.Parse(spiffe)
+	if err != nil {
+		return err
+	}
+	if id.Kind != identity.Agent {
+		return nil
+	}
+	uid, incarnation, err := id.AgentParts()
+	if err != nil {
+		return err
+	}
+	_, err = activeAgent(a, uid, incarnation)
+	return err
 }
 
 // namesAllowed compares with what the node may carry now: its names, and the SPIFFE ID that says its full name.

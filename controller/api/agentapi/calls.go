@@ -8,6 +8,7 @@ import (
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/issuance"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -53,7 +54,7 @@ func (s *Server) IssueCertificate(ctx context.Context, r *agentv1.IssueCertifica
 	if err != nil {
 		return nil, err
 	}
-	out, err := s.Issuer.IssueNode(ctx, NodeRequest{RequestID: r.RequestId, Actor: c.id.String(), Tenant: resource.Segment(o.Node, "tenants"), Authority: o.Authority,
+	out, err := s.Issuer.Issue(ctx, issuance.Request{RequestID: r.RequestId, Actor: c.id.String(), Tenant: resource.Segment(o.Node, "tenants"), Authority: o.Authority,
 		Region: o.Region, Template: fleet.TemplateNode, CSR: r.Csr, Names: names, Node: o.Node, Incarnation: o.Incarnation, Store: o.Store, Claim: o.Claim})
 	if err != nil {
 		return nil, err

@@ -24,8 +24,8 @@ import (
 	"github.com/cassandra-security-manager/csm/protocol/bounds"
 
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/issuance"
 	"github.com/cassandra-security-manager/csm/controller/state"
-	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/identity"
 )
 
@@ -42,33 +42,9 @@ const (
 	ConnectionAge = time.Hour
 )
 
-// NodeRequest asks for a node's certificate under a claim.
-type NodeRequest struct {
-	// RequestID is unique within the node; a repeat gets the recorded certificate.
-	RequestID   string
-	Actor       string
-	Tenant      string
-	Authority   string
-	Region      string
-	Template    string
-	CSR         []byte
-	Names       certificate.Names
-	Node        string
-	Incarnation uint64
-	Store       string
-	Claim       string
-}
-
-// NodeCertificate is what was recorded.
-type NodeCertificate struct {
-	Name    string
-	Chain   [][]byte
-	RenewAt time.Time
-}
-
-// Issuer signs, through the one door.
+// Issuer signs, through the one door; *issuance.Issuance is it.
 type Issuer interface {
-	IssueNode(ctx context.Context, r NodeRequest) (NodeCertificate, error)
+	Issue(ctx context.Context, r issuance.Request) (*issuance.Issued, error)
 	// IssueIdentity signs a system identity for the key of csr. The same request id gets the same answer.
 	IssueIdentity(ctx context.Context, id identity.ID, csr []byte, actor, requestID string) (chain, bundle [][]byte, err error)
 }
