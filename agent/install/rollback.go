@@ -20,7 +20,9 @@ func (t *transaction) rollback(ctx context.Context, cause error) (Outcome, error
 		return t.failed(fault.Wrap(cause, fault.Internal, "no-way-back", "the new pair is not proved and the old one was broken already").
 			Do("look into Cassandra's log; the new pair stays"), true)
 	}
-	return t.back(ctx, cause, false)
+	// A good file that somebody else put there meanwhile is left to the watch; one that cannot be loaded is not worth keeping.
+	_, broken := t.open()
+	return t.back(ctx, cause, broken != nil)
 }
 
 // back is the way back itself. force also replaces files that are neither old nor new.

@@ -17,12 +17,13 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/cassandra"
 	"github.com/cassandra-security-manager/csm/agent/probe"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/test/handmade"
 	"github.com/cassandra-security-manager/csm/test/process"
 	"github.com/cassandra-security-manager/csm/test/ring"
 	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
-func startRing(t *testing.T, ca *authority) (*ring.Ring, [][32]byte) {
+func startRing(t *testing.T, ca *handmade.CA) (*ring.Ring, [][32]byte) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("a real Cassandra ring is left out of -short runs")
@@ -45,7 +46,7 @@ func startRing(t *testing.T, ca *authority) (*ring.Ring, [][32]byte) {
 	t.Cleanup(r.Kill)
 	var leaves [][32]byte
 	for _, n := range r.Nodes {
-		leaves = append(leaves, ca.equip(n))
+		leaves = append(leaves, ca.Equip(n))
 	}
 	began := time.Now()
 	if err := r.Start(ctx); err != nil {
@@ -87,9 +88,9 @@ func (p prober) wants(t *testing.T, n *ring.Node, leaf [32]byte, verdict agentv1
 
 // TestRealRing is one ring and one story, because starting a ring is most of the time.
 func TestRealRing(t *testing.T) {
-	ca := newAuthority(t)
+	ca := handmade.New(t)
 	r, leaves := startRing(t, ca)
-	ours := ca.prober()
+	ours := newProber(ca)
 
 	t.Run("serves what its stores hold and takes a neighbour's certificate, without an ERROR", func(t *testing.T) {
 		for i, n := range r.Nodes {
@@ -117,7 +118,7 @@ func TestRealRing(t *testing.T) {
 		}
 	})
 
-	cert, roots := ca.client("load")
+	cert, roots := ca.Client("load")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	load, err := workload.Start(ctx, workload.Options{Hosts: r.Hosts(), TLS: func() *tls.Config {
@@ -131,7 +132,7 @@ func TestRealRing(t *testing.T) {
 	t.Run("leaf swaps under load fail no query", func(t *testing.T) {
 		for i, n := range r.Nodes {
 			mark := n.Mark()
-			leaves[i] = ca.equip(n)
+			leaves[i] = ca.Equip(n)
 			began := time.Now()
 			if _, err := n.RunNodetool(t.Context(), "reloadssl"); err != nil {
 				t.Fatal(err)
@@ -152,7 +153,7 @@ func TestRealRing(t *testing.T) {
 	t.Run("a certificate of another CA is refused, and that is an ERROR in the log", func(t *testing.T) {
 		n := r.Nodes[0]
 		mark := n.Mark()
-		stranger := newAuthority(t).prober()
+		stranger := newProber(handmade.New(t))
 		stranger.roots = ours.roots
 		stranger.wants(t, n, leaves[0], agentv1.Verdict_VERDICT_REFUSED)
 		if len(n.Errors(mark)) == 0 {
@@ -219,7 +220,7 @@ func TestHalfADownloadIsNoticed(t *testing.T) {
 	}
 }
 
-func (a *authority) prober() prober {
-	key, cert := a.leaf("prober", net.IPv4(127, 0, 0, 1))
-	return prober{cert: &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}, roots: []*x509.Certificate{a.cert}}
+func newProber(ca *handmade.CA) prober {
+	key, cert := ca.Leaf("prober", net.IPv4(127, 0, 0, 1))
+	return prober{cert: &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}, roots: []*x509.Certificate{ca.Root()}}
 }

@@ -1,6 +1,8 @@
 //go:build linux
 
-package ring_test
+// Package handmade is a certificate authority for tests that should not depend on ours: it signs with the standard library
+// and writes stores with the libraries alone.
+package handmade
 
 import (
 	"bytes"
@@ -26,29 +28,30 @@ import (
 	"github.com/cassandra-security-manager/csm/test/ring"
 )
 
-// authority is a root made by hand, so that the ring is tried without a line of CSM.
-type authority struct {
+// CA is a root made by hand.
+type CA struct {
 	t    testing.TB
 	key  crypto.Signer
 	cert *x509.Certificate
 }
 
-func newAuthority(t testing.TB) *authority {
-	a := &authority{t: t}
+// New makes a root.
+func New(t testing.TB) *CA {
+	a := &CA{t: t}
 	a.key, a.cert = a.sign(&x509.Certificate{
 		Subject: pkix.Name{CommonName: "ring test root"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	})
 	return a
 }
 
-func (a *authority) sign(template *x509.Certificate) (crypto.Signer, *x509.Certificate) {
+func (a *CA) sign(template *x509.Certificate) (crypto.Signer, *x509.Certificate) {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	if err != nil {
 		a.t.Fatal(err)
 	}
 	template.SerialNumber, _ = rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Minute), time.Now().Add(24*time.Hour)
+	template.NotBefore, template.NotAfter = time.Now().Add(-time.Minute), time.Now().Add(30*24*time.Hour)
 	signer, parent := crypto.Signer(key), template
 	if a.cert != nil {
 		signer, parent = a.key, a.cert
@@ -64,25 +67,30 @@ func (a *authority) sign(template *x509.Certificate) (crypto.Signer, *x509.Certi
 	return key, cert
 }
 
-func (a *authority) leaf(name string, ips ...net.IP) (crypto.Signer, *x509.Certificate) {
+// Root is the trust anchor.
+func (a *CA) Root() *x509.Certificate { return a.cert }
+
+// Leaf makes a key and a certificate for both directions of TLS.
+func (a *CA) Leaf(name string, ips ...net.IP) (crypto.Signer, *x509.Certificate) {
 	return a.sign(&x509.Certificate{
 		Subject: pkix.Name{CommonName: name}, IPAddresses: ips, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	})
 }
 
-func (a *authority) client(name string) (tls.Certificate, *x509.CertPool) {
-	key, cert := a.leaf(name)
+// Client makes what an application needs to connect.
+func (a *CA) Client(name string) (tls.Certificate, *x509.CertPool) {
+	key, cert := a.Leaf(name)
 	pool := x509.NewCertPool()
 	pool.AddCert(a.cert)
 	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}, pool
 }
 
-// equip writes fresh stores for a node and returns the leaf's fingerprint. Linux leaves loopback by 127.0.0.1, so each
+// Equip writes fresh stores for a node and returns the leaf's fingerprint. Linux leaves loopback by 127.0.0.1, so each
 // node's certificate needs that address too.
-func (a *authority) equip(n *ring.Node) [32]byte {
+func (a *CA) Equip(n *ring.Node) [32]byte {
 	a.t.Helper()
-	key, cert := a.leaf(n.Name, net.IP(n.Address.AsSlice()), net.IPv4(127, 0, 0, 1))
+	key, cert := a.Leaf(n.Name, net.IP(n.Address.AsSlice()), net.IPv4(127, 0, 0, 1))
 	var ks, ts []byte
 	var err error
 	switch n.Format {
@@ -112,7 +120,7 @@ func (a *authority) equip(n *ring.Node) [32]byte {
 	return sha256.Sum256(cert.Raw)
 }
 
-func (a *authority) jks(key crypto.Signer, cert *x509.Certificate, password []byte) (ks, ts []byte, err error) {
+func (a *CA) jks(key crypto.Signer, cert *x509.Certificate, password []byte) (ks, ts []byte, err error) {
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, nil, err
