@@ -81,10 +81,22 @@ func TestWhatComesNext(t *testing.T) {
 		{"offline it proves itself", func(v *View) { v.NextProof = at; v.Connected = false }, Reprove, 0, "proof-due"},
 		{"a wrong clock claims nothing", func(v *View) { newer(v); v.Skew = -11 * time.Minute }, Wait, renew, "clock-skew"},
 		{"a joining node is left alone", func(v *View) { newer(v); v.Settled = false }, Wait, renew, "node-not-normal"},
-		{"a refused move rests", func(v *View) { newer(v); v.Last = &Attempt{Do: Install, Generation: 8, Reason: "wrong-names", Again: at.Add(time.Minute)} }, Wait, renew, "wrong-names"},
-		{"a refused move is tried again", func(v *View) { newer(v); v.Last = &Attempt{Do: Install, Generation: 8, Reason: "wrong-names", Again: at} }, Install, renew, "new-generation"},
-		{"a newer wish does not wait for an older failure", func(v *View) { newer(v); v.Last = &Attempt{Do: Install, Generation: 7, Reason: "wrong-names", Again: at.Add(time.Minute)} }, Install, renew, "new-generation"},
-		{"a failed restore rests", func(v *View) { v.Store.Changed = true; v.Last = &Attempt{Do: Restore, Reason: "store-folder", Again: at.Add(time.Minute)} }, Wait, 0, "store-folder"},
+		{"a refused move rests", func(v *View) {
+			newer(v)
+			v.Last = &Attempt{Do: Install, Generation: 8, Reason: "wrong-names", Again: at.Add(time.Minute)}
+		}, Wait, renew, "wrong-names"},
+		{"a refused move is tried again", func(v *View) {
+			newer(v)
+			v.Last = &Attempt{Do: Install, Generation: 8, Reason: "wrong-names", Again: at}
+		}, Install, renew, "new-generation"},
+		{"a newer wish does not wait for an older failure", func(v *View) {
+			newer(v)
+			v.Last = &Attempt{Do: Install, Generation: 7, Reason: "wrong-names", Again: at.Add(time.Minute)}
+		}, Install, renew, "new-generation"},
+		{"a failed restore rests", func(v *View) {
+			v.Store.Changed = true
+			v.Last = &Attempt{Do: Restore, Reason: "store-folder", Again: at.Add(time.Minute)}
+		}, Wait, 0, "store-folder"},
 		{"a failed restore does not stop an install", func(v *View) { newer(v); v.Last = &Attempt{Do: Restore, Generation: 8, Again: at.Add(time.Minute)} }, Install, renew, "new-generation"},
 		{"without a target nothing is installed", func(v *View) { absent(v); v.Target = nil }, Rest, 0, "no-target"},
 	} {

@@ -160,6 +160,15 @@ func (i identityFile) open() (*Identity, error) {
 // Close lets go of the folder.
 func (f *Folder) Close() { f.unlock() }
 
+// InUse says whether an agent has the folder open.
+func InUse(dir string) bool {
+	unlock, err := lock(filepath.Join(dir, "lock"))
+	if err == nil {
+		unlock()
+	}
+	return err != nil
+}
+
 // Dir is the folder.
 func (f *Folder) Dir() string { return f.dir }
 
@@ -280,9 +289,6 @@ func (f *Folder) NextKey() (crypto.Signer, error) {
 	}
 	return k, nil
 }
-
-// Sealed says whether the folder holds no identity.
-func (f *Folder) Sealed() bool { return f.Identity() == nil }
 
 // KeepReport keeps the outcome of a move until it is acknowledged.
 func (f *Folder) KeepReport(r *agentv1.ReportMoveRequest) error {

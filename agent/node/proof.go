@@ -1,0 +1,170 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net/netip"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/cassandra-security-manager/csm/agent/cassandra"
+	"github.com/cassandra-security-manager/csm/agent/install"
+	"github.com/cassandra-security-manager/csm/agent/probe"
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/shared/certificate"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+// neighbour asks the controllers that another node prove this one's ports, and waits. A prober that says nothing or knows
+// nothing is replaced by another until the context ends. No proofs and no error means that there is nobody to ask.
+func (n *Node) neighbour(claim, store string) install.Neighbour {
+	return func(ctx context.Context, leaf [32]byte, ports []cassandra.Port) ([]*agentv1.Proof, error) {
+		var seen error
+		for {
+			proofs, err := n.askOnce(ctx, claim, store, leaf, ports)
+			if err == nil {
+				return proofs, nil
+			}
+			if !fault.HasReason(err, "proof-unknown") || ctx.Err() != nil {
+				if seen != nil && ctx.Err() != nil {
+					err = seen
+				}
+				return nil, err
+			}
+			seen = err
+			n.log.Warn("a neighbour could not prove this node; another is asked", "store", store, "error", err)
+			select {
+			case <-ctx.Done():
+				return nil, seen
+			case <-n.o.Clock.After(time.Second):
+			}
+		}
+	}
+}
+
+func (n *Node) askOnce(ctx context.Context, claim, store string, leaf [32]byte, ports []cassandra.Port) ([]*agentv1.Proof, error) {
+	req := &agentv1.RequestProofsRequest{Claim: claim, Store: store, LeafSha256: leaf[:]}
+	for _, p := range ports {
+		req.Ports = append(req.Ports, p.Proto())
+	}
+	var r *agentv1.RequestProofsResponse
+	if err := n.call(ctx, claimFor, func(ctx context.Context, c agentv1.AgentServiceClient) (err error) {
+		r, err = c.RequestProofs(ctx, req)
+		return err
+	}); err != nil || len(r.Tasks) == 0 {
+		return nil, err
+	}
+	n.log.Info("proof asked", "store", store, "prober", r.Prober, "ports", len(ports))
+	defer n.forget(r.Tasks)
+	late := n.o.Clock.NewTimer(proofFor)
+	defer late.Stop()
+	var out []*agentv1.Proof
+	for _, task := range r.Tasks {
+		select {
+		case p := <-n.expect(task):
+			out = append(out, p)
+			if v := p.GetVerdict(); v == agentv1.Verdict_VERDICT_UNKNOWN || v == agentv1.Verdict_VERDICT_DOWN || v == agentv1.Verdict_VERDICT_UNSPECIFIED {
+				return nil, fault.New(fault.Unavailable, "proof-unknown", "%s could not tell of port %d: %s", r.Prober, p.GetPort().GetPort(), p.GetDetail())
+			}
+		case <-late.Chan():
+			return nil, fault.New(fault.Unavailable, "proof-unknown", "%s has not answered within %s", r.Prober, proofFor)
+		case <-ctx.Done():
+			return nil, fault.New(fault.Unavailable, "proof-unknown", "%s has not answered in time", r.Prober)
+		}
+	}
+	return out, nil
+}
+
+// probeNeighbours proves other nodes when asked, one port after the other.
+func (n *Node) probeNeighbours(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case t := <-n.tasks:
+			p := n.probeNeighbour(ctx, t)
+			err := n.call(ctx, proofFor, func(ctx context.Context, c agentv1.AgentServiceClient) error {
+				_, err := c.ReportProof(ctx, &agentv1.ReportProofRequest{Task: t.Task, Proof: p})
+				return err
+			})
+			n.doneTask(t.Task)
+			n.log.Info("neighbour probed", "node", t.TargetNode, "port", t.GetPort().GetPort(), "verdict", p.Verdict.String(), "detail", p.Detail, "error", err)
+		}
+	}
+}
+
+func (n *Node) probeNeighbour(ctx context.Context, t *agentv1.ProofTask) *agentv1.Proof {
+	n.mu.Lock()
+	inst, roots := n.ownCert, n.roots
+	n.mu.Unlock()
+	p := &agentv1.Proof{Port: t.Port, Time: timestamppb.New(n.o.Clock.Now()), Verdict: agentv1.Verdict_VERDICT_UNKNOWN}
+	if id := n.folder.Identity(); id != nil {
+		p.Prober = id.Node
+	}
+	if t.Deadline != nil && n.o.Clock.Now().After(t.Deadline.AsTime()) {
+		p.Detail = "asked too late"
+		return p
+	}
+	cert, err := ownCertificate(inst, t.GetPort().GetKind())
+	if err != nil {
+		p.Detail = clip(err.Error(), 1024)
+		return p
+	}
+	q := probe.Request{Kind: t.GetPort().GetKind(), Address: t.GetPort().GetAddress(), Port: uint16(t.GetPort().GetPort()), Local: local(inst), Certificate: cert, Now: n.o.Clock.Now}
+	copy(q.ExpectLeaf[:], t.LeafSha256)
+	q.Roots, _ = certificate.ParseAll(roots)
+	r := probe.Probe(ctx, q)
+	if r.Verdict == agentv1.Verdict_VERDICT_DOWN && q.Local.IsValid() {
+		// An address of another family, or one that this host does not have: let the system choose.
+		q.Local = netip.Addr{}
+		r = probe.Probe(ctx, q)
+	}
+	p.Verdict, p.Detail, p.Took = r.Verdict, clip(r.Detail, 1024), durationpb.New(r.Took)
+	if r.Served != ([32]byte{}) {
+		p.ServedSha256 = r.Served[:]
+	}
+	if r.Untrusted != "" {
+		p.Verdict, p.Detail = agentv1.Verdict_VERDICT_UNKNOWN, clip("untrusted chain: "+r.Untrusted, 1024)
+	}
+	return p
+}
+
+// ownCertificate is the node's certificate that a neighbour's port of this kind should accept: that of the store that
+// serves the same kind of port here, else any.
+func ownCertificate(inst *cassandra.Instance, kind agentv1.PortKind) (*tls.Certificate, error) {
+	if inst == nil || len(inst.Stores) == 0 {
+		return nil, fault.New(fault.Unavailable, "no-store", "this node has no certificate to prove with")
+	}
+	best := inst.Stores[0]
+	for _, s := range inst.Stores {
+		for _, p := range s.Ports {
+			if p.Kind == kind {
+				best = s
+			}
+		}
+	}
+	c, err := install.Certificate(best)
+	if err != nil {
+		return nil, err
+	}
+	if l := c.Leaf; l != nil && !usable(l) {
+		return nil, fault.New(fault.Unavailable, "no-store", "the certificate of this node is not for clients")
+	}
+	return c, nil
+}
+
+// usable: a certificate that would be refused must not be shown, since each refusal is an ERROR in a neighbour's log.
+func usable(l *x509.Certificate) bool {
+	if len(l.ExtKeyUsage)+len(l.UnknownExtKeyUsage) == 0 {
+		return true
+	}
+	for _, u := range l.ExtKeyUsage {
+		if u == x509.ExtKeyUsageClientAuth || u == x509.ExtKeyUsageAny {
+			return true
+		}
+	}
+	return false
+}
