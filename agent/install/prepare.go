@@ -87,8 +87,8 @@ func (t *transaction) preflightNew(context.Context) error {
 	if !s.Manageable {
 		return refuse("unmanageable", "store %s may only be observed", s.Name).Do("`csm-agent inspect` says why")
 	}
-	if t.rec != nil && p.Generation <= t.rec.Generation {
-		return fault.New(fault.Stale, "old-generation", "generation %d is not newer than the installed %d", p.Generation, t.rec.Generation).Do("ask for the current target")
+	if t.rec != nil && p.Generation < t.rec.Generation { // a renewal whose time has come has the generation that is installed
+		return fault.New(fault.Stale, "old-generation", "generation %d is older than the installed %d", p.Generation, t.rec.Generation).Do("ask for the current target")
 	}
 	if (p.Key == nil) != (len(p.Chain) == 0) || len(p.Anchors) == 0 {
 		return refuse("bad-plan", "a plan carries key and chain together, and anchors always")

@@ -152,6 +152,7 @@ func (t *transaction) proved(o Outcome) (*Outcome, error) {
 		return &o, unwritable(err, t.f.dir)
 	}
 	t.f.prune(r)
+	t.f.dropPending(r, true)
 	return &o, nil
 }
 
