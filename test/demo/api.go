@@ -24,13 +24,19 @@ type api struct {
 	hosts  []string
 }
 
-func newAPI(cert tls.Certificate, roots []*x509.Certificate, hosts []string) *api {
+func newAPI(cert tls.Certificate, pin []byte, hosts []string) *api {
 	conf := identity.Base()
 	conf.Certificates = []tls.Certificate{cert}
-	conf.InsecureSkipVerify = true // the verifier below checks the identity instead of a host name
-	conf.VerifyConnection = identity.Verifier{
-		Roots: func() []*x509.Certificate { return roots }, Kinds: []identity.Kind{identity.Controller}, Now: time.Now,
-	}.VerifyConnection
+	conf.InsecureSkipVerify = true // a controller is known by its identity under the pinned CA, not by a host name
+	conf.VerifyConnection = func(cs tls.ConnectionState) error {
+		root, err := identity.PinnedRoot(cs.PeerCertificates, pin)
+		if err != nil {
+			return err
+		}
+		return identity.Verifier{
+			Roots: func() []*x509.Certificate { return []*x509.Certificate{root} }, Kinds: []identity.Kind{identity.Controller}, Now: time.Now,
+		}.VerifyConnection(cs)
+	}
 	return &api{hosts: hosts, client: &http.Client{Transport: &http.Transport{TLSClientConfig: conf, MaxIdleConnsPerHost: 32, ForceAttemptHTTP2: true}}}
 }
 

@@ -5,8 +5,6 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -14,7 +12,7 @@ import (
 	"strings"
 
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
-	"github.com/cassandra-security-manager/csm/shared/certificate"
+	"github.com/cassandra-security-manager/csm/shared/identity"
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
@@ -70,7 +68,11 @@ func (d *demo) adminFile() string { return filepath.Join(d.dir, "admin.pem") }
 
 // configure makes the context of csm, as a user does once, and reads the administrator's certificate for our own watching.
 func (d *demo) configure(ctx context.Context) error {
-	cert, roots, err := readIdentity(d.adminFile())
+	cert, err := tls.LoadX509KeyPair(d.adminFile(), d.adminFile())
+	if err != nil {
+		return err
+	}
+	pin, err := identity.ParsePin(d.pin)
 	if err != nil {
 		return err
 	}
@@ -79,8 +81,8 @@ func (d *demo) configure(ctx context.Context) error {
 		hosts = append(hosts, c.address(9640))
 		servers = append(servers, "https://"+c.address(9640))
 	}
-	d.api = newAPI(cert, roots, hosts)
-	args := []string{"context", "set", "demo", "--server", strings.Join(servers, ","), "--ca-pin", d.pin, "--cert", d.adminFile()}
+	d.api = newAPI(cert, pin, hosts)
+	args := []string{"context", "set", "demo", "--server", strings.Join(servers, ","), "--ca-pin", d.pin, "--cert", d.adminFile(), "--key", d.adminFile()}
 	if _, err := d.must(ctx, "csm", args...); err != nil {
 		return err
 	}
@@ -94,35 +96,6 @@ func (d *demo) environment() []string {
 }
 
 func (d *demo) csmConfig() string { return filepath.Join(d.dir, "csm.yaml") }
-
-// readIdentity reads a PEM file with a key, its chain and the system CA.
-func readIdentity(path string) (cert tls.Certificate, roots []*x509.Certificate, err error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return cert, nil, err
-	}
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			if cert.PrivateKey, err = x509.ParsePKCS8PrivateKey(block.Bytes); err != nil {
-				return cert, nil, err
-			}
-			continue
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return cert, nil, err
-		}
-		if certificate.SelfIssued(c) {
-			roots = append(roots, c)
-		} else {
-			cert.Certificate = append(cert.Certificate, c.Raw)
-		}
-	}
-	if cert.PrivateKey == nil || len(cert.Certificate) == 0 || len(roots) == 0 {
-		return cert, nil, fmt.Errorf("%s does not hold a key, a chain and the system CA", path)
-	}
-	return cert, roots, nil
-}
 
 // makeAuthorities makes the root and an issuing CA for each region.
 func makeAuthorities(ctx context.Context, d *demo) (string, error) {
