@@ -1,0 +1,106 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"log/slog"
+	"net"
+
+	"github.com/jonboulle/clockwork"
+
+	"github.com/cassandra-security-manager/csm/controller/authority"
+	"github.com/cassandra-security-manager/csm/controller/consensus"
+	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/issuance"
+	"github.com/cassandra-security-manager/csm/controller/keyring"
+	"github.com/cassandra-security-manager/csm/controller/ledger"
+	"github.com/cassandra-security-manager/csm/controller/people"
+	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/shared/cli"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+// modules is the one list of what the replicated state holds. A new feature is a folder and a line here.
+func modules() []state.Module {
+	return []state.Module{
+		consensus.Module(),
+		keyring.Module(),
+		authority.Module(),
+		ledger.Module(authority.Issuers{}, fleet.Guard),
+		fleet.Module(),
+		people.Module(),
+	}
+}
+
+// domain is everything above the state of one controller.
+type domain struct {
+	store       *state.Store
+	node        *consensus.Node
+	keyring     *keyring.Keyring
+	authorities *authority.Authorities
+	ledger      ledger.Ledger
+	issuance    *issuance.Issuance
+	fleet       *fleet.Fleet
+	people      *people.People
+}
+
+// openStore opens the replicated state of this installation.
+func openStore(ctx context.Context, cfg Config, in installation, fatal func(error), log *slog.Logger) (*state.Store, error) {
+	return state.Open(ctx, state.Options{
+		Dir: dataDir(cfg.DataDir).path("state"), ClusterID: in.SystemID, NodeID: in.NodeID,
+		Modules: modules(), Logger: log, Fatal: fatal,
+	})
+}
+
+// consensusConfig is this controller's part in the quorum; listener may be nil before Prepare.
+func consensusConfig(cfg Config, in installation, id *identityHolder, kek *keyring.KEK, fatal func(error), log *slog.Logger) (consensus.Config, error) {
+	key, err := keyHash(id.key.Public())
+	if err != nil {
+		return consensus.Config{}, err
+	}
+	return consensus.Config{
+		DataDir: cfg.DataDir, ClusterID: in.SystemID, NodeID: in.NodeID, Name: in.Name,
+		Region: cfg.Region, Zone: cfg.Zone, Advertise: cfg.ClusterAddress(),
+		Identity:  consensus.Identity{Certificate: id.certificate, Roots: id.roots, TrustDomain: in.trustDomain(), Key: key},
+		KEKPublic: kek.Public(), Version: cli.Version, Profile: consensus.Profile(cfg.Timers),
+		Fatal: fatal, Logger: log,
+	}, nil
+}
+
+// listen opens a listen address and says what to do when it is taken.
+func listen(key, addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Unavailable, "listen", "cannot listen on %s (%s)", addr, key).
+			Do("stop what uses the port, or set %s in controller.yaml", key)
+	}
+	return l, nil
+}
+
+// assemble puts the domain packages on top of a store and a quorum.
+func assemble(cfg Config, in installation, kek *keyring.KEK, store *state.Store, node *consensus.Node) *domain {
+	clock := clockwork.NewRealClock()
+	d := &domain{store: store, node: node}
+	d.keyring = keyring.New(store, node, kek, in.Name)
+	d.authorities = authority.New(store, node, d.keyring, clock, rand.Reader, authority.Options{BaseURLs: []string{cfg.PKIURL}, AllowBenchmark: benchmark})
+	d.ledger = ledger.NewReplicated(store, clock)
+	d.issuance = issuance.New(d.authorities, node, clock, rand.Reader, issuance.Options{AllowBenchmark: benchmark, HourlyCap: hourlyCap})
+	d.fleet = fleet.New(store, node, clock, d.anchors)
+	d.people = people.New(store, node)
+	return d
+}
+
+// anchors are the DER roots of an authority, as fleet puts them into a cluster's trust bundle.
+func (d *domain) anchors(ctx context.Context, authority string) ([][]byte, error) {
+	certs, err := d.authorities.Anchors(ctx, authority)
+	return raw(certs), err
+}
+
+func raw(certs []*x509.Certificate) [][]byte {
+	var out [][]byte
+	for _, c := range certs {
+		out = append(out, c.Raw)
+	}
+	return out
+}

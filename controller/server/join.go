@@ -1,0 +1,73 @@
+package server
+
+import (
+	"context"
+	"encoding/hex"
+
+	"github.com/google/uuid"
+
+	"github.com/cassandra-security-manager/csm/controller/consensus"
+	"github.com/cassandra-security-manager/csm/shared/certificate"
+	"github.com/cassandra-security-manager/csm/shared/cli"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/identity"
+)
+
+// JoinOptions say by what right this controller comes.
+type JoinOptions struct {
+	// Pin of the system CA and one-time Token, both from `csm system join-token`.
+	Pin, Token string
+	// Waiting is told the fingerprint that the administrator compares, while he has not approved it yet.
+	Waiting func(fingerprint string)
+	// Trouble is told of each address that could not be asked.
+	Trouble func(address string, err error)
+}
+
+// JoinResult says what was joined.
+type JoinResult struct {
+	SystemID    string `json:"systemId"`
+	Controller  string `json:"controller"`
+	Fingerprint string `json:"fingerprint"`
+}
+
+// Join makes this controller a member of an existing system. It waits until an administrator has approved its key.
+func Join(ctx context.Context, cfg Config, opt JoinOptions) (JoinResult, error) {
+	var res JoinResult
+	if len(cfg.JoinPeers) == 0 {
+		return res, fault.New(fault.Invalid, "no-peers", "join_peers is empty").Do("name the cluster address (host:9642) of a running controller in controller.yaml")
+	}
+	if _, err := identity.ParsePin(opt.Pin); err != nil {
+		return res, err
+	}
+	d := dataDir(cfg.DataDir)
+	if err := d.claim(); err != nil {
+		return res, err
+	}
+	id, kek, err := newController(d, cfg)
+	if err != nil {
+		return res, err
+	}
+	csr, err := certificate.NewRequest(id.key, certificate.Names{})
+	if err != nil {
+		return res, err
+	}
+	key, err := keyHash(id.key.Public())
+	if err != nil {
+		return res, err
+	}
+	res.Controller, res.Fingerprint = cfg.Name, hex.EncodeToString(key[:])
+	nodeID := uuid.NewString()
+	admission, err := consensus.Join(ctx, consensus.JoinOptions{
+		Addresses: cfg.JoinPeers, Pin: opt.Pin, Token: opt.Token, Name: cfg.Name, NodeID: nodeID,
+		Region: cfg.Region, Zone: cfg.Zone, Advertise: cfg.ClusterAddress(), CSR: csr, KEKPublic: kek.Public(), Version: cli.Version,
+		Waiting: opt.Waiting, Trouble: opt.Trouble,
+	})
+	if err != nil {
+		return res, err
+	}
+	res.SystemID = admission.ClusterID
+	if err := d.writeChain(raw(admission.Chain), raw(admission.Bundle)); err != nil {
+		return res, err
+	}
+	return res, d.finish(installation{SystemID: admission.ClusterID, NodeID: nodeID, Name: cfg.Name})
+}

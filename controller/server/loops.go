@@ -1,0 +1,125 @@
+package server
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"slices"
+	"time"
+
+	"github.com/cassandra-security-manager/csm/shared/certificate"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/identity"
+)
+
+// unsealLoop opens the keyring as soon as a data key is wrapped to this controller, and again whenever wraps change.
+func (s *Server) unsealLoop(ctx context.Context) error {
+	w := s.dom.store.Watch("system/")
+	defer w.Close()
+	reported := false
+	for {
+		retry := time.Minute
+		err := s.dom.keyring.Unseal(ctx)
+		switch {
+		case err == nil && !reported:
+			if err = s.dom.node.ReportUnsealed(ctx); err == nil {
+				reported = true
+				s.log.Info("keyring open")
+			} else {
+				retry = 2 * time.Second
+			}
+		case fault.HasReason(err, "not-wrapped"):
+			s.log.Debug("no data key is wrapped to this controller yet")
+		case err != nil:
+			s.log.Warn("keyring stays closed", "error", err)
+			retry = 5 * time.Second
+		}
+		if reported {
+			retry = time.Hour
+		}
+		if !wait(ctx, w.C(), retry) {
+			return nil
+		}
+	}
+}
+
+// wait returns when the channel wakes or the time is over; false when the context ended.
+func wait(ctx context.Context, wake <-chan struct{}, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-wake:
+	case <-t.C:
+	}
+	return true
+}
+
+// identityLoop renews this controller's certificate at two thirds of its life and follows the system bundle.
+func (s *Server) identityLoop(ctx context.Context) error {
+	w := s.dom.store.Watch("system/")
+	defer w.Close()
+	for {
+		if err := s.followBundle(ctx); err != nil {
+			s.log.Warn("the system bundle cannot be read", "error", err)
+		}
+		next := 12 * time.Hour
+		if due := s.id.leaf().NotBefore.Add(identityRenewAt); time.Now().After(due) {
+			if err := s.renewIdentity(ctx); err != nil {
+				s.log.Warn("this controller's certificate is not renewed yet", "not_after", s.id.leaf().NotAfter, "error", err)
+				next = time.Minute
+			}
+		} else {
+			next = min(next, time.Until(due)+time.Second)
+		}
+		if !wait(ctx, w.C(), next) {
+			return nil
+		}
+	}
+}
+
+func (s *Server) followBundle(ctx context.Context) error {
+	bundle, err := s.dom.authorities.SystemBundle(ctx)
+	if err != nil || len(bundle) == 0 || slices.EqualFunc(bundle, s.id.roots(), (*x509.Certificate).Equal) {
+		return err
+	}
+	chain, _, err := s.id.dir.readChain()
+	if err != nil {
+		return err
+	}
+	s.log.Info("the system bundle changed", "certificates", len(bundle))
+	return s.id.replace(raw(chain), raw(bundle))
+}
+
+func (s *Server) renewIdentity(ctx context.Context) error {
+	csr, err := certificate.NewRequest(s.id.key, certificate.Names{})
+	if err != nil {
+		return err
+	}
+	serial := s.id.leaf().SerialNumber.Bytes()
+	chain, bundle, err := s.issueController(ctx, s.in.Name, csr, "renew-"+hex.EncodeToString(serial[:min(len(serial), 12)]))
+	if err != nil {
+		return err
+	}
+	return s.id.replace(chain, bundle)
+}
+
+// signController signs the request of an approved joiner. The request id is made of its key, so that a lost answer is
+// answered the same.
+func (s *Server) signController(ctx context.Context, name string, csr []byte) (chain, bundle [][]byte, err error) {
+	req, err := certificate.ParseRequest(csr)
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := keyHash(req.PublicKey)
+	if err != nil {
+		return nil, nil, err
+	}
+	return s.issueController(ctx, name, csr, "join-"+hex.EncodeToString(key[:16]))
+}
+
+func (s *Server) issueController(ctx context.Context, name string, csr []byte, requestID string) (chain, bundle [][]byte, err error) {
+	id := identity.ControllerID(s.in.trustDomain(), name)
+	return s.dom.issuance.IssueIdentity(ctx, id, csr, id.String(), requestID)
+}

@@ -1,0 +1,70 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/cassandra-security-manager/csm/controller/consensus"
+)
+
+// quorumCollector asks for the status of the quorum at each scrape.
+type quorumCollector struct {
+	status func(context.Context) (consensus.Status, error)
+}
+
+var (
+	hasLeader     = prometheus.NewDesc("csm_raft_has_leader", "1 if this controller knows a leader and a majority answers.", nil, nil)
+	healthyVoters = prometheus.NewDesc("csm_raft_healthy_voters", "Voters that answer this controller.", nil, nil)
+	appliedIndex  = prometheus.NewDesc("csm_state_applied_index", "Raft index that the state of this controller has reached.", nil, nil)
+	clockOffset   = prometheus.NewDesc("csm_clock_offset_seconds", "Clock of another controller minus this one's.", []string{"peer"}, nil)
+	diskFree      = prometheus.NewDesc("csm_disk_free_ratio", "Free share of the disk that holds the data folder.", nil, nil)
+)
+
+func (q quorumCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{hasLeader, healthyVoters, appliedIndex, clockOffset, diskFree} {
+		ch <- d
+	}
+}
+
+func (q quorumCollector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	st, err := q.status(ctx)
+	if err != nil {
+		gauge(hasLeader, 0)
+		return
+	}
+	voters, leads := 0.0, 0.0
+	if st.Quorum {
+		leads = 1
+	}
+	for _, m := range st.Members {
+		if m.Voter && m.Reachable {
+			voters++
+		}
+		if m.Name == st.Name {
+			gauge(diskFree, m.DiskFree)
+		} else if m.Reachable {
+			gauge(clockOffset, m.ClockOffset.Seconds(), m.Name)
+		}
+	}
+	gauge(hasLeader, leads)
+	gauge(healthyVoters, voters)
+	gauge(appliedIndex, float64(st.Applied))
+}
+
+func (s *Server) metricsHandler() http.Handler {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(quorumCollector{s.dom.node.Status}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	return mux
+}
