@@ -67,7 +67,21 @@ func (f filer) RecoverTail(i types.SegmentInfo) (types.SegmentWriter, error) {
 	return f.SegmentFiler.RecoverTail(i)
 }
 
+// Open also reads a segment that a truncation closed. raft-wal 0.4.0 marks such a segment as sealed without writing its
+// index ("sealed segment has no index block", hashicorp/raft-wal issue 31): after each conflict with a new leader the
+// log could not be read again after a restart. Its frames are all there, so it is read as an unsealed one is.
 func (f filer) Open(i types.SegmentInfo) (types.SegmentReader, error) {
-	i.Codec = CodecID
-	return f.SegmentFiler.Open(i)
+	if i.IndexStart != 0 {
+		i.Codec = CodecID
+		return f.SegmentFiler.Open(i)
+	}
+	w, err := f.RecoverTail(i)
+	if err != nil {
+		return nil, err
+	}
+	if last := w.LastIndex(); last < i.MaxIndex {
+		w.Close()
+		return nil, fmt.Errorf("%w: the segment from %d ends at %d instead of %d", types.ErrCorrupt, i.BaseIndex, last, i.MaxIndex)
+	}
+	return w, nil
 }

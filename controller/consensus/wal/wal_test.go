@@ -63,23 +63,46 @@ func TestALogComesBackAfterAReopenInTheSameProcess(t *testing.T) {
 	}
 }
 
-func TestALogSurvivesTruncationOfItsTailAndAReopen(t *testing.T) {
+func TestALogSurvivesTruncationsOfItsTailAndReopens(t *testing.T) {
 	dir := t.TempDir()
 	l := open(t, dir)
 	if err := l.StoreLogs(entries(1, 50)); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.DeleteRange(40, 50); err != nil {
-		t.Fatal(err)
+	last := uint64(50)
+	for _, cut := range []uint64{40, 45, 20, 3} { // as after conflicts with new leaders
+		if err := l.DeleteRange(cut, last); err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := l.LastIndex(); got != cut-1 {
+			t.Fatalf("after the cut at %d it ends at %d", cut, got)
+		}
+		last = cut + 5
+		if cut == 20 {
+			last = cut - 1 // nothing is appended before the reopen
+		} else if err := l.StoreLogs(entries(cut, last)); err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+		l = open(t, dir)
+		if got, _ := l.LastIndex(); got != last {
+			t.Fatalf("after the cut at %d and a reopen it ends at %d", cut, got)
+		}
+		for _, want := range entries(1, last) {
+			var got raft.Log
+			if err := l.GetLog(want.Index, &got); err != nil || !bytes.Equal(got.Data, want.Data) {
+				t.Fatalf("after the cut at %d: %d: %v", cut, want.Index, err)
+			}
+		}
 	}
-	if err := l.StoreLogs(entries(40, 45)); err != nil {
+	if err := l.DeleteRange(1, 2); err != nil {
 		t.Fatal(err)
 	}
 	l.Close()
 	l = open(t, dir)
 	defer l.Close()
-	if last, _ := l.LastIndex(); last != 45 {
-		t.Fatal(last)
+	if first, _ := l.FirstIndex(); first != 3 {
+		t.Fatal(first)
 	}
 }
 
