@@ -104,12 +104,12 @@ func (s *server) controllers() {
 				return page, next, nil
 			})
 		})
-	type path struct {
+	type Path struct {
 		Controller string `path:"controller" maxLength:"63"`
 	}
 	handle(s, huma.Operation{OperationID: "getController", Method: http.MethodGet, Path: "/v1/system/controllers/{controller}", Tags: tags, Summary: "Get a controller"}, "controller:get",
 		func(ctx context.Context, in *struct {
-			path
+			Path
 			Read
 		}) (*One[Controller], error) {
 			return s.oneController(ctx, in.Controller)
@@ -117,7 +117,7 @@ func (s *server) controllers() {
 	handle(s, huma.Operation{OperationID: "approveController", Method: http.MethodPost, Path: "/v1/system/controllers/{controller}:approve", Tags: tags,
 		Summary: "Let a controller in that asks to join, after comparing its key's fingerprint with what it prints"}, "controller:approve",
 		func(ctx context.Context, in *struct {
-			path
+			Path
 			Created
 			Body struct {
 				Fingerprint string `json:"fingerprint" pattern:"^[0-9a-fA-F]{64}$" doc:"SHA-256 of its public key, as the joining controller prints it"`
@@ -140,7 +140,7 @@ func (s *server) controllers() {
 	handle(s, huma.Operation{OperationID: "removeController", Method: http.MethodPost, Path: "/v1/system/controllers/{controller}:remove", Tags: tags, DefaultStatus: http.StatusNoContent,
 		Summary: "Remove a controller for good; it may come back only under a new id"}, "controller:remove",
 		func(ctx context.Context, in *struct {
-			path
+			Path
 			Created
 			Body struct {
 				Reason string `json:"reason" minLength:"1" maxLength:"1024"`
