@@ -57,7 +57,7 @@ type Request struct {
 type Issued struct {
 	// Name is the full resource name.
 	Name string
-	// Serial in hex.
+	// Serial in lower-case hex, whole bytes (as openssl prints it).
 	Serial string
 	// Chain is DER, leaf first, without the root.
 	Chain    [][]byte

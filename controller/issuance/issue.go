@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
@@ -222,6 +223,6 @@ func handOut(rec *clusterv1.RecordedCertificate, chain []*x509.Certificate) (*Is
 	if err != nil {
 		return nil, err
 	}
-	return &Issued{Name: rec.Name, Serial: leaf.SerialNumber.Text(16), Chain: append([][]byte{rec.Der}, certificate.Raw(chain)...), Issuer: rec.Issuer,
+	return &Issued{Name: rec.Name, Serial: hex.EncodeToString(leaf.SerialNumber.Bytes()), Chain: append([][]byte{rec.Der}, certificate.Raw(chain)...), Issuer: rec.Issuer,
 		NotAfter: leaf.NotAfter.UTC(), RenewAt: time.UnixMilli(rec.RenewAtMs).UTC(), Repeated: rec.Repeated}, nil
 }

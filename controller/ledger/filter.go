@@ -103,16 +103,38 @@ func usesOf(cond string) string {
 	return "c.seq IN (SELECT u.seq FROM certificate_name_uses u WHERE u.name IN (SELECT n.id FROM certificate_names n WHERE " + cond + "))"
 }
 
-// text looks for part of a name, or the beginning of a serial or fingerprint (an even number of hex digits, 8 or more).
+// text looks for part of a name, or the beginning of a fingerprint or serial (8 or more hex digits; a serial may be written
+// without its leading zero).
 func (w *where) text(t string) {
 	cond, args := usesOf("instr(n.value, ?) > 0"), []any{strings.ToLower(t)}
 	h := strings.ToLower(strings.ReplaceAll(t, ":", ""))
-	if b, err := hex.DecodeString(h[:len(h)&^1]); err == nil && len(b) >= 4 {
-		end := append(append([]byte{}, b...), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
-		cond += " OR (c.sha256 >= ? AND c.sha256 < ?) OR (c.serial >= ? AND c.serial < ?)"
-		args = append(args, b, end, b, end)
+	for _, x := range []struct{ column, prefix string }{{"c.sha256", h}, {"c.serial", h}, {"c.serial", "0" + h}} {
+		if from, to, ok := hexRange(x.prefix); ok {
+			cond += " OR (" + x.column + " >= ? AND " + x.column + " < ?)"
+			args = append(args, from, to)
+		}
 	}
 	w.add("("+cond+")", args...)
+}
+
+// hexRange gives the bytes that begin with a hex text, as an interval.
+func hexRange(h string) (from, to []byte, ok bool) {
+	if len(h) < 8 || len(h) > 64 {
+		return nil, nil, false
+	}
+	odd := len(h)%2 == 1
+	if odd {
+		h += "0"
+	}
+	from, err := hex.DecodeString(h)
+	if err != nil {
+		return nil, nil, false
+	}
+	to = append([]byte{}, from...)
+	if odd {
+		to[len(to)-1] |= 0x0f
+	}
+	return from, append(to, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), true
 }
 
 // evenHex brings a serial as people write it to bytes as they are stored: no colons, no leading zero byte.

@@ -61,7 +61,7 @@ type Certificate struct {
 	Name   string
 	Tenant string
 	Zone   string
-	// Serial in lower-case hex.
+	// Serial in lower-case hex, whole bytes (as openssl prints it).
 	Serial  string
 	Subject string
 	Names   certificate.Names

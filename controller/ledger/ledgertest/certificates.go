@@ -131,6 +131,8 @@ func filters(t *testing.T, b *book) {
 	colons := strings.ToUpper(got.Serial[:2] + ":" + got.Serial[2:])
 	b.want(ledger.Filter{Serial: colons}, app)
 	b.want(ledger.Filter{Text: got.Serial[:12]}, app)
+	b.want(ledger.Filter{Text: got.Serial[:13]}, app)
+	b.want(ledger.Filter{Text: strings.TrimLeft(got.Serial, "0")}, app)
 	b.want(ledger.Filter{Text: strings.ToUpper(app[len(app)-64:][:16])}, app)
 	b.Advance(36 * time.Hour)
 	b.want(ledger.Filter{State: ledger.Expired}, one)
