@@ -1,0 +1,188 @@
+//go:build linux
+
+package install_test
+
+import (
+	"context"
+	"crypto/x509"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/cassandra-security-manager/csm/agent/cassandra"
+	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
+	"github.com/cassandra-security-manager/csm/agent/install"
+	"github.com/cassandra-security-manager/csm/agent/probe"
+	"github.com/cassandra-security-manager/csm/agent/reload"
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/test/process"
+	"github.com/cassandra-security-manager/csm/test/ring"
+)
+
+// realNode is one real Cassandra, started with a pair that the installer wrote before its first start.
+type realNode struct {
+	t       *testing.T
+	node    *ring.Node
+	ca      *cassandratest.CA
+	site    install.Site
+	options install.Options
+}
+
+func (r *realNode) installer(change ...func(*install.Options)) *install.Installer {
+	r.t.Helper()
+	o := r.options
+	for _, c := range change {
+		c(&o)
+	}
+	i, err := install.New(o)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return i
+}
+
+func (r *realNode) plan(generation uint64) install.Plan {
+	l := r.ca.Leaf(func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, net.IP(r.node.Address.AsSlice())) })
+	return install.Plan{Site: r.site, Generation: generation, Key: l.Key, Chain: l.Chain, Anchors: []*x509.Certificate{r.ca.Root}}
+}
+
+// helper is the reload helper over a pipe, with one fixed command.
+func helper(t *testing.T, c reload.Command) reload.Reloader {
+	t.Helper()
+	h, err := reload.Over(func() (io.ReadWriteCloser, error) {
+		agent, child := net.Pipe()
+		go reload.Serve(context.Background(), child, map[string]reload.Command{"node": c})
+		return agent, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	return h.Reloader("node")
+}
+
+func startReal(t *testing.T) *realNode {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("a real Cassandra is left out of -short runs")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	t.Cleanup(cancel)
+	dist, err := ring.Prepare(ctx, "../../build/cassandra/"+ring.Version, false, func(s string) { t.Log(s) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	addresses, err := process.Claim(90, 1, ring.StoragePort, ring.NativePort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(addresses.Release)
+	r, err := ring.New(dist, ring.Options{Dir: t.TempDir(), Cluster: "install-test", Addresses: []netip.Addr{addresses.Host(1)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Kill)
+	n := r.Nodes[0]
+	inst, findings, err := cassandra.Options{Roots: []string{n.Stores}}.Read(n.Config)
+	if err != nil || inst.Store(cassandra.StoreNode) == nil || !inst.Store(cassandra.StoreNode).Manageable {
+		t.Fatalf("%+v %v", findings, err)
+	}
+	real := &realNode{t: t, node: n, ca: cassandratest.NewCA(t, "csm"), site: install.Site{Instance: inst, Store: inst.Store(cassandra.StoreNode)},
+		options: install.Options{StateDir: filepath.Join(t.TempDir(), "state"), Hold: filepath.Join(t.TempDir(), "HOLD"),
+			Reloader: helper(t, reload.Command{Path: n.Nodetool, Args: []string{"reloadssl"}})}}
+	o, err := real.installer().Run(ctx, real.plan(1))
+	if err != nil || o.Result != unproven {
+		t.Fatalf("before the first start: %v %v", o.Result, err)
+	}
+	if err := r.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if o, err := real.installer().Reprove(ctx, real.site); err != nil || o.State != agentv1.InstallState_INSTALL_STATE_PROVEN {
+		t.Fatalf("after the first start: %+v %v", o, err)
+	}
+	return real
+}
+
+func TestOnARealCassandra(t *testing.T) {
+	r := startReal(t)
+	ctx := t.Context()
+	mark := r.node.Mark()
+
+	t.Run("a renewal is proved and writes no ERROR", func(t *testing.T) {
+		p := r.plan(2)
+		o, err := r.installer().Run(ctx, p)
+		if err != nil || o.Result != proven || o.After != leafSum(p.Chain) {
+			t.Fatalf("%+v %v", o, err)
+		}
+		t.Logf("renewal in %s: %v", o.Took, o.Proofs)
+		if lines := r.node.Errors(mark); len(lines) > 0 {
+			t.Errorf("our probes wrote %d ERRORs: %v", len(lines), lines)
+		}
+	})
+
+	t.Run("a reload that does nothing and exits 0 is taken back", func(t *testing.T) {
+		before := leafOf(t, r.site.Store)
+		nothing := func(o *install.Options) { o.Reloader = helper(t, reload.Command{Path: "true"}) }
+		o, err := r.installer(nothing).Run(ctx, r.plan(3))
+		if o.Result != rolledBack || !fault.HasReason(err, "proof-wrong-leaf") || leafOf(t, r.site.Store) != before {
+			t.Fatalf("%+v %v", o, err)
+		}
+	})
+
+	t.Run("a store truncated right after a good reload is restored", func(t *testing.T) {
+		if o, err := r.installer().Run(ctx, r.plan(4)); err != nil {
+			t.Fatalf("%v %v", o.Result, err)
+		}
+		os.Truncate(r.site.Store.KeystorePath, 200)
+		o, err := r.installer().Restore(ctx, r.site)
+		if err != nil || o.Result != proven {
+			t.Fatalf("%+v %v", o, err)
+		}
+	})
+
+	t.Run("a stalled JVM is unknown, never accepted, and nothing is begun under it", func(t *testing.T) {
+		before := leafOf(t, r.site.Store)
+		if err := r.node.Stall(); err != nil {
+			t.Fatal(err)
+		}
+		defer r.node.Resume()
+		cert, err := install.Certificate(r.site.Store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, port := range r.site.Store.Ports {
+			q := probe.Request{Kind: port.Kind, Address: port.Address.String(), Port: port.Port, Certificate: cert, Timeout: 500 * time.Millisecond}
+			if v := probe.Probe(ctx, q).Verdict; v != agentv1.Verdict_VERDICT_UNKNOWN {
+				t.Errorf("%v: %v", port, v)
+			}
+		}
+		quick := func(o *install.Options) { fastProbe(o); o.ProveFor = time.Nanosecond }
+		if o, err := r.installer(quick).Run(ctx, r.plan(5)); o.Result != refused || err == nil || leafOf(t, r.site.Store) != before {
+			t.Errorf("%v %v", o.Result, err)
+		}
+	})
+
+	t.Run("a certificate of another CA is refused", func(t *testing.T) {
+		stranger := cassandratest.NewCA(t, "other").Leaf().TLS()
+		for _, port := range r.site.Store.Ports {
+			res := probe.Probe(ctx, probe.Request{Kind: port.Kind, Address: port.Address.String(), Port: port.Port, Certificate: stranger})
+			if res.Verdict != agentv1.Verdict_VERDICT_REFUSED {
+				t.Errorf("%v: %+v", port, res)
+			}
+		}
+	})
+}
+
+func leafOf(t *testing.T, s *cassandra.Store) [32]byte {
+	t.Helper()
+	c, err := install.Certificate(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return leafSum([]*x509.Certificate{c.Leaf})
+}
