@@ -78,12 +78,12 @@ func authorityOf(a authority.Authority) Authority {
 	return out
 }
 
-type authorityPath struct {
-	tenantPath
+type AuthorityPath struct {
+	TenantPath
 	Authority string `path:"authority" maxLength:"63"`
 }
 
-func (p authorityPath) name() string { return resource.Authority(p.Tenant, p.Authority) }
+func (p AuthorityPath) name() string { return resource.Authority(p.Tenant, p.Authority) }
 
 // CreateAuthority asks for an authority with its root.
 type CreateAuthority struct {
@@ -121,7 +121,7 @@ func (s *server) authorities() {
 	}
 	handle(s, s.watchable(huma.Operation{OperationID: "listAuthorities", Method: http.MethodGet, Path: base, Tags: tags, Summary: "List a tenant's authorities"}), "authority:list",
 		func(ctx context.Context, in *struct {
-			tenantPath
+			TenantPath
 			List
 		}) (*PageOutput[Authority], error) {
 			if in.Tenant == "-" {
@@ -139,7 +139,7 @@ func (s *server) authorities() {
 	}
 	handle(s, huma.Operation{OperationID: "getAuthority", Method: http.MethodGet, Path: base + "/{authority}", Tags: tags, Summary: "Get an authority with its issuers"}, "authority:get",
 		func(ctx context.Context, in *struct {
-			authorityPath
+			AuthorityPath
 			Read
 		}) (*One[Authority], error) {
 			return one(ctx, in.name())
@@ -160,7 +160,7 @@ func (s *server) createAuthority(base string, tags []string) {
 	handle(s, huma.Operation{OperationID: "createAuthority", Method: http.MethodPost, Path: base, Tags: tags, DefaultStatus: http.StatusCreated,
 		Summary: "Create an authority: its root, and an issuing CA for each region"}, "authority:create",
 		func(ctx context.Context, in *struct {
-			tenantPath
+			TenantPath
 			Created
 			Body CreateAuthority
 		}) (*One[Authority], error) {
@@ -207,7 +207,7 @@ func (s *server) validateAuthority(ctx context.Context, name string, b CreateAut
 func (s *server) issuers(base string, tags []string) {
 	handle(s, huma.Operation{OperationID: "listIssuers", Method: http.MethodGet, Path: base + "/{authority}/issuers", Tags: tags, Summary: "List the issuers of an authority, the root first"}, "issuer:list",
 		func(ctx context.Context, in *struct {
-			authorityPath
+			AuthorityPath
 			List
 		}) (*PageOutput[Issuer], error) {
 			if err := plainList(in.List, "issuers"); err != nil {
@@ -222,7 +222,7 @@ func (s *server) issuers(base string, tags []string) {
 	handle(s, huma.Operation{OperationID: "createIssuer", Method: http.MethodPost, Path: base + "/{authority}/issuers", Tags: tags, DefaultStatus: http.StatusCreated,
 		Summary: "Create an issuing CA for a region"}, "issuer:create",
 		func(ctx context.Context, in *struct {
-			authorityPath
+			AuthorityPath
 			Created
 			Body struct {
 				Region string `json:"region" maxLength:"63"`
@@ -245,7 +245,7 @@ func (s *server) issuers(base string, tags []string) {
 	handle(s, huma.Operation{OperationID: "retireIssuer", Method: http.MethodPost, Path: base + "/{authority}/issuers/{issuer}:retire", Tags: tags,
 		Summary: "Let an issuer sign revocation lists and nothing else"}, "issuer:retire",
 		func(ctx context.Context, in *struct {
-			authorityPath
+			AuthorityPath
 			Issuer string `path:"issuer" maxLength:"63"`
 			Created
 			Body ReasonBody
@@ -279,7 +279,7 @@ func (s *server) chains(base string, tags []string) {
 	}
 	handle(s, huma.Operation{OperationID: "getAnchors", Method: http.MethodGet, Path: base + "/{authority}:anchors", Tags: tags, Summary: "Trust anchors of an authority, as PEM", Responses: pem}, "authority:get",
 		func(ctx context.Context, in *struct {
-			authorityPath
+			AuthorityPath
 			Read
 		}) (*pemOutput, error) {
 			return out(s.Authorities.Anchors(ctx, in.name()))
@@ -287,7 +287,7 @@ func (s *server) chains(base string, tags []string) {
 	handle(s, huma.Operation{OperationID: "getChain", Method: http.MethodGet, Path: base + "/{authority}:chain", Tags: tags,
 		Summary: "Issuing CAs and root of an authority, as PEM", Responses: pem}, "authority:get",
 		func(ctx context.Context, in *struct {
-			authorityPath
+			AuthorityPath
 			Read
 			Region string `query:"region" maxLength:"63" doc:"only the issuer that signs for this region"`
 		}) (*pemOutput, error) {

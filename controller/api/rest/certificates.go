@@ -74,16 +74,16 @@ func (s *server) wholeCertificate(c *ledger.Certificate) (Certificate, error) {
 	return out, nil
 }
 
-type tenantPath struct {
+type TenantPath struct {
 	Tenant string `path:"tenant" maxLength:"63" doc:"a tenant; - reads across all"`
 }
 
-type certificatePath struct {
-	tenantPath
+type CertificatePath struct {
+	TenantPath
 	Certificate string `path:"certificate" pattern:"^[0-9a-f]{64}$" doc:"SHA-256 of the DER in hex"`
 }
 
-func (p certificatePath) name() string {
+func (p CertificatePath) name() string {
 	return resource.Certificate(p.Tenant, p.Certificate)
 }
 
@@ -102,7 +102,7 @@ func (s *server) certificates() {
 	handle(s, s.watchable(huma.Operation{OperationID: "listCertificates", Method: http.MethodGet, Path: "/v1/tenants/{tenant}/certificates", Tags: []string{"certificates"},
 		Summary: "List issued certificates", Description: "Filter fields: " + certificateFields + ". Order: createTime, createTime desc (default), notAfter, notAfter desc."}), "certificate:list",
 		func(ctx context.Context, in *struct {
-			tenantPath
+			TenantPath
 			List
 		}) (*PageOutput[Certificate], error) {
 			return list(ctx, in.List, ledger.Filter{Tenant: anyOf(in.Tenant)})
@@ -115,7 +115,7 @@ func (s *server) certificates() {
 	handle(s, huma.Operation{OperationID: "searchCertificates", Method: http.MethodGet, Path: "/v1/tenants/{tenant}/certificates:search", Tags: []string{"certificates"},
 		Summary: "Search certificates by a part of a name, or the beginning of a serial or fingerprint"}, "certificate:list",
 		func(ctx context.Context, in *struct {
-			tenantPath
+			TenantPath
 			List
 			Query string `query:"query" required:"true" minLength:"1" maxLength:"256" doc:"what to look for"`
 		}) (*PageOutput[Certificate], error) {
@@ -127,7 +127,7 @@ func (s *server) certificates() {
 	handle(s, huma.Operation{OperationID: "getCertificate", Method: http.MethodGet, Path: "/v1/tenants/{tenant}/certificates/{certificate}", Tags: []string{"certificates"},
 		Summary: "Get a certificate"}, "certificate:get",
 		func(ctx context.Context, in *struct {
-			certificatePath
+			CertificatePath
 			Read
 		}) (*One[Certificate], error) {
 			return s.oneCertificate(ctx, in.name())
@@ -265,7 +265,7 @@ func (s *server) found() {
 	handle(s, huma.Operation{OperationID: "listFoundCertificates", Method: http.MethodGet, Path: "/v1/tenants/{tenant}/foundCertificates", Tags: []string{"certificates"},
 		Summary: "List certificates that agents found on their nodes, whoever issued them", Description: "Filter fields: " + foundFields + "."}, "certificate:list",
 		func(ctx context.Context, in *struct {
-			tenantPath
+			TenantPath
 			List
 		}) (*PageOutput[FoundCertificate], error) {
 			f := ledger.FoundFilter{Tenant: anyOf(in.Tenant)}

@@ -40,12 +40,12 @@ type Why struct {
 	Until  time.Time `json:"until,omitzero" required:"false" doc:"lifted by itself then"`
 }
 
-type clusterPath struct {
-	tenantPath
+type ClusterPath struct {
+	TenantPath
 	Cluster string `path:"cluster" maxLength:"63"`
 }
 
-func (p clusterPath) name() string { return resource.Cluster(p.Tenant, p.Cluster) }
+func (p ClusterPath) name() string { return resource.Cluster(p.Tenant, p.Cluster) }
 
 // Created are the parameters of every creating POST.
 type Created struct {
@@ -73,7 +73,7 @@ func (s *server) clusters() {
 	tags := []string{"clusters"}
 	handle(s, s.watchable(huma.Operation{OperationID: "listClusters", Method: http.MethodGet, Path: "/v1/tenants/{tenant}/clusters", Tags: tags, Summary: "List clusters"}), "cluster:list",
 		func(ctx context.Context, in *struct {
-			tenantPath
+			TenantPath
 			List
 		}) (*PageOutput[Cluster], error) {
 			if err := plainList(in.List, "clusters"); err != nil {
@@ -85,14 +85,14 @@ func (s *server) clusters() {
 		})
 	handle(s, huma.Operation{OperationID: "getCluster", Method: http.MethodGet, Path: "/v1/tenants/{tenant}/clusters/{cluster}", Tags: tags, Summary: "Get a cluster"}, "cluster:get",
 		func(ctx context.Context, in *struct {
-			clusterPath
+			ClusterPath
 			Read
 		}) (*One[Cluster], error) {
 			return s.oneCluster(ctx, in.name())
 		})
 	handle(s, huma.Operation{OperationID: "createCluster", Method: http.MethodPost, Path: "/v1/tenants/{tenant}/clusters", Tags: tags, DefaultStatus: http.StatusCreated, Summary: "Create a cluster"}, "cluster:create",
 		func(ctx context.Context, in *struct {
-			tenantPath
+			TenantPath
 			Created
 			Body struct {
 				ID            string `json:"id" maxLength:"63" doc:"last segment of its name"`
@@ -126,7 +126,7 @@ func (s *server) clusters() {
 func (s *server) clusterVerb(id, verb, summary string, do func(ctx context.Context, name string, w Why) error) {
 	handle(s, huma.Operation{OperationID: id, Method: http.MethodPost, Path: "/v1/tenants/{tenant}/clusters/{cluster}:" + verb, Tags: []string{"clusters"}, Summary: summary}, "cluster:"+verb,
 		func(ctx context.Context, in *struct {
-			clusterPath
+			ClusterPath
 			Created
 			Body Why
 		}) (*One[Cluster], error) {
@@ -178,7 +178,7 @@ func (s *server) joinTokens() {
 	handle(s, s.watchable(huma.Operation{OperationID: "listJoinTokens", Method: http.MethodGet, Path: "/v1/tenants/{tenant}/clusters/{cluster}/joinTokens", Tags: tags,
 		Summary: "List the join tokens of a cluster; the tokens themselves are kept by nobody"}), "joinToken:list",
 		func(ctx context.Context, in *struct {
-			clusterPath
+			ClusterPath
 			List
 		}) (*PageOutput[JoinToken], error) {
 			if err := plainList(in.List, "join tokens"); err != nil {
@@ -196,7 +196,7 @@ func (s *server) joinTokens() {
 	handle(s, huma.Operation{OperationID: "createJoinToken", Method: http.MethodPost, Path: "/v1/tenants/{tenant}/clusters/{cluster}/joinTokens", Tags: tags, DefaultStatus: http.StatusCreated,
 		Summary: "Create a one-time token by which the agent of one node joins"}, "joinToken:create",
 		func(ctx context.Context, in *struct {
-			clusterPath
+			ClusterPath
 			Created
 			Body JoinTokenBody
 		}) (*body[JoinToken], error) {
@@ -218,7 +218,7 @@ func (s *server) joinTokens() {
 	handle(s, huma.Operation{OperationID: "revokeJoinToken", Method: http.MethodPost, Path: "/v1/tenants/{tenant}/clusters/{cluster}/joinTokens/{token}:revoke", Tags: tags,
 		Summary: "Make a token useless; who has joined by it stays"}, "joinToken:revoke",
 		func(ctx context.Context, in *struct {
-			clusterPath
+			ClusterPath
 			Token string `path:"token" maxLength:"63"`
 		}) (*body[JoinToken], error) {
 			name := resource.JoinToken(in.name(), in.Token)

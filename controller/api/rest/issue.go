@@ -43,7 +43,7 @@ func (s *server) issuing() {
 	handle(s, huma.Operation{OperationID: "issueCertificate", Method: http.MethodPost, Path: "/v1/tenants/{tenant}/certificates:issue", Tags: tags, DefaultStatus: http.StatusCreated,
 		Summary: "Issue a certificate for an application from a request", Description: "Certificates of nodes are asked for by their agents, under a claim."}, "certificate:issue",
 		func(ctx context.Context, in *struct {
-			tenantPath
+			TenantPath
 			Created
 			Body IssueBody
 		}) (*One[Certificate], error) {
@@ -76,7 +76,7 @@ func (s *server) issuing() {
 	handle(s, huma.Operation{OperationID: "revokeCertificate", Method: http.MethodPost, Path: "/v1/tenants/{tenant}/certificates/{certificate}:revoke", Tags: tags,
 		Summary: "Revoke a certificate", Description: issuance.RevocationNote}, "certificate:revoke",
 		func(ctx context.Context, in *struct {
-			certificatePath
+			CertificatePath
 			Created
 			Body RevokeBody
 		}) (*body[Revocation], error) {

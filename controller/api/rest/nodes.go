@@ -20,12 +20,12 @@ type Node struct {
 
 func nodeOf(n fleet.Node) Node { return Node{Node: n, ETag: etag(n.Revision)} }
 
-type nodePath struct {
-	clusterPath
+type NodePath struct {
+	ClusterPath
 	Node string `path:"node" maxLength:"63"`
 }
 
-func (p nodePath) name() string { return resource.Node(p.Tenant, p.Cluster, p.Node) }
+func (p NodePath) name() string { return resource.Node(p.Tenant, p.Cluster, p.Node) }
 
 // Renewal says what was asked for: each store whose installed generation is lower moves when its turn comes.
 type Renewal struct {
@@ -55,19 +55,19 @@ func (s *server) nodes() {
 	const base = "/v1/tenants/{tenant}/clusters/{cluster}/nodes"
 	handle(s, s.watchable(huma.Operation{OperationID: "listNodes", Method: http.MethodGet, Path: base, Tags: tags, Summary: "List nodes; - as the cluster reads across all"}), "node:list",
 		func(ctx context.Context, in *struct {
-			clusterPath
+			ClusterPath
 			List
 		}) (*PageOutput[Node], error) {
 			if err := plainList(in.List, "nodes"); err != nil {
 				return nil, err
 			}
 			return paged(ctx, s, in.List, nodeOf, func(token string) ([]fleet.Node, string, error) {
-				return s.Fleet.ListNodes(ctx, in.clusterPath.name(), fleet.Page{Size: in.size(), Token: token})
+				return s.Fleet.ListNodes(ctx, in.ClusterPath.name(), fleet.Page{Size: in.size(), Token: token})
 			})
 		})
 	handle(s, huma.Operation{OperationID: "getNode", Method: http.MethodGet, Path: base + "/{node}", Tags: tags, Summary: "Get a node: its agent, Cassandra, stores, open move, and why it waits"}, "node:get",
 		func(ctx context.Context, in *struct {
-			nodePath
+			NodePath
 			Read
 		}) (*One[Node], error) {
 			return s.oneNode(ctx, in.name())
@@ -75,7 +75,7 @@ func (s *server) nodes() {
 	handle(s, huma.Operation{OperationID: "renewNode", Method: http.MethodPost, Path: base + "/{node}:renew", Tags: tags, DefaultStatus: http.StatusAccepted,
 		Summary: "Ask a node to take new certificates; it moves when its turn comes"}, "node:renew",
 		func(ctx context.Context, in *struct {
-			nodePath
+			NodePath
 			Created
 			Body RenewBody
 		}) (*body[Renewal], error) {
@@ -97,7 +97,7 @@ func (s *server) nodes() {
 		Summary:     "Replace the names that the node's certificates may carry",
 		Description: "It holds for the next certificate; nothing moves now: ask for :renew to have it at once."}, "node:setNames",
 		func(ctx context.Context, in *struct {
-			nodePath
+			NodePath
 			Created
 			IfMatch string `header:"If-Match" doc:"etag that the node must still have"`
 			Body    NamesBody
@@ -143,7 +143,7 @@ func (s *server) matches(ctx context.Context, node, etagWanted string) error {
 func (s *server) nodeVerb(id, verb, summary string, do func(ctx context.Context, node, reason, actor string) error) {
 	handle(s, huma.Operation{OperationID: id, Method: http.MethodPost, Path: "/v1/tenants/{tenant}/clusters/{cluster}/nodes/{node}:" + verb, Tags: []string{"nodes"}, Summary: summary}, "node:"+verb,
 		func(ctx context.Context, in *struct {
-			nodePath
+			NodePath
 			Created
 			Body ReasonBody
 		}) (*One[Node], error) {
@@ -169,7 +169,7 @@ func (s *server) moves() {
 	handle(s, huma.Operation{OperationID: "listMoves", Method: http.MethodGet, Path: "/v1/tenants/{tenant}/clusters/{cluster}/nodes/{node}/moves", Tags: []string{"nodes"},
 		Summary: "List the moves of a node, newest first, with the proofs of each"}, "node:get",
 		func(ctx context.Context, in *struct {
-			nodePath
+			NodePath
 			List
 		}) (*PageOutput[Move], error) {
 			if err := plainList(in.List, "moves"); err != nil {
@@ -182,7 +182,7 @@ func (s *server) moves() {
 	handle(s, huma.Operation{OperationID: "listProofs", Method: http.MethodGet, Path: "/v1/tenants/{tenant}/clusters/{cluster}/nodes/{node}/proofs", Tags: []string{"nodes"},
 		Summary: "List what neighbours saw on the node's ports, newest move first; pageSize counts moves"}, "node:get",
 		func(ctx context.Context, in *struct {
-			nodePath
+			NodePath
 			List
 		}) (*PageOutput[fleet.Proof], error) {
 			if err := plainList(in.List, "proofs"); err != nil {
