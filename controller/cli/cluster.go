@@ -1,0 +1,243 @@
+package cli
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	ui "github.com/cassandra-security-manager/csm/shared/cli"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/resource"
+)
+
+func (a *app) clusterCommand() *cobra.Command {
+	return group("cluster", "Cassandra clusters", a.clusterList(), a.clusterGet(), a.clusterCreate(), a.joinCommand(), a.joinTokens(),
+		a.freezeCommand("cluster", "freeze"), a.freezeCommand("cluster", "unfreeze"))
+}
+
+func clusterTable(s *session, cs []clusterView) *ui.Table {
+	t := &ui.Table{Columns: []ui.Column{{Name: "CLUSTER"}, {Name: "STATE", Style: stateStyle}, {Name: "NODES", Right: true}, {Name: "CONNECTED", Right: true}, {Name: "MOVING"},
+		{Name: "AUTHORITY"}, {Name: "BUNDLE", Right: true}, {Name: "CASSANDRA NAME", Wide: true}, {Name: "REGION", Wide: true}, {Name: "CREATED"}}}
+	for _, c := range cs {
+		var moving []string
+		for _, m := range c.Moving {
+			moving = append(moving, resource.Last(m))
+		}
+		t.Add(resource.Last(c.Name), c.State, fmt.Sprint(c.Nodes), fmt.Sprint(c.Connected), strings.Join(moving, ","), resource.Last(c.Authority),
+			fmt.Sprint(c.BundleVersion), c.CassandraName, c.Region, s.ago(c.CreateTime))
+	}
+	return t
+}
+
+func (a *app) clusterList() *cobra.Command {
+	c := &cobra.Command{Use: "list", Short: "List clusters", Args: cobra.NoArgs, Example: "  csm cluster list\n  csm cluster list -o name"}
+	return a.run(c, func(s *session, _ []string) error {
+		items, raws, doc, err := list[clusterView](s, s.tenantName()+"/clusters", nil, 0)
+		if err != nil {
+			return err
+		}
+		return s.Print(ui.View{Object: doc, Items: raws, Table: clusterTable(s, items)})
+	})
+}
+
+func (a *app) clusterGet() *cobra.Command {
+	c := &cobra.Command{Use: "get [NAME]", Short: "Show a cluster", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeWith(a.clusterNames),
+		Example: "  csm cluster get prod-eu\n  csm cluster get prod-eu -o yaml"}
+	return a.run(c, func(s *session, args []string) error {
+		name, err := s.clusterName(first(args))
+		if err != nil {
+			return err
+		}
+		v, raw, err := read[clusterView](s, name, nil)
+		if err != nil {
+			return err
+		}
+		return s.Print(ui.View{Object: raw, Table: clusterTable(s, []clusterView{v})})
+	})
+}
+
+func first(args []string) string {
+	if len(args) == 0 {
+		return ""
+	}
+	return args[0]
+}
+
+func (a *app) clusterCreate() *cobra.Command {
+	var authority, cassandraName, region string
+	c := &cobra.Command{Use: "create NAME", Short: "Create a cluster whose nodes get certificates of an authority", Args: cobra.ExactArgs(1),
+		Example: "  csm cluster create prod-eu --ca main --cassandra-name 'Prod EU' --region eu-west"}
+	c.Flags().StringVar(&authority, "ca", "", "authority that signs for its nodes")
+	c.Flags().StringVar(&cassandraName, "cassandra-name", "", "cluster_name of cassandra.yaml; agents of another are refused")
+	c.Flags().StringVar(&region, "region", "", "prefer issuers of this region")
+	_ = c.MarkFlagRequired("ca")
+	_ = c.RegisterFlagCompletionFunc("ca", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return a.authorityNames(cmd), cobra.ShellCompDirectiveNoFileComp
+	})
+	return a.run(c, func(s *session, args []string) error {
+		name, err := s.clusterName(args[0])
+		if err != nil {
+			return err
+		}
+		ans, err := s.post(resource.Parent(name)+"/clusters", map[string]any{"id": resource.Last(name), "authority": s.authorityName(authority), "cassandraName": cassandraName, "region": region})
+		if err != nil {
+			return err
+		}
+		var v clusterView
+		if err := decode(ans.body, &v); err != nil {
+			return err
+		}
+		return s.Print(ui.View{Object: ans.body, Table: clusterTable(s, []clusterView{v})})
+	})
+}
+
+// freezeCommand makes freeze and unfreeze of clusters and nodes.
+func (a *app) freezeCommand(noun, verb string) *cobra.Command {
+	shorts := map[string]string{"freeze": "Let no effect begin; reports and probes go on", "unfreeze": "Lift a freeze; wider and narrower ones stay"}
+	c := &cobra.Command{Use: verb + " NAME", Short: shorts[verb], Args: cobra.ExactArgs(1),
+		Example: fmt.Sprintf("  csm %s %s NAME --reason 'incident 4711' --dry-run\n  csm %s %s NAME --reason 'incident 4711' --plan HASH", noun, verb, noun, verb)}
+	names := a.clusterNames
+	if noun == "node" {
+		names = a.nodeNames
+	}
+	c.ValidArgsFunction = a.completeWith(names)
+	return a.run(c, func(s *session, args []string) error {
+		name, err := s.clusterName(args[0])
+		if noun == "node" {
+			name, err = s.nodeName(args[0])
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.needReason(); err != nil {
+			return err
+		}
+		now, _, err := read[struct{ ETag string }](s, name, nil)
+		if err != nil {
+			return err
+		}
+		ch := change{verb: verb, name: name, etag: now.ETag, grave: verb == "freeze",
+			effects: []string{"no agent below begins a move until it is lifted", "a move under way ends, or rolls back, within 30 s"}}
+		if verb == "unfreeze" {
+			ch.effects = []string{"moves that waited for it may begin"}
+		}
+		if err := s.confirm(ch); err != nil {
+			return err
+		}
+		ans, err := s.post(name+":"+verb, map[string]any{"reason": s.reason})
+		if err != nil {
+			return err
+		}
+		return s.Print(ui.View{Object: ans.body, Text: fmt.Sprintf("%s %s\n", short(name), map[string]string{"freeze": "frozen", "unfreeze": "no longer frozen"}[verb])})
+	})
+}
+
+func (s *session) needReason() error {
+	if s.reason == "" {
+		return fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason 'words for the audit log'")
+	}
+	return nil
+}
+
+func (a *app) joinTokens() *cobra.Command {
+	c := &cobra.Command{Use: "join-tokens [NAME]", Short: "List the join tokens of a cluster", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeWith(a.clusterNames), Example: "  csm cluster join-tokens prod-eu"}
+	return a.run(c, func(s *session, args []string) error {
+		name, err := s.clusterName(first(args))
+		if err != nil {
+			return err
+		}
+		type view struct {
+			Name, Node, State, Creator string
+			Uses, Used                 int
+			ExpireTime                 time.Time
+		}
+		items, raws, doc, err := list[view](s, name+"/joinTokens", nil, 0)
+		if err != nil {
+			return err
+		}
+		t := &ui.Table{Columns: []ui.Column{{Name: "TOKEN"}, {Name: "NODE"}, {Name: "STATE", Style: stateStyle}, {Name: "USED", Right: true}, {Name: "EXPIRES"}, {Name: "BY"}}}
+		for _, i := range items {
+			t.Add(resource.Last(i.Name), resource.Last(i.Node), i.State, fmt.Sprintf("%d/%d", i.Used, i.Uses), s.ago(i.ExpireTime), actorName(i.Creator))
+		}
+		return s.Print(ui.View{Object: doc, Items: raws, Table: t})
+	})
+}
+
+func (a *app) joinCommand() *cobra.Command {
+	var dns, ips, controllers []string
+	var ttl time.Duration
+	var uses int
+	var rejoin bool
+	var mode, conf string
+	c := &cobra.Command{Use: "join-command NODE", Short: "Make a one-time token for a node and print the lines to paste on it", Args: cobra.ExactArgs(1),
+		Long: "NODE is CLUSTER/NODE, or a node of -c CLUSTER. The token is bound to that node and its names, and is shown once.",
+		Example: "  csm cluster join-command prod-eu/n7 --dns n7.example --ip 10.0.0.7\n" +
+			"  csm cluster join-command n7 -c prod-eu --ip 10.0.0.7 --controllers csm1:9641,csm2:9641 -o json | jq -r .token"}
+	f := c.Flags()
+	f.StringSliceVar(&dns, "dns", nil, "DNS names that its certificates may carry")
+	f.StringSliceVar(&ips, "ip", nil, "addresses that its certificates may carry")
+	f.StringSliceVar(&controllers, "controllers", nil, "controllers as the node reaches them, host:9641 (default: those of this system)")
+	f.DurationVar(&ttl, "ttl", time.Hour, "the token lives so long")
+	f.IntVar(&uses, "uses", 1, "the token may be used so often")
+	f.BoolVar(&rejoin, "rejoin", false, "the node has joined before and is replaced")
+	f.StringVar(&mode, "mode", "observe", "what the agent may do: observe, stage or manage")
+	f.StringVar(&conf, "config", "/etc/cassandra/cassandra.yaml", "cassandra.yaml on the node")
+	return a.run(c, func(s *session, args []string) error {
+		node, err := s.nodeName(args[0])
+		if err != nil {
+			return err
+		}
+		cluster := resource.Parent(node)
+		ans, err := s.post(cluster+"/joinTokens", map[string]any{"node": resource.Last(node), "dns": dns, "ips": ips, "ttl": ttl.String(), "uses": uses, "rejoin": rejoin})
+		if err != nil || s.dryRun || s.Machine() || s.Format() == "name" {
+			if err != nil {
+				return err
+			}
+			return s.Print(ui.View{Object: ans.body, Text: ""})
+		}
+		var t struct{ Token string }
+		if err := decode(ans.body, &t); err != nil {
+			return err
+		}
+		st, _, err := read[statusView](s, "system", nil)
+		if err != nil {
+			return err
+		}
+		if len(controllers) == 0 {
+			controllers = agentAddresses(st)
+		}
+		_, err = fmt.Fprint(s.Out, pasteLines(controllers, st.CAPin, cluster, t.Token, mode, conf))
+		s.Say("# the token is shown once and ends in %s", ui.Span(ttl))
+		return err
+	})
+}
+
+// agentAddresses are the controllers on the port that agents use by default.
+func agentAddresses(st statusView) []string {
+	var out []string
+	for _, c := range st.Controllers {
+		if host, _, err := net.SplitHostPort(c.Address); err == nil {
+			out = append(out, net.JoinHostPort(host, "9641"))
+		}
+	}
+	return out
+}
+
+func pasteLines(controllers []string, pin, cluster, token, mode, conf string) string {
+	return fmt.Sprintf(`# on the node, as the user that Cassandra runs as:
+mkdir -p /etc/csm && umask 077
+cat > /etc/csm/agent.yaml <<'EOF'
+controllers: [%s]
+pin: %s
+cluster: %s
+join: {method: token, file: /etc/csm/join.token}
+mode: %s
+cassandra: [{config: %s}]
+EOF
+echo '%s' > /etc/csm/join.token
+csm-agent join && csm-agent run
+`, strings.Join(controllers, ", "), pin, cluster, mode, conf, token)
+}

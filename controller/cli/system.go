@@ -1,0 +1,115 @@
+package cli
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	ui "github.com/cassandra-security-manager/csm/shared/cli"
+	"github.com/cassandra-security-manager/csm/shared/resource"
+)
+
+func (a *app) systemCommand() *cobra.Command {
+	return group("system", "The control plane itself", a.systemControllers(), a.systemToken(), a.systemApprove(), a.systemRemove(), a.systemFreeze("freeze"), a.systemFreeze("unfreeze"))
+}
+
+func (a *app) systemControllers() *cobra.Command {
+	c := &cobra.Command{Use: "controllers", Short: "List controllers, those that ask to join too", Args: cobra.NoArgs, Example: "  csm system controllers -o wide"}
+	return a.run(c, func(s *session, _ []string) error {
+		items, raws, doc, err := list[controllerView](s, "system/controllers", nil, 0)
+		if err != nil {
+			return err
+		}
+		return s.Print(ui.View{Object: doc, Items: raws, Table: controllerTable(items)})
+	})
+}
+
+func (a *app) systemToken() *cobra.Command {
+	var ttl time.Duration
+	var uses int
+	var name string
+	c := &cobra.Command{Use: "join-token", Short: "Make a token by which a controller asks to join, and print how", Args: cobra.NoArgs,
+		Example: "  csm system join-token --controller csm4\n  csm system join-token -o json | jq -r .token"}
+	c.Flags().DurationVar(&ttl, "ttl", time.Hour, "the token lives so long")
+	c.Flags().IntVar(&uses, "uses", 1, "it may be used so often")
+	c.Flags().StringVar(&name, "controller", "", "only this controller may use it")
+	return a.run(c, func(s *session, _ []string) error {
+		ans, err := s.post("system/controllerJoinTokens", map[string]any{"ttl": ttl.String(), "uses": uses, "controller": name})
+		if err != nil {
+			return err
+		}
+		var t struct{ Token, CAPin string }
+		if err := decode(ans.body, &t); err != nil {
+			return err
+		}
+		text := fmt.Sprintf("# on the new controller, whose controller.yaml names the others as join_peers:\n(umask 077; echo '%s' > /etc/csm/join.token)\n"+
+			"csm-controller join --pin %s --token-file /etc/csm/join.token\n# then here, with the fingerprint that it prints:\ncsm system approve %s --fingerprint FINGERPRINT\n", t.Token, t.CAPin, pick(name, "NAME"))
+		if s.dryRun {
+			text = ""
+		}
+		return s.Print(ui.View{Object: ans.body, Text: text})
+	})
+}
+
+func (a *app) systemApprove() *cobra.Command {
+	var fingerprint string
+	c := &cobra.Command{Use: "approve CONTROLLER", Short: "Let a controller in that asks to join", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeWith(a.controllerNames),
+		Long: "Take the fingerprint from the joining controller's own console: it is given here by hand for that reason.", Example: "  csm system approve csm4 --fingerprint 9f2c…"}
+	c.Flags().StringVar(&fingerprint, "fingerprint", "", "SHA-256 of its public key, as it prints it")
+	_ = c.MarkFlagRequired("fingerprint")
+	return a.run(c, func(s *session, args []string) error {
+		ans, err := s.post(resource.Controller(args[0])+":approve", map[string]any{"fingerprint": fingerprint})
+		if err != nil {
+			return err
+		}
+		var v controllerView
+		if err := decode(ans.body, &v); err != nil {
+			return err
+		}
+		return s.Print(ui.View{Object: ans.body, Table: controllerTable([]controllerView{v})})
+	})
+}
+
+func (a *app) systemRemove() *cobra.Command {
+	c := &cobra.Command{Use: "remove CONTROLLER", Short: "Remove a controller for good", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeWith(a.controllerNames),
+		Example: "  csm system remove csm4 --reason 'host is gone' --dry-run\n  csm system remove csm4 --reason 'host is gone' --plan HASH"}
+	return a.run(c, func(s *session, args []string) error {
+		if err := s.needReason(); err != nil {
+			return err
+		}
+		name := resource.Controller(args[0])
+		v, _, err := read[controllerView](s, name, nil)
+		if err != nil {
+			return err
+		}
+		err = s.confirm(change{verb: "remove", name: name, etag: v.KeyFingerprint, grave: true, effects: []string{
+			"it leaves the quorum and is shut out", "it comes back only as a new controller: empty data_dir, join token, approval", "the key that protects all others should be rotated then: it knew it"}})
+		if err != nil {
+			return err
+		}
+		if _, err := s.post(name+":remove", map[string]any{"reason": s.reason}); err != nil || s.dryRun {
+			return err
+		}
+		return s.Print(ui.View{Object: map[string]string{"name": name, "state": "removed"}, Text: args[0] + " is removed\n"})
+	})
+}
+
+func (a *app) systemFreeze(verb string) *cobra.Command {
+	shorts := map[string]string{"freeze": "Let no effect begin on any node", "unfreeze": "Lift the freeze of the system; narrower ones stay"}
+	effects := map[string]string{"freeze": "no agent anywhere begins a move until it is lifted", "unfreeze": "moves that waited for it may begin"}
+	c := &cobra.Command{Use: verb, Short: shorts[verb], Args: cobra.NoArgs, Example: fmt.Sprintf("  csm system %s --reason 'incident 4711' --dry-run\n  csm system %s --reason 'incident 4711' --plan HASH", verb, verb)}
+	return a.run(c, func(s *session, _ []string) error {
+		if err := s.needReason(); err != nil {
+			return err
+		}
+		if err := s.confirm(change{verb: verb, name: "system", grave: verb == "freeze", effects: []string{effects[verb]}}); err != nil {
+			return err
+		}
+		ans, err := s.post("system:"+verb, map[string]any{"reason": s.reason})
+		if err != nil {
+			return err
+		}
+		return s.Print(ui.View{Object: ans.body, Text: "system " + map[string]string{"freeze": "frozen", "unfreeze": "no longer frozen"}[verb] + "\n"})
+	})
+}
