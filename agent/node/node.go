@@ -199,12 +199,23 @@ func (n *Node) Run(ctx context.Context) error {
 	return nil
 }
 
+// Join asks for an identity once, if there is none yet.
+func (n *Node) Join(ctx context.Context) (*state.Identity, error) {
+	if id := n.folder.Identity(); id != nil {
+		return id, nil
+	}
+	if n.inst == nil {
+		n.look(ctx, true)
+	}
+	j := n.o.Config.JoinFor(n.o.Instance)
+	return join.Join(ctx, n.folder, join.Options{Controllers: n.o.Config.Controllers, Pin: n.o.Config.Pin, Cluster: n.o.Config.Cluster,
+		Method: j.Method, EvidenceFile: j.File, Agent: n.agentFacts(), Instance: n.instanceFacts(), Now: n.o.Clock.Now, Jitter: jitter})
+}
+
 // join asks for an identity until it gets one or is refused. Meanwhile the node is observed and its status told.
 func (n *Node) join(ctx context.Context) error {
-	j := n.o.Config.JoinFor(n.o.Instance)
 	for round := 0; ; round++ {
-		id, err := join.Join(ctx, n.folder, join.Options{Controllers: n.o.Config.Controllers, Pin: n.o.Config.Pin, Cluster: n.o.Config.Cluster,
-			Method: j.Method, EvidenceFile: j.File, Agent: n.agentFacts(), Instance: n.instanceFacts(), Now: n.o.Clock.Now, Jitter: jitter})
+		id, err := n.Join(ctx)
 		if err == nil {
 			n.log.Info("joined", "node", id.Node, "uid", id.UID, "incarnation", id.Incarnation)
 			return nil
