@@ -389,6 +389,25 @@ type offsetClock struct {
 
 func (c *offsetClock) Now() time.Time { return c.Clock.Now().Add(time.Duration(c.by.Load())) }
 
+func TestWritesGoOnAfterAClockThatWasAheadIsSetBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.box("a")
+	c := &offsetClock{Clock: clockwork.NewRealClock()}
+	b.clock = c
+	c.by.Store(int64(30 * time.Minute))
+	if err := b.open(true); err != nil {
+		t.Fatal(err)
+	}
+	b.mustWrite("in-the-future")
+	c.by.Store(0)
+	b.mustWrite("set-back")
+	s, err := b.node.Status(context.Background())
+	if err != nil || !strings.Contains(strings.Join(s.Problems, "\n"), "ahead of the clock") {
+		t.Fatalf("%q %v", s.Problems, err)
+	}
+}
+
 func TestALeaderDatesWritesWhileMoreClocksAgreeThanDiffer(t *testing.T) {
 	for _, c := range []struct {
 		offsets []time.Duration

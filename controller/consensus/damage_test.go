@@ -263,4 +263,3 @@ func TestTheStateGoesOnOnlyWithALogThatHoldsWhatItApplied(t *testing.T) {
 		}
 	}
 }
-

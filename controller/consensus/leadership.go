@@ -31,15 +31,22 @@ func (l *leadership) init() {
 	l.changed = make(chan struct{})
 }
 
-func (l *leadership) observe(r *raft.Raft) {
+func (l *leadership) observe(ctx context.Context, r *raft.Raft) {
 	seen := make(chan raft.Observation, 16)
-	r.RegisterObserver(raft.NewObserver(seen, false, func(o *raft.Observation) bool {
+	o := raft.NewObserver(seen, false, func(o *raft.Observation) bool {
 		_, leader := o.Data.(raft.LeaderObservation)
 		return leader
-	}))
+	})
+	r.RegisterObserver(o)
 	go func() {
-		for range seen {
-			l.wake()
+		defer r.DeregisterObserver(o)
+		for {
+			select {
+			case <-seen:
+				l.wake()
+			case <-ctx.Done():
+				return
+			}
 		}
 	}()
 }
@@ -168,7 +175,7 @@ func (n *Node) lead(ctx context.Context) {
 
 // startTerm applies TermStart: what earlier leaders committed is applied here once it is.
 func (n *Node) startTerm(ctx context.Context, term uint64) bool {
-	e, err := state.NewEnvelope(state.Proposal{Command: &clusterv1.TermStart{Term: term, Leader: n.cfg.Name}, Actor: "system", Timeout: state.MaxDeadline}, n.cfg.Clock.Now())
+	e, err := state.NewEnvelope(state.Proposal{Command: &clusterv1.TermStart{Term: term, Leader: n.cfg.Name}, Actor: "system", Timeout: state.MaxDeadline}, later(n.cfg.Clock.Now(), n.store.Now()))
 	if err != nil {
 		n.cfg.Logger.Error("cannot begin the term", "error", err)
 		return false

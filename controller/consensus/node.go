@@ -120,6 +120,7 @@ func open(ctx context.Context, cfg Config, store *state.Store, bootstrap bool) (
 		return nil, err
 	}
 	n.started.Store(true)
+	n.lookAtDisk()
 	n.startServices()
 	if n.talk, err = gossip.Start(gossip.Config{Name: cfg.Name, ID: cfg.NodeID, Advertise: cfg.Advertise, WAN: cfg.Profile == WAN, Logger: cfg.Logger,
 		Listener: n.trans.Listener(transport.Gossip), Dial: n.dialGossip, Epoch: uint64(cfg.Clock.Now().UnixMilli())}); err != nil {
@@ -185,7 +186,7 @@ func (n *Node) startRaft(snaps raft.SnapshotStore, bootstrap bool) error {
 	if n.raft, err = raft.NewRaft(conf, watchdog.FSM{BatchingFSM: n.store, Dog: dog}, cached, stable, snaps, n.net); err != nil {
 		return fault.Wrap(err, fault.Internal, "raft", "raft cannot start")
 	}
-	n.leaders.observe(n.raft)
+	n.leaders.observe(n.ctx, n.raft)
 	n.pilot = n.newAutopilot()
 	return nil
 }

@@ -131,7 +131,7 @@ func (n *Node) probe() {
 	}
 }
 
-// judgeClocks applies the rule of skew.go to what was measured.
+// judgeClocks applies the rule of skewed to what was measured.
 func (n *Node) judgeClocks() {
 	var offsets []time.Duration
 	for _, m := range n.dir.trusted() {
@@ -185,21 +185,26 @@ func (n *Node) watchDisk() {
 	every := time.NewTicker(2 * time.Second)
 	defer every.Stop()
 	for {
-		if free, err := n.cfg.tuning.diskFree(n.cfg.DataDir); err != nil {
-			n.cfg.Logger.Warn("cannot see how full the disk is", "error", err)
-		} else {
-			n.free.Store(uint64(free * 1e6))
-			var f *fault.Error
-			if free < n.cfg.MinDiskFree {
-				f = fault.New(fault.Unavailable, "disk-low", "the disk of %s has %.1f %% free, %.1f %% are needed", n.cfg.Name, free*100, n.cfg.MinDiskFree*100).
-					Do("free or add disk space under %s; meanwhile ask another controller", n.cfg.DataDir)
-			}
-			n.diskLow.Store(f)
-		}
+		n.lookAtDisk()
 		select {
 		case <-every.C:
 		case <-n.ctx.Done():
 			return
 		}
 	}
+}
+
+func (n *Node) lookAtDisk() {
+	free, err := n.cfg.tuning.diskFree(n.cfg.DataDir)
+	if err != nil {
+		n.cfg.Logger.Warn("cannot see how full the disk is", "error", err)
+		return
+	}
+	n.free.Store(uint64(free * 1e6))
+	var f *fault.Error
+	if free < n.cfg.MinDiskFree {
+		f = fault.New(fault.Unavailable, "disk-low", "the disk of %s has %.1f %% free, %.1f %% are needed", n.cfg.Name, free*100, n.cfg.MinDiskFree*100).
+			Do("free or add disk space under %s; meanwhile ask another controller", n.cfg.DataDir)
+	}
+	n.diskLow.Store(f)
 }

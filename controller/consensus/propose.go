@@ -37,7 +37,7 @@ func missed(class clusterv1.OutcomeClass, reason, format string, args ...any) at
 // Propose implements state.Log. It holds the command through elections until its deadline; what was perhaps appended is
 // tried again under the same id only, so it runs at most once.
 func (n *Node) Propose(ctx context.Context, p state.Proposal) (state.Result, error) {
-	e, err := state.NewEnvelope(p, n.leaderNow())
+	e, err := state.NewEnvelope(p, later(n.leaderNow(), n.store.Now()))
 	if err != nil {
 		return state.Result{}, err
 	}
@@ -119,7 +119,9 @@ func (n *Node) append(ctx context.Context, e *clusterv1.Envelope) attempt {
 	if !bounded {
 		deadline = time.Now().Add(DefaultTimeout)
 	}
-	now := n.cfg.Clock.Now()
+	// The state clock never goes back: a stamp before it would only make deadlines look passed after a failover to a
+	// slower clock.
+	now := later(n.cfg.Clock.Now(), n.store.Now())
 	if now.After(e.Deadline.AsTime()) {
 		return missed(notApplied, "deadline-passed", "the deadline of the write passed before it reached the log")
 	}
@@ -155,6 +157,13 @@ func (n *Node) append(ctx context.Context, e *clusterv1.Envelope) attempt {
 	case <-ctx.Done():
 		return missed(unknown, "timeout", "the log did not take it in time")
 	}
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 var termStart = state.Kind(&clusterv1.TermStart{})
@@ -193,6 +202,10 @@ func (n *Node) noQuorum() *fault.Error {
 		}
 		gone = append(gone, fmt.Sprintf("%s (%s)", m.Name, m.Address))
 		start = append(start, m.Name)
+	}
+	if len(voters) == 0 {
+		return fault.New(fault.Unavailable, "no-quorum", "%s has not heard from a leader yet", n.cfg.Name).
+			Do("wait until it is approved and has caught up (`csm status`); the leader must reach it at %s", n.cfg.Advertise)
 	}
 	need := len(voters)/2 + 1
 	if len(gone) == 0 {

@@ -68,7 +68,7 @@ func (a *authority) sign(name string, pub any, from, to time.Time) []byte {
 
 // world is a system in one process: real TCP, TLS, raft-wal and SQLite.
 type world struct {
-	t      *testing.T
+	t      testing.TB
 	ca     *authority
 	id     string
 	boxes  []*box
@@ -94,7 +94,7 @@ type box struct {
 	node  *Node
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	w := &world{t: t, ca: newAuthority(t), id: "testsystem", logger: slog.New(slog.DiscardHandler)}
 	if os.Getenv("CSM_TEST_LOG") != "" {
 		w.logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -373,7 +373,7 @@ func (b *box) written() map[string]bool {
 	return out
 }
 
-func wantReason(t *testing.T, err error, code fault.Code, reason string) {
+func wantReason(t testing.TB, err error, code fault.Code, reason string) {
 	t.Helper()
 	if !fault.Is(err, code) || !fault.HasReason(err, reason) {
 		t.Fatalf("got %v (%+v), want %v %s", err, fault.From(err), code, reason)

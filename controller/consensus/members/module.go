@@ -170,6 +170,14 @@ func unused(a *state.Apply, m Member) error {
 	} else if !fault.Is(err, fault.NotFound) {
 		return err
 	}
+	var at string
+	switch err := a.QueryRow("SELECT name FROM members WHERE address = ? ORDER BY name LIMIT 1", m.Address).Scan(&at); {
+	case err == nil:
+		return fault.New(fault.Conflict, "address-in-use", "the controller %q stands at %s already", at, m.Address).
+			Do("give this one another address, or remove the old one first: `csm system remove %s`", at)
+	case !errors.Is(err, sql.ErrNoRows):
+		return err
+	}
 	var n int
 	if err := a.QueryRow("SELECT (SELECT count(*) FROM members WHERE id = ?) + (SELECT count(*) FROM removed_members WHERE id = ?)", m.ID, m.ID).Scan(&n); err != nil {
 		return err

@@ -32,6 +32,7 @@ const (
 	handshakeTimeout = 5 * time.Second
 	maxHandshakes    = 256
 	maxGuests        = 64
+	guestStay        = 90 * time.Second
 )
 
 // Peer is the other side of a connection.
@@ -256,6 +257,7 @@ func (t *Transport) track(c *Conn) bool {
 	}
 	if c.Peer == nil {
 		t.guests++
+		time.AfterFunc(guestStay, func() { c.Close() })
 	} else if !t.cfg.Guard.Allowed(c.Peer.Key) {
 		return false
 	}
