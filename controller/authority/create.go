@@ -223,7 +223,9 @@ func (s *Authorities) newKey(ctx context.Context, issuer string, alg algorithm.K
 	sum := sha256.Sum256(spki)
 	urls := make([]string, 0, len(s.options.BaseURLs))
 	for _, u := range s.options.BaseURLs {
-		urls = append(urls, strings.TrimRight(u, "/"))
+		if u = strings.TrimRight(u, "/"); u != "" {
+			urls = append(urls, u)
+		}
 	}
 	return &clusterv1.IssuerRecord{Name: issuer, PublicId: hex.EncodeToString(sum[:10]), Key: info.Name,
 		CrlShards: uint32(s.options.CRLShards), BaseUrls: urls}, info.Public, nil
