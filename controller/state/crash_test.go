@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -65,6 +66,7 @@ func TestMain(m *testing.M) {
 		victim(dir)
 		return
 	}
+	flag.Set("rapid.checks", "40") // each check makes two stores on disk; the command line still decides
 	os.Exit(m.Run())
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/jonboulle/clockwork"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -116,7 +117,8 @@ func open(t testing.TB, dir string) *machine {
 func tryOpen(t testing.TB, dir string, change func(*state.Options)) (*machine, error) {
 	m := &machine{t: t, dir: dir, now: start}
 	o := state.Options{Dir: dir, ClusterID: cluster, NodeID: "n1", Modules: []state.Module{boxes()},
-		Logger: slog.New(slog.DiscardHandler), Fatal: func(err error) { m.fatal = err }}
+		Logger: slog.New(slog.DiscardHandler), Fatal: func(err error) { m.fatal = err },
+		Clock: clockwork.NewFakeClock()} // nothing is folded in but by Checkpoint
 	if change != nil {
 		change(&o)
 	}

@@ -123,8 +123,9 @@ func TestUnderRealRaftARestartSkipsWhatTheFileHasAndABackupOfAHigherIndexIsResto
 	old.index = 999_999
 	old.mustDo(wrapperspb.String("from the old cluster"))
 	meta, _ := v.backup(t)
-	meta.Index = old.Applied()
-	if err := v.Restore(meta, bytes.NewReader(old.snapshot()), time.Minute); err != nil {
+	content := old.snapshot()
+	meta.Index, meta.Size = old.Applied(), int64(len(content))
+	if err := v.Restore(meta, bytes.NewReader(content), time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	res, err := v.put("next")
