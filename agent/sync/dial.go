@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/cassandra-security-manager/csm/agent/state"
+	"github.com/cassandra-security-manager/csm/protocol/bounds"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/identity"
 )
@@ -70,6 +71,8 @@ func Dial(address string, c *tls.Config) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(c)),
 		// A dead path is seen within minutes. Servers of grpc-go close a connection that pings more often than each 5 minutes.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 6 * time.Minute, Timeout: 20 * time.Second}),
+		// What a controller sends is bounded like what is sent to it.
+		grpc.WithUnaryInterceptor(bounds.UnaryClient), grpc.WithStreamInterceptor(bounds.StreamClient),
 		grpc.WithDisableServiceConfig(), grpc.WithIdleTimeout(0), grpc.WithUserAgent("csm-agent"),
 		// Small buffers: an agent sends little, and 30 MB is all it may have.
 		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(8<<10), grpc.WithSharedWriteBuffer(true))
