@@ -3,6 +3,7 @@ package fleet
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
@@ -111,6 +112,20 @@ func suspended(r *clusterv1.AgentReportedReply, err error) error {
 func (f *Fleet) Disconnected(ctx context.Context, uid string, incarnation uint64, stream string) error {
 	_, err := f.propose(ctx, "", agentActor(uid, incarnation), "", &clusterv1.AgentDisconnected{Uid: uid, Incarnation: incarnation, Stream: stream})
 	return err
+}
+
+// Link is a stream that the state believes to be open.
+type Link struct {
+	Node, UID, Stream string
+	Incarnation       uint64
+}
+
+// LinksOf are the streams that the state believes a controller to hold.
+func (f *Fleet) LinksOf(ctx context.Context, controller string) ([]Link, error) {
+	return view(ctx, f.read, func(ctx context.Context, q state.Querier) ([]Link, error) {
+		return collect(ctx, q, func(r *sql.Rows) (l Link, err error) { return l, r.Scan(&l.Node, &l.UID, &l.Stream, &l.Incarnation) },
+			`SELECT node, uid, stream, incarnation FROM agents WHERE connected = 1 AND controller = ? ORDER BY node`, controller)
+	})
 }
 
 func agentActor(uid string, incarnation uint64) string {

@@ -121,7 +121,7 @@ func requestFits(n nodeRow, s storeRow, r *agentv1.ClaimMoveRequest) error {
 	case len(r.PlanHash) > 0:
 		return fault.New(fault.Stale, "plan-unknown", "no rollout has this plan").Do("claim without a plan, or plan again")
 	case r.Generation < s.generation:
-		return fault.New(fault.Stale, "generation-old", "generation %d of store %s was replaced by %d", r.Generation, s.store, s.generation).Do("wait for the target of the new generation")
+		return fault.New(fault.Stale, "generation-superseded", "generation %d of store %s was replaced by %d", r.Generation, s.store, s.generation).Do("wait for the target of the new generation")
 	case r.Generation > s.generation:
 		return fault.New(fault.Stale, "generation-unknown", "generation %d of store %s is not known, %d is the newest", r.Generation, s.store, s.generation).
 			Do("if this system was restored from a backup, see `csm node get %s`", short(n.name))
@@ -145,12 +145,12 @@ func requestFits(n nodeRow, s storeRow, r *agentv1.ClaimMoveRequest) error {
 	return nil
 }
 
-// budget stops a store that fails again and again at the same wish.
+// budget stops a store that fails again and again at the same wish. A move refused before anything was written is no
+// failure of the node's: the cap on certificates bounds those.
 func budget(a *state.Apply, n nodeRow, s storeRow) error {
 	var failed int
-	if err := a.QueryRow(`SELECT count(*) FROM moves WHERE node = ? AND store = ? AND generation = ? AND state = ? AND outcome IN (?,?,?) AND closed_ms > ?`,
-		n.name, s.store, s.generation, moveClosed, agentv1.MoveOutcome_MOVE_OUTCOME_ROLLED_BACK, agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED,
-		agentv1.MoveOutcome_MOVE_OUTCOME_FAILED, a.Now.Add(-failureWindow).UnixMilli()).Scan(&failed); err != nil {
+	if err := a.QueryRow(`SELECT count(*) FROM moves WHERE node = ? AND store = ? AND generation = ? AND state = ? AND outcome IN (?,?) AND closed_ms > ?`,
+		n.name, s.store, s.generation, moveClosed, agentv1.MoveOutcome_MOVE_OUTCOME_ROLLED_BACK, agentv1.MoveOutcome_MOVE_OUTCOME_FAILED, a.Now.Add(-failureWindow).UnixMilli()).Scan(&failed); err != nil {
 		return err
 	}
 	if failed < maxFailures {

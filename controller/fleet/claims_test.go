@@ -36,7 +36,7 @@ func TestEachGateRefusesAClaimByItsName(t *testing.T) {
 		"no request id":           {"no-request-id", ask(func(q *agentv1.ClaimMoveRequest) { q.RequestId = "" })},
 		"an unknown incarnation":  {"agent-unknown", ask(func(q *agentv1.ClaimMoveRequest) { q.Incarnation = 9 })},
 		"an unknown store":        {"no-store", ask(func(q *agentv1.ClaimMoveRequest) { q.Store = "client" })},
-		"an old generation":       {"generation-old", ask(func(q *agentv1.ClaimMoveRequest) { q.Generation-- })},
+		"an old generation":       {"generation-superseded", ask(func(q *agentv1.ClaimMoveRequest) { q.Generation-- })},
 		"a generation to come":    {"generation-unknown", ask(func(q *agentv1.ClaimMoveRequest) { q.Generation++ })},
 		"other files":             {"store-changed", ask(func(q *agentv1.ClaimMoveRequest) { q.KeystoreSha256 = leafOf("x") })},
 		"a plan that nobody made": {"plan-unknown", ask(func(q *agentv1.ClaimMoveRequest) { q.PlanHash = leafOf("x") })},
@@ -176,14 +176,14 @@ func TestANodeMovesOnlyWhenTheOneBeforeItIsProved(t *testing.T) {
 func TestALapsedClaimThatWasGivenACertificateStillHoldsTheWave(t *testing.T) {
 	w := newWorld(t)
 	r := w.ring("n1", "n2")
-	c, err := r["n1"].claim(renew)
+	_, err := r["n1"].claim(renew)
 	r["n1"].must(err)
 	w.log.Clock.Advance(fleet.ClaimTTL)
 	if _, err := r["n2"].claim(renew); err != nil {
 		t.Fatalf("a lapsed claim without a certificate blocks: %v", err)
 	}
 	w.log.Clock.Advance(fleet.ClaimTTL)
-	c, err = r["n1"].claim(renew)
+	c, err := r["n1"].claim(renew)
 	r["n1"].must(err)
 	r["n1"].write(c, "second")
 	w.log.Clock.Advance(fleet.ClaimTTL)

@@ -1,6 +1,7 @@
 package fleet_test
 
 import (
+	"flag"
 	"fmt"
 	"testing"
 	"time"
@@ -174,6 +175,12 @@ func (k *walk) check(t *rapid.T) {
 }
 
 func TestNoOrderOfEventsMovesTwoNodesOrTurnsAGenerationBack(t *testing.T) {
+	// Each walk has a state machine of its own; -rapid.checks asks for more of them.
+	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
+		if err := f.Value.Set("20"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	rapid.Check(t, func(r *rapid.T) {
 		k := &walk{world: newWorld(t), claims: map[*member]string{}, generations: map[string]uint64{}}
 		ring := k.ring("n1", "n2", "n3")

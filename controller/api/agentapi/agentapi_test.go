@@ -303,22 +303,39 @@ func TestALostStreamIsRecordedWhenNoneFollows(t *testing.T) {
 	w := newWorld(t).listen()
 	a := w.join("n1")
 	a.open()
-	watch := w.log.Store.Watch(a.node)
-	defer watch.Close()
 	w.must(a.stream.CloseSend())
+	w.comesToBeDisconnected(a.node, 6*time.Second)
+}
+
+func TestStreamsOfAControllersFormerLifeAreForgotten(t *testing.T) {
+	w := newWorld(t).listen()
+	a := w.join("n1")
+	a.open()
+	w.server.Close() // the controller ends without a word: nothing is recorded
+	if n, err := w.fleet.GetNode(t.Context(), a.node); err != nil || !n.Agent.Connected {
+		t.Fatalf("connected = %v, %v", n.Agent.Connected, err)
+	}
+	w.reopen().comesToBeDisconnected(a.node, 61*time.Second)
+}
+
+// comesToBeDisconnected lets time pass in steps until the state knows that the node has no stream.
+func (w *world) comesToBeDisconnected(node string, step time.Duration) {
+	w.t.Helper()
+	watch := w.log.Store.Watch(node)
+	defer watch.Close()
 	deadline := time.After(patience)
 	for {
-		n, err := w.fleet.GetNode(t.Context(), a.node)
+		n, err := w.fleet.GetNode(w.t.Context(), node)
 		w.must(err)
 		if !n.Agent.Connected {
 			break
 		}
-		w.log.Clock.Advance(6 * time.Second)
+		w.log.Clock.Advance(step)
 		select {
 		case <-watch.C():
 		case <-time.After(5 * time.Millisecond):
 		case <-deadline:
-			t.Fatal("still connected")
+			w.t.Fatal("still connected")
 		}
 	}
 }

@@ -115,6 +115,7 @@ func (s *Server) GRPCServer(tlsConfig *tls.Config, more ...grpc.ServerOption) *g
 	}
 	g := grpc.NewServer(append(opts, more...)...)
 	agentv1.RegisterAgentServiceServer(g, s)
+	s.farewell.Go(s.forgetFormerLife)
 	return g
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
@@ -64,15 +65,42 @@ func (s *Server) closeSession(x *session, connected bool) {
 		case <-s.stop:
 			return
 		}
-		if _, back := s.LastSeen(x.Node); back {
-			return
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := s.Fleet.Disconnected(ctx, x.UID, x.Incarnation, x.stream); err != nil {
-			s.Logger.Info("a lost stream could not be recorded", "node", x.Node, "error", err)
-		}
+		s.lost(fleet.Link{Node: x.Node, UID: x.UID, Incarnation: x.Incarnation, Stream: x.stream})
 	})
+}
+
+// lost tells the state that a stream is gone, unless the node has another one here.
+func (s *Server) lost(l fleet.Link) {
+	if _, back := s.LastSeen(l.Node); back {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := s.Fleet.Disconnected(ctx, l.UID, l.Incarnation, l.Stream); err != nil {
+		s.Logger.Info("a lost stream could not be recorded", "node", l.Node, "error", err)
+	}
+}
+
+// afterlife is how long after the start of a controller the agents of its former life have to come back.
+const afterlife = time.Minute
+
+// forgetFormerLife tells the state about streams that this controller held when it ended and that came back to nobody.
+func (s *Server) forgetFormerLife() {
+	t := s.Clock.NewTimer(afterlife)
+	defer t.Stop()
+	select {
+	case <-t.Chan():
+	case <-s.stop:
+		return
+	}
+	links, err := s.Fleet.LinksOf(context.Background(), s.Controller)
+	if err != nil {
+		s.Logger.Info("streams of a former life could not be read", "error", err)
+		return
+	}
+	for _, l := range links {
+		s.lost(l)
+	}
 }
 
 // waits remembers that a node was refused because the wave was busy.
