@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -57,7 +58,7 @@ func (s *script) before(op install.Op) error {
 // operations counts what a run does when nothing disturbs it.
 func operations(t *testing.T, prepare func(*world), plan func(*world) install.Plan) []install.Op {
 	t.Helper()
-	w := running(t, keystore.PEM)
+	w := installed(t)
 	prepare(w)
 	s := &script{n: 1 << 20}
 	w.installer(func(o *install.Options) { o.Before = s.before }).Run(context.Background(), plan(w))
@@ -66,15 +67,16 @@ func operations(t *testing.T, prepare func(*world), plan func(*world) install.Pl
 
 // killEverywhere stops the program before each single operation, restarts Cassandra on what lies there, recovers with a
 // new installer, and demands that the pair is the old or the new one.
-func killEverywhere(t *testing.T, prepare func(*world), plan func(*world) install.Plan, restart bool) {
+func killEverywhere(t *testing.T, prepare func(*world), plan func(*world) install.Plan, restart bool, from install.Step) {
 	ops := operations(t, prepare, plan)
 	if len(ops) < 30 {
 		t.Fatalf("only %d operations: %v", len(ops), ops)
 	}
-	for n := range ops {
+	first := slices.IndexFunc(ops, func(o install.Op) bool { return o.Step == from })
+	for n := first; n < len(ops); n++ {
 		t.Run(fmt.Sprintf("%03d-%s-%s", n, ops[n].Step, ops[n].Do), func(t *testing.T) {
 			t.Parallel()
-			w := running(t, keystore.PEM)
+			w := installed(t)
 			prepare(w)
 			old, p := w.leafOnDisk(), plan(w)
 			s := &script{n: n}
@@ -101,16 +103,16 @@ func killEverywhere(t *testing.T, prepare func(*world), plan func(*world) instal
 	}
 }
 
-func TestAKillAtEachOperationOfARenewalLeavesOldOrNew(t *testing.T) {
-	killEverywhere(t, func(*world) {}, func(w *world) install.Plan { return w.plan(2) }, false)
+func TestAKillAtEachOperationLeavesOldOrNew(t *testing.T) {
+	killEverywhere(t, func(*world) {}, growing, false, install.StepLock)
 }
 
-func TestAKillAtEachOperationAndARestartOfCassandraLeavesOldOrNew(t *testing.T) {
-	killEverywhere(t, func(*world) {}, growing, true)
+func TestAKillOnceFilesChangeAndARestartOfCassandraLeavesOldOrNew(t *testing.T) {
+	killEverywhere(t, func(*world) {}, growing, true, install.StepTruststore)
 }
 
 func TestAKillAtEachOperationOfARollbackLeavesOldOrNew(t *testing.T) {
-	killEverywhere(t, func(w *world) { w.node.IgnoreReloads(true) }, growing, false)
+	killEverywhere(t, func(w *world) { w.node.IgnoreReloads(true) }, growing, false, install.StepBack)
 }
 
 // nobody is a neighbour callback of a cluster of one node.
@@ -154,7 +156,7 @@ func TestAFailureOfEachOperationLeavesOldOrNew(t *testing.T) {
 	for n := range ops {
 		t.Run(fmt.Sprintf("%03d-%s-%s", n, ops[n].Step, ops[n].Do), func(t *testing.T) {
 			t.Parallel()
-			w := running(t, keystore.PEM)
+			w := installed(t)
 			old, p := w.leafOnDisk(), growing(w)
 			seen := 0
 			o, err := w.installer(func(o *install.Options) {
@@ -203,6 +205,27 @@ func TestAKillBeforeCassandrasFirstStartLeavesNothingOrAWholePair(t *testing.T) 
 		} else if o, err := w.installer().Run(context.Background(), w.plan(1)); err != nil || o.Result != unproven {
 			t.Fatalf("killed before %v: the next try says %v %v", ops[n], o.Result, err)
 		}
+		w.clean()
+	}
+}
+
+func TestAKillAtEachOperationOfARestoreIsNotASecondForeignChange(t *testing.T) {
+	broken := func(s *script) *world {
+		w := installed(t)
+		os.Truncate(w.store.KeystorePath, 40)
+		os.Truncate(w.store.TruststorePath, 40)
+		w.installer(func(o *install.Options) { o.Before = s.before }).Restore(context.Background(), w.site())
+		return w
+	}
+	whole := &script{n: 1 << 20}
+	broken(whole)
+	for n := range whole.seen {
+		w := broken(&script{n: n})
+		if _, err := w.installer().Restore(context.Background(), w.site()); err != nil {
+			t.Fatalf("killed before %v: %v", whole.seen[n], err)
+		}
+		w.serves(w.leafOnDisk())
+		w.installer().Recover(context.Background(), w.site())
 		w.clean()
 	}
 }

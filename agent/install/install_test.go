@@ -170,7 +170,7 @@ func TestAHoldThatAppearsInTheMiddleEndsOrTurnsBack(t *testing.T) {
 	for _, s := range install.Steps() {
 		t.Run(string(s), func(t *testing.T) {
 			t.Parallel()
-			w := running(t, keystore.PEM)
+			w := installed(t)
 			before, p := w.leafOnDisk(), w.plan(2)
 			hook := func(o *install.Options) {
 				o.Before = func(op install.Op) error {

@@ -58,6 +58,9 @@ func (i *Installer) NextProof(site Site) (time.Time, error) {
 	switch r.State {
 	case agentv1.InstallState_INSTALL_STATE_FAILED:
 		due = tried.Add(AtRest) // each refused probe writes an ERROR into Cassandra's log
+		if r.Restoring != nil {
+			due = tried.Add(Again) // a broken file lies under a running node
+		}
 	case agentv1.InstallState_INSTALL_STATE_INSTALLED_UNPROVEN:
 		due = tried.Add(Again)
 	}

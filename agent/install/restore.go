@@ -34,6 +34,10 @@ func (t *transaction) restore(ctx context.Context) (*Outcome, error) {
 		return nil, err
 	}
 	if t.rec.current().same(disk.snapshot(0)) {
+		if t.rec.Restoring != nil {
+			t.rec.Restoring = nil
+			return nil, t.f.saveRecord(t.rec)
+		}
 		return nil, nil
 	}
 	path := t.site.Store.KeystorePath
@@ -49,19 +53,32 @@ func (t *transaction) restore(ctx context.Context) (*Outcome, error) {
 		return &o, err
 	}
 	t.exempt = true
-	if t.rec.countForeign(t.i.o.Clock.Now()); t.rec.Contested {
-		t.i.o.Logger.Error("store contested: another tool puts its own files back", "store", t.site.Store.Name)
-	}
-	if err := t.f.saveRecord(t.rec); err != nil {
-		return nil, unwritable(err, t.f.dir)
+	if !t.rec.interrupted(disk) {
+		t.rec.countForeign(t.i.o.Clock.Now())
+		foreign := disk.snapshot(0)
+		t.rec.Restoring = &foreign
+		if err := t.f.saveRecord(t.rec); err != nil {
+			return nil, unwritable(err, t.f.dir)
+		}
 	}
 	if t.rec.Contested {
+		t.i.o.Logger.Error("store contested: another tool puts its own files back", "store", t.site.Store.Name)
 		err := contested(path)
 		o := t.outcome(agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED, err)
 		return &o, err
 	}
 	o, err := t.rewrite(context.WithoutCancel(ctx), disk)
 	return &o, err
+}
+
+// interrupted says whether the files are what an unfinished restore of ours leaves: each one ours or as it was found.
+func (r *record) interrupted(disk pair) bool {
+	if r.Restoring == nil {
+		return false
+	}
+	ours, found := r.current(), *r.Restoring
+	return (disk.keystore.sum == ours.Keystore || disk.keystore.sum == found.Keystore) &&
+		(disk.truststore.sum == ours.Truststore || disk.truststore.sum == found.Truststore)
 }
 
 // countForeign remembers a foreign change and decides whether the store is contested by it.
@@ -122,7 +139,7 @@ func (t *transaction) rewrite(ctx context.Context, disk pair) (Outcome, error) {
 	}
 	o := t.outcome(result, nil)
 	o.State, o.Reason, o.Detail = state, "store-restored", "the files were changed by somebody else and are restored"
-	r.Last, r.Detail = &o, o.Detail
+	r.Last, r.Detail, r.Restoring = &o, o.Detail, nil
 	if err := t.f.saveRecord(r); err != nil {
 		return o, unwritable(err, t.f.dir)
 	}

@@ -127,7 +127,9 @@ func (i *Installer) Run(ctx context.Context, p Plan) (Outcome, error) {
 	defer end()
 	t.plan = p
 	if err := t.prepare(ctx); err != nil {
-		t.sweep()
+		if t.j != nil { // else nothing was staged, and an open journal is another transaction's
+			t.sweep()
+		}
 		return t.outcome(agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED, err), err
 	}
 	// From the first rename on the transaction ends by itself: a caller that goes away must not leave it half done.

@@ -64,6 +64,17 @@ func running(t *testing.T, f keystore.Format) *world {
 	t.Helper()
 	w := newWorld(t, f)
 	w.firstInstall()
+	if o, err := w.installer().Reprove(context.Background(), w.site()); err != nil || o.State != agentv1.InstallState_INSTALL_STATE_PROVEN {
+		t.Fatalf("first proof: %+v %v", o, err)
+	}
+	return w
+}
+
+// installed is running without the first proof, for the tests that make hundreds of worlds.
+func installed(t *testing.T) *world {
+	t.Helper()
+	w := newWorld(t, keystore.PEM)
+	w.firstInstall()
 	return w
 }
 
@@ -74,9 +85,6 @@ func (w *world) firstInstall() {
 		w.t.Fatalf("first install: %v %v", o.Result, err)
 	}
 	w.node.Restart(w.t)
-	if o, err := w.installer().Reprove(context.Background(), w.site()); err != nil || o.State != agentv1.InstallState_INSTALL_STATE_PROVEN {
-		w.t.Fatalf("first proof: %+v %v", o, err)
-	}
 }
 
 func (w *world) installer(more ...func(*install.Options)) *install.Installer {

@@ -1,0 +1,215 @@
+package install_test
+
+import (
+	"context"
+	"crypto/x509"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/jonboulle/clockwork"
+
+	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
+	"github.com/cassandra-security-manager/csm/agent/install"
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/keystore"
+)
+
+func TestAPairThatAPollBreaksIsFollowedByTheGenerationBefore(t *testing.T) {
+	w := running(t, keystore.PEM)
+	before := w.leafOnDisk()
+	if o, err := w.installer().Run(context.Background(), w.plan(2)); err != nil {
+		t.Fatalf("%v %v", o.Result, err)
+	}
+	// From now on the node serves something else than the files, whatever is reloaded, until the old pair is back.
+	w.node.ServeOther(cassandratest.NewCA(t, "x").Leaf().TLS())
+	w.node.Set(internode, cassandratest.Other)
+	heal := func(o *install.Options) {
+		o.Before = func(op install.Op) error {
+			if op.Step == install.StepBackReload {
+				w.node.Set(internode, cassandratest.Honest)
+			}
+			return nil
+		}
+	}
+	o, err := w.installer(heal).Reprove(context.Background(), w.site())
+	if o == nil || o.Result != rolledBack || err == nil || w.leafOnDisk() != before {
+		t.Fatalf("%+v %v", o, err)
+	}
+	w.serves(before)
+	w.clean()
+	if f := w.installer().Facts(w.site()); f.Generation != 1 {
+		t.Errorf("generation %d", f.Generation)
+	}
+}
+
+func TestAStoreAtRestThatIsNotServedIsReloadedAndNeverTurnedBack(t *testing.T) {
+	w := running(t, keystore.PEM)
+	clock := clockwork.NewFakeClockAt(time.Now())
+	w.clock = clock
+	if _, err := w.installer().Run(context.Background(), w.plan(2)); err != nil {
+		t.Fatal(err)
+	}
+	now := w.leafOnDisk()
+	for range 3 {
+		clock.Advance(install.AtRest)
+		w.serves(now)
+	}
+	clock.Advance(install.AtRest)
+	w.node.ServeOther(cassandratest.NewCA(t, "x").Leaf().TLS())
+	w.node.Set(cql, cassandratest.Other)
+	stepping := func(o *install.Options) { o.Clock = steppingClock{clock} }
+	if o, err := w.installer(stepping).Reprove(context.Background(), w.site()); o.Result != failed || err == nil || w.leafOnDisk() != now {
+		t.Fatalf("%+v %v", o, err)
+	}
+	w.node.Set(cql, cassandratest.Honest)
+	if o, err := w.installer().Reprove(context.Background(), w.site()); err != nil || o.State != agentv1.InstallState_INSTALL_STATE_PROVEN {
+		t.Errorf("once healed: %+v %v", o, err)
+	}
+}
+
+// steppingClock does not wait: it moves.
+type steppingClock struct{ *clockwork.FakeClock }
+
+func (c steppingClock) After(d time.Duration) <-chan time.Time {
+	c.Advance(d)
+	ch := make(chan time.Time, 1)
+	ch <- c.Now()
+	return ch
+}
+
+func TestASilentNodeIsUnknownAndNothingIsDoneToIt(t *testing.T) {
+	w := running(t, keystore.PEM)
+	w.opts = append(w.opts, fastProbe)
+	w.node.Set(internode, cassandratest.Silent)
+	o, err := w.installer().Reprove(context.Background(), w.site())
+	if o == nil || o.Result != unproven || !fault.HasReason(err, "proof-unknown") || w.node.Reloads() != 0 {
+		t.Errorf("%+v %v, %d reloads", o, err, w.node.Reloads())
+	}
+	w.node.Stop()
+	if o, err := w.installer().Reprove(context.Background(), w.site()); o != nil || err != nil {
+		t.Errorf("a stopped node: %+v %v", o, err)
+	}
+}
+
+func TestTheNextProofIsDueAfterEachPollAndNeverInATightLoop(t *testing.T) {
+	w := running(t, keystore.PEM)
+	clock := clockwork.NewFakeClockAt(time.Now())
+	w.clock = clock
+	i := w.installer()
+	if _, err := i.Run(context.Background(), w.plan(2)); err != nil {
+		t.Fatal(err)
+	}
+	due, err := i.NextProof(w.site())
+	if d := due.Sub(clock.Now()); err != nil || d < install.Poll || d > install.Poll+time.Minute {
+		t.Fatalf("due in %v, %v", d, err)
+	}
+	clock.Advance(due.Sub(clock.Now()))
+	w.node.Stop()
+	i.Reprove(context.Background(), w.site())
+	if due, _ := i.NextProof(w.site()); !due.After(clock.Now()) {
+		t.Error("a stopped node would be asked without pause")
+	}
+	if due, err := w.installer().NextProof(install.Site{Instance: w.node.Instance(), Store: cassandratest.NewStore(t, keystore.PEM)}); err != nil || due.IsZero() {
+		// The same store name has a record: only its files differ.
+		t.Errorf("%v %v", due, err)
+	}
+}
+
+func TestAForeignWriteDuringAKilledInstallIsLeftIfItIsGoodAndReplacedIfItIsBroken(t *testing.T) {
+	kill := func(o *install.Options) {
+		dead := false
+		o.Before = func(op install.Op) error {
+			if dead = dead || op.Step == install.StepKeystore; dead {
+				return errKilled
+			}
+			return nil
+		}
+	}
+	w := running(t, keystore.PEM)
+	w.installer(kill).Run(context.Background(), growing(w))
+	theirs := w.ca.Leaf()
+	cassandratest.Write(t, w.store, theirs, w.ca.Root)
+	o, err := w.installer().Recover(context.Background(), w.site())
+	if o == nil || !fault.HasReason(err, "store-changed") || w.leafOnDisk() != leafSum(theirs.Chain) {
+		t.Errorf("a good foreign pair: %+v %v", o, err)
+	}
+	w.clean()
+
+	w = running(t, keystore.PEM)
+	before := w.leafOnDisk()
+	w.installer(kill).Run(context.Background(), growing(w))
+	os.Truncate(w.store.KeystorePath, 50)
+	if o, err := w.installer().Recover(context.Background(), w.site()); o == nil || o.Result != rolledBack || w.leafOnDisk() != before {
+		t.Errorf("a broken foreign pair: %+v %v", o, err)
+	}
+	w.serves(before)
+	w.clean()
+}
+
+func TestAKilledInstallWaitsWhileHeldAndBlocksTheNext(t *testing.T) {
+	w := running(t, keystore.PEM)
+	dead := false
+	w.installer(func(o *install.Options) {
+		o.Before = func(op install.Op) error {
+			if dead = dead || op.Step == install.StepReload; dead {
+				return errKilled
+			}
+			return nil
+		}
+	}).Run(context.Background(), growing(w))
+	now := w.leafOnDisk()
+	w.putHold()
+	if o, err := w.installer().Recover(context.Background(), w.site()); o != nil || !fault.HasReason(err, "held") || w.leafOnDisk() != now {
+		t.Fatalf("%+v %v", o, err)
+	}
+	os.Remove(w.hold)
+	if o, err := w.installer().Run(context.Background(), w.plan(3)); o.Result != refused || !fault.HasReason(err, "unfinished-move") {
+		t.Fatalf("%v %v", o.Result, err)
+	}
+	if o, err := w.installer().Recover(context.Background(), w.site()); err != nil || o.Result != proven || o.Claim != "claim" || o.Generation != 2 {
+		t.Fatalf("%+v %v", o, err)
+	}
+	if last, err := w.installer().Last(w.site()); err != nil || last.Result != proven || last.Claim != "claim" {
+		t.Errorf("the lost report: %+v %v", last, err)
+	}
+}
+
+func TestTwoAgentsDoNotWorkInOneFolder(t *testing.T) {
+	w := running(t, keystore.PEM)
+	inner := func(o *install.Options) {
+		o.Before = func(op install.Op) error {
+			if op.Step == install.StepBaseline && op.Do == "begin" {
+				second := &world{t: t, ca: w.ca, store: w.store, node: w.node, state: filepath.Join(t.TempDir(), "other"), hold: w.hold, clock: w.clock}
+				if o, err := second.installer().Run(context.Background(), second.plan(7)); o.Result != refused || !fault.HasReason(err, "store-locked") {
+					t.Errorf("%v %v", o.Result, err)
+				}
+			}
+			return nil
+		}
+	}
+	if o, err := w.installer(inner).Run(context.Background(), w.plan(2)); err != nil {
+		t.Errorf("%v %v", o.Result, err)
+	}
+}
+
+func TestATrustOnlyMoveKilledBeforeItsReloadIsReloadedByTheRecovery(t *testing.T) {
+	w := running(t, keystore.PEM)
+	next := cassandratest.NewCA(t, "next")
+	dead := false
+	p := install.Plan{Site: w.site(), Claim: "c", Generation: 2, Anchors: []*x509.Certificate{w.ca.Root, next.Root}}
+	w.installer(func(o *install.Options) {
+		o.Before = func(op install.Op) error {
+			if dead = dead || op.Step == install.StepReload; dead {
+				return errKilled
+			}
+			return nil
+		}
+	}).Run(context.Background(), p)
+	n := w.node.Reloads()
+	if o, err := w.installer().Recover(context.Background(), w.site()); err != nil || o.Result != proven || w.node.Reloads() != n+1 {
+		t.Errorf("%+v %v, %d reloads", o, err, w.node.Reloads()-n)
+	}
+}
