@@ -131,7 +131,7 @@ var fingerprint = regexp.MustCompile(`--fingerprint (\S+)`)
 func (d *demo) admit(ctx context.Context, c *controller) error {
 	made, err := mustJSON[struct {
 		Token string `json:"token"`
-	}](ctx, d, "csm", "system", "join-token", "create")
+	}](ctx, d, "csm", "system", "join-token")
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func minority(ctx context.Context, d *demo) (string, error) {
 
 // withoutQuorum looks at what people and agents are told.
 func (d *demo) withoutQuorum(ctx context.Context, before []pair) (string, error) {
-	o, err := d.command(ctx, "csm", "certificate", "issue", "--csr", filepath.Join(d.dir, "app.csr"), "--authority", authorityShort, "-o", "json")
+	o, err := d.command(ctx, "csm", "certificate", "issue", "--csr", filepath.Join(d.dir, "app.csr"), "--ca", authorityShort, "-o", "json")
 	if err != nil {
 		return "", err
 	}

@@ -17,7 +17,7 @@ func wrongNames(ctx context.Context, d *demo) (string, error) {
 		return "", err
 	}
 	node := clusterShort + "/" + a.node.Name
-	if _, err := d.must(ctx, "csm", "node", "set-names", node, "--ip", "127.0.99.99", "--dns", "elsewhere.example"); err != nil {
+	if _, err := d.must(ctx, "csm", "node", "set-names", node, "--ip", "127.0.99.99", "--dns", "elsewhere.example", "--yes"); err != nil {
 		return "", err
 	}
 	o, err := d.askRenewal(ctx, a.node.Name, "names were changed", 60*time.Second)

@@ -149,7 +149,7 @@ func (d *demo) application(ctx context.Context) error {
 	if err := os.WriteFile(path, csr, 0o600); err != nil {
 		return err
 	}
-	c, err := mustJSON[rest.Certificate](ctx, d, "csm", "certificate", "issue", "--csr", path, "--authority", authorityShort)
+	c, err := mustJSON[rest.Certificate](ctx, d, "csm", "certificate", "issue", "--csr", path, "--ca", authorityShort)
 	if err != nil {
 		return err
 	}

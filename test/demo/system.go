@@ -126,14 +126,14 @@ func (d *demo) rootFile() string { return filepath.Join(d.dir, "root.pem") }
 
 // makeCluster makes the cluster, and for each node a token that works once.
 func makeCluster(ctx context.Context, d *demo) (string, error) {
-	if _, err := d.must(ctx, "csm", "cluster", "create", clusterShort, "--authority", authorityShort, "--cassandra-name", d.ring.Cluster, "--region", regions[0]); err != nil {
+	if _, err := d.must(ctx, "csm", "cluster", "create", clusterShort, "--ca", authorityShort, "--cassandra-name", d.ring.Cluster, "--region", regions[0]); err != nil {
 		return "", err
 	}
 	for _, a := range d.agents {
 		if err := os.MkdirAll(a.dir, 0o700); err != nil {
 			return "", err
 		}
-		args := append([]string{"cluster", "join-command", clusterShort, "--node", a.node.Name}, nameFlags(a)...)
+		args := append([]string{"cluster", "join-command", clusterShort + "/" + a.node.Name, "--yes"}, nameFlags(a)...)
 		t, err := mustJSON[rest.JoinToken](ctx, d, "csm", args...)
 		if err != nil {
 			return "", err
@@ -154,5 +154,5 @@ func nameFlags(a *agent) []string {
 }
 
 func setNames(a *agent) []string {
-	return append([]string{"node", "set-names", clusterShort + "/" + a.node.Name}, nameFlags(a)...)
+	return append([]string{"node", "set-names", clusterShort + "/" + a.node.Name, "--yes"}, nameFlags(a)...)
 }
