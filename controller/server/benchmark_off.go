@@ -2,8 +2,12 @@
 
 package server
 
-// benchmark lets P-256 through; only a program built for benchmarks has it.
+import "github.com/cassandra-security-manager/csm/controller/api/rest"
+
+// Only a program built with the tag benchmark lets P-256 and an unlimited load through.
 const (
 	benchmark = false
 	hourlyCap = 0
 )
+
+var apiLimits = rest.Limits{}

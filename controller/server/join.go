@@ -3,10 +3,12 @@ package server
 import (
 	"context"
 	"encoding/hex"
+	"os"
 
 	"github.com/google/uuid"
 
 	"github.com/cassandra-security-manager/csm/controller/consensus"
+	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -17,7 +19,7 @@ import (
 type JoinOptions struct {
 	// Pin of the system CA and one-time Token, both from `csm system join-token`.
 	Pin, Token string
-	// Waiting is told the fingerprint that the administrator compares, while he has not approved it yet.
+	// Waiting is told the fingerprint that the administrator compares: at once, and again while he has not approved it yet.
 	Waiting func(fingerprint string)
 	// Trouble is told of each address that could not be asked.
 	Trouble func(address string, err error)
@@ -40,10 +42,7 @@ func Join(ctx context.Context, cfg Config, opt JoinOptions) (JoinResult, error) 
 		return res, err
 	}
 	d := dataDir(cfg.DataDir)
-	if err := d.claim(); err != nil {
-		return res, err
-	}
-	id, kek, err := newController(d, cfg)
+	nodeID, id, kek, err := joiner(d, cfg)
 	if err != nil {
 		return res, err
 	}
@@ -56,7 +55,7 @@ func Join(ctx context.Context, cfg Config, opt JoinOptions) (JoinResult, error) 
 		return res, err
 	}
 	res.Controller, res.Fingerprint = cfg.Name, hex.EncodeToString(key[:])
-	nodeID := uuid.NewString()
+	opt.Waiting(res.Fingerprint)
 	admission, err := consensus.Join(ctx, consensus.JoinOptions{
 		Addresses: cfg.JoinPeers, Pin: opt.Pin, Token: opt.Token, Name: cfg.Name, NodeID: nodeID,
 		Region: cfg.Region, Zone: cfg.Zone, Advertise: cfg.ClusterAddress(), CSR: csr, KEKPublic: kek.Public(), Version: cli.Version,
@@ -69,5 +68,35 @@ func Join(ctx context.Context, cfg Config, opt JoinOptions) (JoinResult, error) 
 	if err := d.writeChain(raw(admission.Chain), raw(admission.Bundle)); err != nil {
 		return res, err
 	}
-	return res, d.finish(installation{SystemID: admission.ClusterID, NodeID: nodeID, Name: cfg.Name})
+	if err := d.finish(installation{SystemID: admission.ClusterID, NodeID: nodeID, Name: cfg.Name}); err != nil {
+		return res, err
+	}
+	return res, os.Remove(d.path(joiningFile))
+}
+
+// joiningFile holds the node id of a join that has not ended: its token is bound to the key beside it, so a join that was
+// interrupted goes on with the same key.
+const joiningFile = "joining"
+
+func joiner(d dataDir, cfg Config) (nodeID string, id *identityHolder, kek *keyring.KEK, err error) {
+	if b, err := os.ReadFile(d.path(joiningFile)); err == nil {
+		sealer, err := cfg.sealer()
+		if err != nil {
+			return "", nil, nil, err
+		}
+		key, err := d.readKey()
+		if err != nil {
+			return "", nil, nil, err
+		}
+		kek, err := keyring.LoadKEK(d.path("kek"), sealer)
+		return string(b), &identityHolder{dir: d, key: key}, kek, err
+	}
+	if err := d.claim(); err != nil {
+		return "", nil, nil, err
+	}
+	if id, kek, err = newController(d, cfg); err != nil {
+		return "", nil, nil, err
+	}
+	nodeID = uuid.NewString()
+	return nodeID, id, kek, writeFile(d.path(joiningFile), []byte(nodeID), 0o600)
 }

@@ -182,7 +182,7 @@ func (s *Server) restDeps() rest.Deps {
 		AfterApprove: func(ctx context.Context, m consensus.Member, actor string) error {
 			return s.dom.keyring.WrapFor(ctx, m.Name, m.KEKPublic, actor)
 		},
-		Clock: clockwork.NewRealClock(), Logger: s.log,
+		Limits: apiLimits, Clock: clockwork.NewRealClock(), Logger: s.log,
 	}
 }
 

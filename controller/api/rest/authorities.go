@@ -89,7 +89,7 @@ func (p AuthorityPath) name() string { return resource.Authority(p.Tenant, p.Aut
 type CreateAuthority struct {
 	ID          string   `json:"id" maxLength:"63" doc:"last segment of its name"`
 	DisplayName string   `json:"displayName,omitempty" maxLength:"256"`
-	Algorithm   string   `json:"algorithm,omitempty" enum:"P-384,P-521,RSA-4096" doc:"default P-384"`
+	Algorithm   string   `json:"algorithm,omitempty" maxLength:"16" doc:"default P-384"`
 	Validity    string   `json:"validity,omitempty" doc:"time span of the root; default 15 years" example:"131400h"`
 	Regions     []string `json:"regions,omitempty" maxItems:"16" doc:"an issuing CA is made for each"`
 }

@@ -140,6 +140,7 @@ func (st *stream) begin() {
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("X-Accel-Buffering", "no")
 	_ = st.flush.SetWriteDeadline(time.Time{})
+	_ = st.flush.SetReadDeadline(time.Time{}) // HTTP/1.1: a server's ReadTimeout would end the stream
 	st.w.WriteHeader(http.StatusOK)
 	_ = st.flush.Flush()
 }

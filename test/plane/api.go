@@ -1,0 +1,120 @@
+//go:build linux
+
+package plane
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/cassandra-security-manager/csm/shared/identity"
+)
+
+// API is a REST client with an administrator's certificate.
+type API struct {
+	Client *http.Client
+	hosts  []string
+}
+
+// Problem is an answer other than 2xx (RFC 9457).
+type Problem struct {
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
+	Reason string `json:"reason"`
+	Remedy string `json:"remedy"`
+}
+
+func (p *Problem) Error() string {
+	return fmt.Sprintf("%d %s (%s) %s", p.Status, p.Detail, p.Reason, p.Remedy)
+}
+
+// newAPI reads an administrator's file: key, chain, system CA last.
+func newAPI(file string, controllers []*Controller) (*API, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := tls.X509KeyPair(b, b)
+	if err != nil {
+		return nil, err
+	}
+	var last *pem.Block
+	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
+		last = block
+	}
+	root, err := x509.ParseCertificate(last.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	conf := identity.Base()
+	conf.Certificates = []tls.Certificate{cert}
+	conf.InsecureSkipVerify = true // the verifier below checks the identity instead of a host name
+	conf.VerifyConnection = identity.Verifier{Roots: func() []*x509.Certificate { return []*x509.Certificate{root} },
+		Kinds: []identity.Kind{identity.Controller}, Now: time.Now}.VerifyConnection
+	a := &API{Client: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: conf, MaxIdleConnsPerHost: 128}}}
+	for _, c := range controllers {
+		a.hosts = append(a.hosts, c.Address(9640))
+	}
+	return a, nil
+}
+
+// Do asks the controllers in turn until one answers; a Problem is an answer.
+func (a *API) Do(ctx context.Context, method, path string, in, out any) error {
+	var last error
+	for _, h := range a.hosts {
+		if last = a.On(ctx, h, method, path, in, out); last == nil {
+			return nil
+		}
+		if p, ok := last.(*Problem); ok && p.Status != http.StatusServiceUnavailable {
+			return last
+		}
+	}
+	return last
+}
+
+// On asks one controller. in and out may be nil; in may be []byte of JSON.
+func (a *API) On(ctx context.Context, host, method, path string, in, out any) error {
+	var body io.Reader
+	switch v := in.(type) {
+	case nil:
+	case []byte:
+		body = bytes.NewReader(v)
+	default:
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+host+path, body)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := a.Client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(res.Body, 16<<20))
+	if err != nil {
+		return err
+	}
+	if res.StatusCode >= 300 {
+		p := &Problem{Status: res.StatusCode, Detail: fmt.Sprintf("%.200s", b)}
+		_ = json.Unmarshal(b, p)
+		return p
+	}
+	if out == nil {
+		return nil
+	}
+	return json.Unmarshal(b, out)
+}

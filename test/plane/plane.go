@@ -1,0 +1,246 @@
+//go:build linux
+
+// Package plane runs a control plane of real csm-controller programs on loopback addresses, one per region, for tests, the
+// demonstration and benchmarks. It does what the README tells an administrator to do: init, join by token, approve.
+package plane
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cassandra-security-manager/csm/test/process"
+)
+
+// Options say what to run.
+type Options struct {
+	// Dir takes everything; Bin holds csm-controller.
+	Dir, Bin string
+	// Host gives the loopback address of controller n, from 1.
+	Host func(n int) netip.Addr
+	// Regions, one controller each.
+	Regions []string
+	// Root is init's --root: "lab" or "none".
+	Root string
+}
+
+// Controller is one csm-controller.
+type Controller struct {
+	Name, Region, Config, Log string
+	IP                        netip.Addr
+	process                   *process.Process
+	bin, dir                  string
+}
+
+// Address of a port of this controller.
+func (c *Controller) Address(port int) string {
+	return net.JoinHostPort(c.IP.String(), strconv.Itoa(port))
+}
+
+// Plane is a running control plane.
+type Plane struct {
+	Options
+	Controllers []*Controller
+	API         *API
+	AdminFile   string
+	Pin         string
+}
+
+// Start makes a system and waits until every controller votes.
+func Start(ctx context.Context, o Options) (*Plane, error) {
+	p := &Plane{Options: o, AdminFile: filepath.Join(o.Dir, "admin.pem")}
+	for i, region := range o.Regions {
+		c, err := newController(o, i+1, region)
+		if err != nil {
+			return nil, err
+		}
+		p.Controllers = append(p.Controllers, c)
+	}
+	first := p.Controllers[0]
+	if out, err := first.command(ctx, "init", "--config", first.Config, "--root", o.Root, "--admin-out", p.AdminFile,
+		"--recovery-out", filepath.Join(o.Dir, "recovery.key")); err != nil {
+		return nil, fmt.Errorf("init: %w: %s", err, out)
+	}
+	if err := first.Start(); err != nil {
+		return p, err
+	}
+	var err error
+	if p.API, err = newAPI(p.AdminFile, p.Controllers); err != nil {
+		return p, err
+	}
+	if err := p.wait(ctx, 1); err != nil {
+		return p, err
+	}
+	for _, c := range p.Controllers[1:] {
+		if err := p.admit(ctx, c); err != nil {
+			return p, fmt.Errorf("letting %s in: %w", c.Name, err)
+		}
+	}
+	return p, p.wait(ctx, len(p.Controllers))
+}
+
+func newController(o Options, n int, region string) (*Controller, error) {
+	c := &Controller{Name: "csm" + strconv.Itoa(n), Region: region, IP: o.Host(n), bin: o.Bin}
+	c.dir = filepath.Join(o.Dir, c.Name)
+	c.Config, c.Log = filepath.Join(c.dir, "controller.yaml"), filepath.Join(c.dir, "controller.log")
+	if err := os.MkdirAll(c.dir, 0o700); err != nil {
+		return nil, err
+	}
+	return c, os.WriteFile(c.Config, fmt.Appendf(nil, `name: %s
+region: %s
+zone: a
+advertise: %s
+data_dir: %s
+join_peers: ["%s"]
+listen: {api: "%s", agents: "%s", cluster: "%s", pki: "%s"}
+metrics: "%s"
+`, c.Name, region, c.IP, filepath.Join(c.dir, "data"), net.JoinHostPort(o.Host(1).String(), "9642"),
+		c.Address(9640), c.Address(9641), c.Address(9642), c.Address(9643), c.Address(9644)), 0o600)
+}
+
+// Start starts the controller's process.
+func (c *Controller) Start() (err error) {
+	c.process, err = process.Start(process.Spec{Name: c.Name, Path: filepath.Join(c.bin, "csm-controller"),
+		Args: []string{"run", "--config", c.Config}, Dir: c.dir, Log: c.Log})
+	return err
+}
+
+// Kill ends the controller with SIGKILL.
+func (c *Controller) Kill() { c.process.Kill() }
+
+func (c *Controller) command(ctx context.Context, args ...string) (string, error) {
+	log := filepath.Join(c.dir, args[0]+".log")
+	proc, err := process.Start(process.Spec{Name: c.Name + " " + args[0], Path: filepath.Join(c.bin, "csm-controller"), Args: args, Dir: c.dir, Log: log})
+	if err != nil {
+		return "", err
+	}
+	defer proc.Kill()
+	select {
+	case <-proc.Done():
+		return proc.Tail(10), proc.Err()
+	case <-ctx.Done():
+		return proc.Tail(10), ctx.Err()
+	}
+}
+
+var fingerprint = regexp.MustCompile(`--fingerprint ([0-9a-f]{64})`)
+
+// admit lets a controller in: token, fingerprint, approval.
+func (p *Plane) admit(ctx context.Context, c *Controller) error {
+	var token struct{ Token, CaPin string }
+	if err := p.API.Do(ctx, http.MethodPost, "/v1/system/controllerJoinTokens", struct{}{}, &token); err != nil {
+		return err
+	}
+	p.Pin = token.CaPin
+	file := filepath.Join(c.dir, "join.token")
+	if err := os.WriteFile(file, []byte(token.Token), 0o600); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() {
+		out, err := c.command(ctx, "join", "--config", c.Config, "--pin", token.CaPin, "--token-file", file, "--timeout", "60s")
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		ended <- err
+	}()
+	approve := func() error {
+		m := fingerprint.FindStringSubmatch(process.Tail(filepath.Join(c.dir, "join.log"), 20))
+		if m == nil {
+			return fmt.Errorf("no fingerprint was printed")
+		}
+		return p.API.Do(ctx, http.MethodPost, "/v1/system/controllers/"+c.Name+":approve", map[string]string{"fingerprint": m[1]}, nil)
+	}
+	if err := Eventually(ctx, 20*time.Second, approve); err != nil {
+		return err
+	}
+	if err := <-ended; err != nil {
+		return err
+	}
+	return c.Start()
+}
+
+// wait until n controllers vote.
+func (p *Plane) wait(ctx context.Context, n int) error {
+	return Eventually(ctx, 60*time.Second, func() error {
+		var list struct {
+			Items []struct {
+				Voter     bool
+				Reachable bool
+			}
+		}
+		if err := p.API.Do(ctx, http.MethodGet, "/v1/system/controllers", nil, &list); err != nil {
+			return err
+		}
+		voters := 0
+		for _, m := range list.Items {
+			if m.Voter && m.Reachable {
+				voters++
+			}
+		}
+		if voters < n {
+			return fmt.Errorf("%d of %d controllers vote", voters, n)
+		}
+		return nil
+	})
+}
+
+// Ready waits until every controller votes and answers.
+func (p *Plane) Ready(ctx context.Context) error { return p.wait(ctx, len(p.Controllers)) }
+
+// Leader gives the controller that leads now.
+func (p *Plane) Leader(ctx context.Context) (*Controller, error) {
+	var s struct{ Leader string }
+	if err := p.API.Do(ctx, http.MethodGet, "/v1/system", nil, &s); err != nil {
+		return nil, err
+	}
+	for _, c := range p.Controllers {
+		if c.Name == s.Leader {
+			return c, nil
+		}
+	}
+	return nil, fmt.Errorf("no leader (%q)", s.Leader)
+}
+
+// Stop kills what runs.
+func (p *Plane) Stop() {
+	for _, c := range p.Controllers {
+		if c.process != nil {
+			c.process.Kill()
+		}
+	}
+}
+
+// Tails are the last lines of every controller's log, for failures.
+func (p *Plane) Tails(lines int) string {
+	var b strings.Builder
+	for _, c := range p.Controllers {
+		fmt.Fprintf(&b, "-- %s\n%s\n", c.Name, process.Tail(c.Log, lines))
+	}
+	return b.String()
+}
+
+// Eventually asks until it is so; the last reason is the error.
+func Eventually(ctx context.Context, within time.Duration, ask func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	for {
+		err := ask()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("not within %s: %w", within.Round(time.Second), err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
