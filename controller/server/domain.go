@@ -9,6 +9,7 @@ import (
 
 	"github.com/jonboulle/clockwork"
 
+	"github.com/cassandra-security-manager/csm/controller/api/rest"
 	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
@@ -82,12 +83,14 @@ func listen(key, addr string) (net.Listener, error) {
 func assemble(cfg Config, in installation, kek *keyring.KEK, store *state.Store, node *consensus.Node) *domain {
 	clock := clockwork.NewRealClock()
 	d := &domain{store: store, node: node}
-	d.keyring = keyring.New(store, node, kek, in.Name)
-	d.authorities = authority.New(store, node, d.keyring, clock, rand.Reader, authority.Options{BaseURLs: []string{cfg.PKIURL}, AllowBenchmark: benchmark})
+	// Requests over REST carry their correlation, reason and idempotency into the log; other proposals pass unchanged.
+	log := rest.Log(node, store)
+	d.keyring = keyring.New(store, log, kek, in.Name)
+	d.authorities = authority.New(store, log, d.keyring, clock, rand.Reader, authority.Options{BaseURLs: []string{cfg.PKIURL}, AllowBenchmark: benchmark})
 	d.ledger = ledger.NewReplicated(store, clock)
-	d.issuance = issuance.New(d.authorities, node, clock, rand.Reader, issuance.Options{AllowBenchmark: benchmark, HourlyCap: hourlyCap})
-	d.fleet = fleet.New(store, node, clock, d.anchors)
-	d.people = people.New(store, node)
+	d.issuance = issuance.New(d.authorities, log, clock, rand.Reader, issuance.Options{AllowBenchmark: benchmark, HourlyCap: hourlyCap})
+	d.fleet = fleet.New(store, log, clock, d.anchors)
+	d.people = people.New(store, log)
 	return d
 }
 
