@@ -1,8 +1,10 @@
 package rest
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -57,14 +59,31 @@ func (s *server) admitted(ctx huma.Context, r *http.Request, w http.ResponseWrit
 	if err := s.People.Allowed(r.Context(), q.caller.Actor, permission, scopeOf(r.URL.Path)); err != nil {
 		return err
 	}
-	if k := r.Header.Get(HeaderIdempotency); k != "" {
-		if len(k) > 128 {
-			return fault.New(fault.Invalid, "bad-idempotency-key", "the Idempotency-Key is longer than 128 bytes").Do("use a random UUID")
-		}
-		sum := sha256.Sum256([]byte(strings.Join([]string{q.caller.Actor, r.Method, r.URL.Path, k}, "\x00")))
-		q.idempotency = hex.EncodeToString(sum[:16])
+	if err := q.identify(r); err != nil {
+		return err
 	}
 	return s.freshness(r, w)
+}
+
+// identify reads the Idempotency-Key. A repeat of a command must have the same body too: another body is another command.
+// Issuing goes by the key alone, because issuance itself refuses the same id with another key.
+func (q *request) identify(r *http.Request) error {
+	k := r.Header.Get(HeaderIdempotency)
+	if k == "" || r.Method != http.MethodPost {
+		return nil
+	}
+	if len(k) > 128 {
+		return fault.New(fault.Invalid, "bad-idempotency-key", "the Idempotency-Key is longer than 128 bytes").Do("use a random UUID")
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return fault.New(fault.Invalid, "too-large", "the request is too large or broken").Do("send less")
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	sum := sha256.Sum256([]byte(strings.Join([]string{q.caller.Actor, r.Method, r.URL.Path, k}, "\x00")))
+	q.idempotency = hex.EncodeToString(sum[:16])
+	q.body = sha256.Sum256(body)
+	return nil
 }
 
 // freshness reads "stale" (the default) or "linearizable", and says how old the state is that answers.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/state"
+	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
@@ -32,6 +33,7 @@ type request struct {
 	id, correlation, path string
 	// reason for the audit entry, and the key under which a repeat is the same request.
 	reason, idempotency string
+	body                [sha256.Size]byte
 	caller              caller
 	start               time.Time
 	// proposals counts the commands made so far: each gets an envelope id of its own out of the idempotency key.
@@ -143,7 +145,7 @@ func (s *server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 }
 
 // Log adds to each command what the request behind it says: the correlation id, the reason, and, where the caller sent an
-// Idempotency-Key, an envelope id made of caller, path, key and the command's place in the request, so that a repeat is
+// Idempotency-Key, an envelope id made of caller, path, key, body and the command's place in the request, so that a repeat is
 // answered and not run again. The domain packages behind this door are given a log wrapped so; proposals that come from
 // elsewhere pass unchanged.
 //
@@ -173,8 +175,9 @@ func (l requestLog) Propose(ctx context.Context, p state.Proposal) (state.Result
 		p.Reason = q.reason
 	}
 	n := q.proposals.Add(1)
-	if p.ID == "" && q.idempotency != "" {
-		sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%d\x00%s", q.idempotency, n, p.Command.ProtoReflect().Descriptor().FullName()))
+	// A certificate's request id does the same with more knowledge: it sees that the key is another.
+	if _, certificate := p.Command.(*clusterv1.RecordCertificate); p.ID == "" && q.idempotency != "" && !certificate {
+		sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%x\x00%d\x00%s", q.idempotency, q.body, n, p.Command.ProtoReflect().Descriptor().FullName()))
 		p.ID = hex.EncodeToString(sum[:16])
 	}
 	res, err := l.inner.Propose(ctx, p)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
 	"github.com/cassandra-security-manager/csm/controller/api/rest/resttest"
 	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/identity"
 )
@@ -110,8 +112,8 @@ func TestOnlyActiveAdministratorsComeIn(t *testing.T) {
 	if a.text("name") != "system/admins/ada" || a.text("actor") != identity.AdminID(resttest.TrustDomain, "ada").String() {
 		t.Fatalf("%s", a.body)
 	}
-	agent := w.Identity(identity.AgentID(resttest.TrustDomain, "uid", 1))
-	as(t, w, &agent).refused(403, "wrong-identity", as(t, w, &agent).get("/v1/whoami"))
+	other := w.Identity(identity.ControllerID(resttest.TrustDomain, "csm2"))
+	as(t, w, &other).refused(403, "wrong-identity", as(t, w, &other).get("/v1/whoami"))
 	eve := w.Identity(identity.AdminID(resttest.TrustDomain, "eve"))
 	as(t, w, &eve).refused(401, "unknown-admin", as(t, w, &eve).get("/v1/whoami"))
 	stolen := w.Identity(identity.AdminID(resttest.TrustDomain, "ada"))
@@ -123,11 +125,22 @@ func TestOnlyActiveAdministratorsComeIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	ada.refused(403, "admin-revoked", ada.get("/v1/whoami")) // on the connection that was open before
+}
+
+func TestAnExpiredCertificateIsRefused(t *testing.T) {
+	w := resttest.New(t, nil)
 	w.Log.Clock.Advance(40 * 24 * time.Hour)
-	bob := w.Admin("bob")
-	as(t, w, &bob).ok(200, as(t, w, &bob).get("/v1/whoami"))
-	w.Log.Clock.Advance(40 * 24 * time.Hour)
-	as(t, w, &bob).refused(401, "untrusted-peer", as(t, w, &bob).get("/v1/whoami"))
+	chain, err := certificate.ParseAll(w.Ada.Certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := httptest.NewRequest("GET", "/v1/whoami", nil) // without TLS, because the controller's own certificate has expired too
+	r.TLS = &tls.ConnectionState{PeerCertificates: chain}
+	out := httptest.NewRecorder()
+	w.Handler.ServeHTTP(out, r)
+	if out.Code != 401 || !strings.Contains(out.Body.String(), "untrusted-peer") {
+		t.Fatalf("%d %s", out.Code, out.Body)
+	}
 }
 
 func TestAnErrorIsAProblemThatSaysWhatToDo(t *testing.T) {
@@ -156,7 +169,7 @@ func TestAnErrorIsAProblemThatSaysWhatToDo(t *testing.T) {
 	c.refused(404, "no-such-path", c.get("/v1/nothing"))
 	c.refused(405, "method-not-allowed", c.do("DELETE", "/v1/system", ""))
 	c.refused(413, "too-large", c.do("POST", "/v1/tenants/default/certificates:issue", `{"csr":"`+strings.Repeat("A", 1<<20)+`","authority":"internal"}`))
-	c.refused(400, "too-large", c.get("/v1/tenants/default/certificates?filter="+strings.Repeat("a", 9<<10)))
+	c.refused(413, "too-large", c.get("/v1/tenants/default/certificates?filter="+strings.Repeat("a", 9<<10)))
 }
 
 func TestARequestWithRubbishIsRefusedAndNotRepeatedBack(t *testing.T) {
