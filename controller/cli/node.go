@@ -232,7 +232,7 @@ func (a *app) nodeRenew() *cobra.Command {
 	var store string
 	c := &cobra.Command{Use: "renew NODE", Short: "Ask a node to take new certificates when its turn comes", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeWith(a.nodeNames),
 		Long: "The node makes a new key, gets a certificate, installs and reloads it, and a neighbour proves it. --wait shows how it goes:\n" +
-			"exit code 0 when it is proved, 1 when it was rolled back or failed, 9 when --timeout ended first.",
+			"exit code 0 when it is proved, 1 when it was rolled back or failed, 3 when the node refused it, 9 when --timeout ended first.",
 		Example: "  csm node renew prod-eu/n7 --wait --timeout 5m\n  csm node renew prod-eu/n7 --store client --reason 'key rotation'"}
 	c.Flags().StringVar(&store, "store", "", "only this store of the node (default all)")
 	return a.run(c, func(s *session, args []string) error {
@@ -284,6 +284,9 @@ func (s *session) waitForNode(name, store string, n nodeView, generation uint64)
 		if err == nil && done {
 			return errDone
 		}
+		if err == nil && n.Claim == nil {
+			err = s.refusedMove(name, store, generation)
+		}
 		return err
 	})
 	line.Done()
@@ -294,6 +297,22 @@ func (s *session) waitForNode(name, store string, n nodeView, generation uint64)
 		n, raw, err = read[nodeView](s, name, nil)
 	}
 	return n, raw, err
+}
+
+// refusedMove finds a move of this generation that the node itself refused: nothing was written, and what it says has to
+// be put right first. Such a move can be over before its claim was ever seen here.
+func (s *session) refusedMove(name, store string, generation uint64) error {
+	moves, _, _, err := list[moveView](s, name+"/moves", nil, 5)
+	if err != nil {
+		return err
+	}
+	for _, m := range moves {
+		if m.Generation >= generation && m.Outcome == "refused" && (store == "" || resource.Last(m.Store) == store) {
+			return fault.New(fault.Refused, "move-refused", "%s refused to install the new certificate: %s", short(name), m.Detail).
+				Do("nothing was written; see `csm node moves %s`", short(name))
+		}
+	}
+	return nil
 }
 
 // outcome says whether a renewal is over. moved is whether a move was seen since it was asked for: a store that was

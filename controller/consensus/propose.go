@@ -62,7 +62,9 @@ func (n *Node) Propose(ctx context.Context, p state.Proposal) (state.Result, err
 		a := n.try(ctx, e)
 		switch a.class {
 		case decided:
-			return state.DecodeOutcome(a.outcome, e.Kind)
+			r, err := state.DecodeOutcome(a.outcome, e.Kind)
+			n.catchUp(ctx, r.Index)
+			return r, err
 		case refused:
 			if !maybe {
 				return state.Result{}, a.why
@@ -82,6 +84,14 @@ func (n *Node) Propose(ctx context.Context, p state.Proposal) (state.Result, err
 			return state.Result{}, n.gaveUp(n.ctx, missed(notApplied, "shutting-down", "this controller is shutting down"), maybe, e)
 		}
 	}
+}
+
+// catchUp lets whoever wrote here read here what was written: the leader has applied it, this controller may lag. A
+// controller that stays behind answers all the same, because the write is done.
+func (n *Node) catchUp(ctx context.Context, index uint64) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_ = n.store.WaitApplied(ctx, index)
 }
 
 func (n *Node) try(ctx context.Context, e *clusterv1.Envelope) attempt {

@@ -109,7 +109,7 @@ func (d *demo) show(ctx context.Context, s scenario) bool {
 	saw, err := s.run(ctx, d)
 	d.proofs = append(d.proofs, proof{s.shows, err})
 	if err != nil {
-		d.screen.failed("%s\nseen instead: %v", s.shows, err)
+		d.screen.failed("%s\nseen instead: %s", s.shows, cut(err.Error(), 800))
 		return false
 	}
 	d.screen.done("%s%s", s.shows, prefixed(": ", saw))

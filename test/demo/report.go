@@ -41,7 +41,7 @@ func (d *demo) report(ctx context.Context) bool {
 	var which []string
 	for _, p := range d.proofs {
 		if p.err != nil {
-			which = append(which, "- "+p.what+": "+p.err.Error())
+			which = append(which, "- "+p.what+": "+cut(p.err.Error(), 300))
 		}
 	}
 	d.screen.failed("%d of %d PROOFS DID NOT HOLD in %s:\n%s", lost, len(d.proofs), took, strings.Join(which, "\n"))

@@ -30,6 +30,8 @@ func leaderKilled(ctx context.Context, d *demo) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	pace := time.NewTicker(10 * time.Millisecond) // below the limit of 100 requests a second for one administrator
+	defer pace.Stop()
 	run, stop := context.WithCancel(ctx)
 	defer stop()
 	var (
@@ -41,8 +43,13 @@ func leaderKilled(ctx context.Context, d *demo) (string, error) {
 	began := time.Now()
 	for w := range askers {
 		done.Go(func() {
-			for i := 0; run.Err() == nil; i++ {
-				name, err := d.issue(run, string(csr), fmt.Sprintf("burst-%d-%d-%d", began.UnixNano(), w, i), w+i)
+			for i := 0; ; i++ {
+				select {
+				case <-run.Done():
+					return
+				case <-pace.C:
+				}
+				name, err := d.issue(run, string(csr), fmt.Sprintf("burst-%d-%d-%d", began.UnixNano(), w, i), w, w+i)
 				mu.Lock()
 				if err == nil {
 					acked = append(acked, issued{name, time.Now()})
@@ -94,7 +101,7 @@ func gap(acked []issued, killed time.Time) (longest time.Duration) {
 }
 
 // issue asks one controller after the other with the same idempotency key, so that a lost answer is no second certificate.
-func (d *demo) issue(ctx context.Context, csr, key string, first int) (string, error) {
+func (d *demo) issue(ctx context.Context, csr, key string, subject, first int) (string, error) {
 	var last error
 	for try := range 30 {
 		if ctx.Err() != nil {
@@ -104,13 +111,13 @@ func (d *demo) issue(ctx context.Context, csr, key string, first int) (string, e
 		var c rest.Certificate
 		host := d.api.hosts[(first+try)%len(d.api.hosts)]
 		last = d.api.do(one, http.MethodPost, host, "/v1/tenants/"+resource.DefaultTenant+"/certificates:issue",
-			map[string]string{"Idempotency-Key": key}, rest.IssueBody{CSR: csr, Authority: authorityShort}, &c)
+			map[string]string{"Idempotency-Key": key}, rest.IssueBody{CSR: csr, Authority: authorityShort, Subject: fmt.Sprintf("client-%d", subject)}, &c)
 		cancel()
 		if last == nil {
 			return c.Name, nil
 		}
 		var p *problem
-		if errors.As(last, &p) && p.Status < 500 {
+		if errors.As(last, &p) && p.Status < 500 && p.Status != http.StatusTooManyRequests {
 			return "", last
 		}
 		pause(ctx, 20*time.Millisecond)
