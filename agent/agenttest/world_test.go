@@ -156,8 +156,10 @@ type host struct {
 	conf  config.Config
 	token string
 	end   func() error
-	acts  chan string
-	hook  func(install.Op) error
+	// gave is what Run returned, when it has ended by itself.
+	gave func() error
+	acts chan string
+	hook func(install.Op) error
 }
 
 func newHost(w *world, name string, f keystore.Format) *host {
@@ -216,6 +218,16 @@ func (h *host) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	result := make(chan error, 1)
 	go func() { result <- n.Run(ctx) }()
+	h.gave = func() error {
+		select {
+		case err := <-result:
+			result <- err
+			return err
+		case <-time.After(patience):
+			h.t.Fatalf("%s: the agent runs on", h.name)
+			return nil
+		}
+	}
 	var once sync.Once
 	h.end = func() (err error) {
 		once.Do(func() { cancel(); err = <-result; n.Close() })

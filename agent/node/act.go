@@ -72,9 +72,10 @@ func (n *Node) after(store string, a Action, err error) {
 	}
 	att := &Attempt{Do: a.Do, Reason: f.Reason, Message: f.Error(), Generation: n.targetGeneration(store)}
 	switch {
-	case f.Reason == "store-changed" || f.Reason == "no-store" || f.Reason == "generation-superseded":
-		// The controller has not taken our newest report yet, or we not its newest target.
-		att.Again = now.Add(time.Second)
+	case unheard[f.Reason] && claimed(a):
+		// The controllers have not taken our newest report yet (they take one a second), or we not their newest target.
+		att.Again = now.Add(min(time.Second<<min(n.failures[store], 6), time.Minute))
+		n.failures[store]++
 	case f.Reason == "wave-busy":
 		att.Again = now.Add(time.Minute)
 	case f.Code == fault.Unavailable || f.Code == fault.Unknown || f.Code == fault.Stale:
@@ -86,6 +87,10 @@ func (n *Node) after(store string, a Action, err error) {
 	}
 	n.attempts[store] = att
 }
+
+// unheard are refusals of a claim by what we have already told otherwise.
+var unheard = map[string]bool{"store-changed": true, "no-store": true, "generation-superseded": true, "generation-unknown": true,
+	"held": true, "mode": true, "store-contested": true, "store-foreign": true, "not-first": true}
 
 // reopened forgets refused claims when the controllers say that it is worth asking again.
 func (n *Node) reopened() {
