@@ -79,6 +79,19 @@ func TestAnApplicationsCertificateTakesTheNamesOfItsRequestOnlyWhenToldTo(t *tes
 	}
 }
 
+func TestNamesThatRealClustersHavePassTheLints(t *testing.T) {
+	w := newWorld(t, algorithm.P384, issuance.Options{})
+	for _, dns := range []string{"localhost", "cass-1", "cassandra-0.cassandra.default.svc.cluster.local", "n_1.example", "ip-10-0-0-1.ec2.internal", "xn--bcher-kva.example", "1.example"} {
+		r := w.nodeRequest(t, dns)
+		r.Names = names(t, []string{dns}, []string{"2001:db8::1", "127.0.0.1"})
+		r.Names.URIs = []string{identity.NodeID("0123456789abcdef.csm", "default", "prod", "n1").String()}
+		r.CSR = csr(t, key(t, algorithm.P384), r.Names)
+		if _, err := w.door.Issue(ctx, r); err != nil {
+			t.Errorf("%s: %v", dns, err)
+		}
+	}
+}
+
 func TestRSAKeysOf4096BitsAreCertified(t *testing.T) {
 	w := newWorld(t, algorithm.P384, issuance.Options{})
 	r := w.nodeRequest(t, "a")

@@ -50,7 +50,11 @@ func TestWhatIsNotLawfulIsRefusedAndNotRecorded(t *testing.T) {
 	broken := bytes.Clone(plain)
 	broken[len(broken)-1] ^= 1
 	stolen := bytes.Clone(plain) // another's key, our signature: no proof of possession
-	copy(stolen[bytes.LastIndex(stolen[:200], []byte{0x00, 0x04})+2:], elliptic.Marshal(elliptic.P384(), elliptic.P384().Params().Gx, elliptic.P384().Params().Gy)[1:])
+	victim, err := key(t, algorithm.P384).Public().(*ecdsa.PublicKey).Bytes()
+	must(t, err)
+	mine, err := good.Public().(*ecdsa.PublicKey).Bytes()
+	must(t, err)
+	stolen = bytes.Replace(stolen, mine, victim, 1)
 
 	for name, c := range map[string]struct {
 		change func(*issuance.Request)
