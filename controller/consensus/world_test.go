@@ -159,7 +159,7 @@ func (b *box) config(l net.Listener) Config {
 
 // open starts the controller as the server does: rules, state, quorum.
 func (b *box) open(bootstrap bool) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var l net.Listener
 	var err error
@@ -264,7 +264,7 @@ func (w *world) cluster(names ...string) []*box {
 func (b *box) join(first *box) {
 	t := b.w.t
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	token, _, err := first.node.CreateJoinToken(ctx, TokenSpec{Name: b.name}, "tester")
 	if err != nil {
@@ -291,14 +291,12 @@ func (b *box) join(first *box) {
 	b.cert = &tls.Certificate{Certificate: [][]byte{a.Chain[0].Raw}, PrivateKey: b.key}
 	b.mu.Unlock()
 	b.start()
-	if err := b.node.ReportUnsealed(ctx); err != nil {
-		t.Fatalf("%s reports: %v", b.name, err)
-	}
+	b.w.eventually(b.name+" reports that it is unsealed", func() bool { err = b.node.ReportUnsealed(ctx); return err == nil })
 }
 
 func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
-	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if ok() {
 			return
 		}
@@ -349,7 +347,7 @@ func (b *box) write(id string, timeout time.Duration) error {
 
 func (b *box) mustWrite(id string) {
 	b.w.t.Helper()
-	if err := b.write(id, 10*time.Second); err != nil {
+	if err := b.write(id, 30*time.Second); err != nil {
 		b.w.t.Fatalf("%s writes %s: %v", b.name, id, err)
 	}
 }
@@ -357,7 +355,7 @@ func (b *box) mustWrite(id string) {
 // written is the set of names that were written, read linearizably.
 func (b *box) written() map[string]bool {
 	b.w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	if err := b.node.Linearize(ctx); err != nil {
 		b.w.t.Fatalf("linearizable read at %s: %v", b.name, err)
@@ -386,7 +384,7 @@ func wantReason(t testing.TB, err error, code fault.Code, reason string) {
 // identical fails unless all controllers hold the same state.
 func (w *world) identical(b *box, want int) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	sums, err := b.node.Verify(ctx, "tester")
 	if err != nil {
