@@ -3,7 +3,6 @@ package state_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"testing"
 	"time"
 
@@ -152,7 +151,7 @@ func TestOnlyTheLastChecksumsAreKept(t *testing.T) {
 	if _, _, err := m.Checksum(context.Background(), first); !fault.Is(err, fault.NotFound) {
 		t.Error(err)
 	}
-	m.mustDo(wrapperspb.String(fmt.Sprint("no marker")))
+	m.mustDo(wrapperspb.String("no marker"))
 	if _, _, err := m.Checksum(context.Background(), m.Applied()); !fault.Is(err, fault.NotFound) {
 		t.Error(err)
 	}
