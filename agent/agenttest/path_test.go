@@ -31,6 +31,7 @@ func ring(t *testing.T) (*world, *host, *host) {
 }
 
 func TestANodeIsObservedThenInstalledThenProvedByItsNeighbour(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a, b := newHost(w, "n1", keystore.JKS), newHost(w, "n2", keystore.PEM)
 	a.conf.Mode = "observe"
@@ -80,6 +81,7 @@ func TestANodeIsObservedThenInstalledThenProvedByItsNeighbour(t *testing.T) {
 }
 
 func TestARenewalIsServedAndProvedByTheNeighbour(t *testing.T) {
+	t.Parallel()
 	w, a, _ := ring(t)
 	before := a.leaf()
 	_, err := w.fleet.RequestRenewal(t.Context(), cluster+"/nodes/n1", "", "test", ann)
@@ -93,6 +95,7 @@ func TestARenewalIsServedAndProvedByTheNeighbour(t *testing.T) {
 }
 
 func TestAReloadThatDoesNothingIsRolledBack(t *testing.T) {
+	t.Parallel()
 	w, a, _ := ring(t)
 	before := a.leaf()
 	a.cass.IgnoreReloads(true)
@@ -113,6 +116,7 @@ func TestAReloadThatDoesNothingIsRolledBack(t *testing.T) {
 }
 
 func TestACertificateWithWrongNamesIsNotWritten(t *testing.T) {
+	t.Parallel()
 	w, a, _ := ring(t)
 	before := a.leaf()
 	must(t, w.fleet.SetNames(t.Context(), cluster+"/nodes/n1", fleet.Names{DNS: []string{"elsewhere.example"}}, ann))
@@ -129,6 +133,7 @@ func TestACertificateWithWrongNamesIsNotWritten(t *testing.T) {
 }
 
 func TestATruncatedStoreIsRestoredOnceThenContested(t *testing.T) {
+	t.Parallel()
 	_, a, _ := ring(t)
 	before := a.leaf()
 	must(t, os.Truncate(a.cass.Store.KeystorePath, 10))
@@ -145,6 +150,7 @@ func TestATruncatedStoreIsRestoredOnceThenContested(t *testing.T) {
 }
 
 func TestAHeldNodeDoesNothingUntilReleased(t *testing.T) {
+	t.Parallel()
 	w, a, _ := ring(t)
 	before := a.leaf()
 	must(t, os.WriteFile(a.conf.HoldFile, []byte("maintenance\n"), 0o600))
@@ -163,6 +169,7 @@ func TestAHeldNodeDoesNothingUntilReleased(t *testing.T) {
 }
 
 func TestAnAgentOutlivesItsControllers(t *testing.T) {
+	t.Parallel()
 	w, a, _ := ring(t)
 	address := w.address
 	w.stop()
@@ -181,6 +188,7 @@ func TestAnAgentOutlivesItsControllers(t *testing.T) {
 }
 
 func TestAUsedTokenLetsNobodyElseIn(t *testing.T) {
+	t.Parallel()
 	w, a, _ := ring(t)
 	thief := newHost(w, "n3", keystore.PEM)
 	thief.conf.Join.File = a.token
@@ -195,6 +203,7 @@ func TestAUsedTokenLetsNobodyElseIn(t *testing.T) {
 }
 
 func TestFoundCertificatesAreTold(t *testing.T) {
+	t.Parallel()
 	w, a, _ := ring(t)
 	records := ledger.NewReplicated(w.log.Store, w.log.Clock)
 	want := certificate.Hex(certificate.Fingerprint(a.leaf().Raw))

@@ -249,11 +249,13 @@ func (n *Node) step(ctx context.Context) time.Time {
 		a := Decide(n.view(s))
 		n.note(s.Name, a)
 		if a.Do != Rest && a.Do != Wait && ctx.Err() == nil {
+			n.publish()
 			err := n.do(ctx, s, a)
 			n.after(s.Name, a, err)
 			acted = true
 			n.look(ctx, true)
 			n.tell()
+			n.publish()
 			continue
 		}
 		if !a.Again.IsZero() && (next.IsZero() || a.Again.Before(next)) {
