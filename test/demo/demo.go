@@ -32,7 +32,6 @@ type demo struct {
 	ring        *ring.Ring
 	ready       []ring.Mark // place in each node's log when the ring had come up
 	load        *workload.Load
-	rest        workload.Report
 	busy        workload.Mark
 
 	proofs    []proof

@@ -15,7 +15,10 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
-const askers = 16
+const (
+	askers    = 16
+	issuePath = "/v1/tenants/" + resource.DefaultTenant + "/certificates:issue"
+)
 
 // issued is a certificate that was acknowledged, and when.
 type issued struct {
@@ -110,7 +113,7 @@ func (d *demo) issue(ctx context.Context, csr, key string, subject, first int) (
 		one, cancel := context.WithTimeout(ctx, 10*time.Second)
 		var c rest.Certificate
 		host := d.api.hosts[(first+try)%len(d.api.hosts)]
-		last = d.api.do(one, http.MethodPost, host, "/v1/tenants/"+resource.DefaultTenant+"/certificates:issue",
+		last = d.api.do(one, http.MethodPost, host, issuePath,
 			map[string]string{"Idempotency-Key": key}, rest.IssueBody{CSR: csr, Authority: authorityShort, Subject: fmt.Sprintf("client-%d", subject)}, &c)
 		cancel()
 		if last == nil {
@@ -166,19 +169,9 @@ func (d *demo) comeBack(ctx context.Context, cs ...*controller) error {
 // allListed asks every controller for its whole list and looks for each acknowledged certificate.
 func (d *demo) allListed(ctx context.Context, acked []issued) error {
 	for i, host := range d.api.hosts {
-		have := map[string]bool{}
-		for token := ""; ; {
-			var page rest.Page[rest.Certificate]
-			path := "/v1/tenants/" + resource.DefaultTenant + "/certificates?pageSize=" + strconv.Itoa(rest.MaxPage) + "&pageToken=" + token
-			if err := d.api.do(ctx, http.MethodGet, host, path, nil, nil, &page); err != nil {
-				return fmt.Errorf("list of %s: %w", d.controllers[i].name, err)
-			}
-			for _, c := range page.Items {
-				have[c.Name] = true
-			}
-			if token = page.NextPageToken; token == "" {
-				break
-			}
+		have, err := d.certificates(ctx, host)
+		if err != nil {
+			return fmt.Errorf("list of %s: %w", d.controllers[i].name, err)
 		}
 		lost := 0
 		for _, a := range acked {
@@ -191,6 +184,24 @@ func (d *demo) allListed(ctx context.Context, acked []issued) error {
 		}
 	}
 	return nil
+}
+
+// certificates are the names of all that one controller lists, page by page.
+func (d *demo) certificates(ctx context.Context, host string) (map[string]bool, error) {
+	have := map[string]bool{}
+	for token := ""; ; {
+		var page rest.Page[rest.Certificate]
+		path := "/v1/tenants/" + resource.DefaultTenant + "/certificates?pageSize=" + strconv.Itoa(rest.MaxPage) + "&pageToken=" + token
+		if err := d.api.do(ctx, http.MethodGet, host, path, nil, nil, &page); err != nil {
+			return nil, err
+		}
+		for _, c := range page.Items {
+			have[c.Name] = true
+		}
+		if token = page.NextPageToken; token == "" {
+			return have, nil
+		}
+	}
 }
 
 func pause(ctx context.Context, t time.Duration) {

@@ -6,9 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/cassandra-security-manager/csm/controller/api/rest"
 )
 
 // minority: two of three controllers are stopped. Nothing can be decided any more, and everybody is told so; Cassandra
@@ -43,12 +46,30 @@ func minority(ctx context.Context, d *demo) (string, error) {
 	return fmt.Sprintf("%s; whole again %.1f s after the restart", saw, time.Since(began).Seconds()), nil
 }
 
-// withoutQuorum looks at what people and agents are told.
+// withoutQuorum looks at what people and agents are told once the controller that is left has seen that it is alone. (A
+// write under way at that very moment is a 504: nobody can know yet whether it will be kept.)
 func (d *demo) withoutQuorum(ctx context.Context, before []pair) (string, error) {
-	o, err := d.command(ctx, "csm", "certificate", "issue", "--csr", filepath.Join(d.dir, "app.csr"), "--ca", authorityShort, "-o", "json")
+	left := d.api.hosts[0]
+	err := eventually(ctx, 30*time.Second, func() error {
+		var s rest.Status
+		err := d.api.do(ctx, http.MethodGet, left, "/v1/system", nil, nil, &s)
+		if err == nil && s.Quorum {
+			err = errors.New("it still believes in a quorum")
+		}
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("the controller that is left: %w", err)
+	}
+	count, err := d.certificates(ctx, left)
 	if err != nil {
 		return "", err
 	}
+	o, err := d.command(ctx, "csm", "certificate", "issue", "--csr", filepath.Join(d.dir, "app.csr"), "--ca", authorityShort)
+	if err != nil {
+		return "", err
+	}
+	d.screen.note("%s", o.stderr)
 	if o.exit != 5 {
 		return "", fmt.Errorf("csm certificate issue: exit %d, not 5: %s", o.exit, o.stderr)
 	}
@@ -57,19 +78,38 @@ func (d *demo) withoutQuorum(ctx context.Context, before []pair) (string, error)
 			return "", fmt.Errorf("the message does not say to start %s: %s", c.name, o.stderr)
 		}
 	}
+	_, csr, err := request("nobody.demo.example")
+	if err != nil {
+		return "", err
+	}
+	var p *problem
+	err = d.api.do(ctx, http.MethodPost, left, issuePath, nil, rest.IssueBody{CSR: string(csr), Authority: authorityShort}, nil)
+	if !errors.As(err, &p) || p.Status != http.StatusServiceUnavailable || p.Remedy == "" {
+		return "", fmt.Errorf("REST answers %v, not a 503 with a remedy", err)
+	}
+	if now, err := d.certificates(ctx, left); err != nil || len(now) != len(count) {
+		return "", fmt.Errorf("%d certificates are listed, %d were before: %v", len(now), len(count), err)
+	}
 	for i, a := range d.agents {
-		now, err := onDisk(a.node)
-		if err != nil || !now.same(before[i]) {
-			return "", fmt.Errorf("the stores of %s changed: %v", a.node.Name, err)
-		}
-		s, err := d.command(ctx, "csm-agent", "status", "--config", a.config)
-		if err != nil {
+		if err := d.saysUntilWhen(ctx, a, before[i]); err != nil {
 			return "", err
 		}
-		if until := now.leaf.NotAfter.UTC().Format("2006-01-02"); !strings.Contains(s.stdout, until) {
-			return "", fmt.Errorf("csm-agent status of %s does not say that the certificate lives until %s: %s %s", a.node.Name, until, s.stdout, s.stderr)
-		}
 	}
-	d.screen.note("%s", o.stderr)
-	return fmt.Sprintf("csm: exit 5, 503 that names who to start; agents keep their files and say they live until %s", before[0].leaf.NotAfter.UTC().Format("2006-01-02")), nil
+	return fmt.Sprintf("503, csm exits 5 and names who to start; agents keep their files and say they live until %s", before[0].leaf.NotAfter.UTC().Format(time.DateOnly)), nil
+}
+
+// saysUntilWhen checks that an agent kept its files, and that it knows without a controller how long they are good.
+func (d *demo) saysUntilWhen(ctx context.Context, a *agent, before pair) error {
+	now, err := onDisk(a.node)
+	if err != nil || !now.same(before) {
+		return fmt.Errorf("the stores of %s changed: %v", a.node.Name, err)
+	}
+	s, err := d.command(ctx, "csm-agent", "status", "--config", a.config)
+	if err != nil {
+		return err
+	}
+	if until := now.leaf.NotAfter.UTC().Format(time.DateOnly); !strings.Contains(s.stdout, until) {
+		return fmt.Errorf("csm-agent status of %s does not say that the certificate lives until %s: %s %s", a.node.Name, until, s.stdout, s.stderr)
+	}
+	return nil
 }

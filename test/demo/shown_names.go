@@ -20,6 +20,12 @@ func wrongNames(ctx context.Context, d *demo) (string, error) {
 	if _, err := d.must(ctx, "csm", "node", "set-names", node, "--ip", "127.0.99.99", "--dns", "elsewhere.example", "--yes"); err != nil {
 		return "", err
 	}
+	// Whatever is seen, the names are put right for those who come after.
+	right := func() error {
+		_, err := d.must(ctx, "csm", setNames(a)...)
+		return err
+	}
+	defer right()
 	o, err := d.askRenewal(ctx, a.node.Name, "names were changed", 60*time.Second)
 	if err != nil {
 		return "", err
@@ -40,12 +46,12 @@ func wrongNames(ctx context.Context, d *demo) (string, error) {
 	if move.Outcome != "refused" {
 		return "", fmt.Errorf("the move ended as %q (%s), not as refused", move.Outcome, move.Detail)
 	}
-	if _, err := d.must(ctx, "csm", setNames(a)...); err != nil {
+	if err := right(); err != nil {
 		return "", err
 	}
 	r, err := d.renew(ctx, a.node.Name, "names are right again")
 	if err != nil {
 		return "", fmt.Errorf("after the names were put right: %w", err)
 	}
-	return fmt.Sprintf("refused (%s), no file touched; names put right, %s proved by %s", cut(move.Detail, 60), brief(r.after), r.by), nil
+	return fmt.Sprintf("refused (%s), csm exits %d, no file touched; names put right, %s proved by %s", cut(move.Detail, 110), o.exit, brief(r.after), r.by), nil
 }

@@ -27,10 +27,13 @@ type Usage struct {
 // userHertz is the unit of /proc/PID/stat times; fixed at 100 on every Linux architecture that Go knows.
 const userHertz = 100
 
-// Usage reads /proc.
-func (p *Process) Usage() (Usage, error) {
+// Usage of the process itself, without its children.
+func (p *Process) Usage() (Usage, error) { return UsageOf(p.Pid()) }
+
+// UsageOf reads /proc.
+func UsageOf(pid int) (Usage, error) {
 	var u Usage
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid()))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return u, err
 	}
@@ -47,14 +50,14 @@ func (p *Process) Usage() (Usage, error) {
 			u.Peak = kb << 10
 		}
 	}
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid()))
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return u, err
 	}
 	// The name in parentheses may hold spaces: count fields after it (proc(5): utime is 14, stime 15).
 	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(f) < 13 {
-		return u, fmt.Errorf("unexpected /proc/%d/stat", p.Pid())
+		return u, fmt.Errorf("unexpected /proc/%d/stat", pid)
 	}
 	user, _ := strconv.ParseInt(f[11], 10, 64)
 	sys, _ := strconv.ParseInt(f[12], 10, 64)
