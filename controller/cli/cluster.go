@@ -20,7 +20,7 @@ func (a *app) clusterCommand() *cobra.Command {
 
 func clusterTable(s *session, cs []clusterView) *ui.Table {
 	t := &ui.Table{Columns: []ui.Column{{Name: "CLUSTER"}, {Name: "STATE", Style: stateStyle}, {Name: "NODES", Right: true}, {Name: "CONNECTED", Right: true}, {Name: "MOVING"},
-		{Name: "AUTHORITY"}, {Name: "BUNDLE", Right: true}, {Name: "CASSANDRA NAME", Wide: true}, {Name: "REGION", Wide: true}, {Name: "CREATED"}}}
+		{Name: "AUTHORITY"}, {Name: "BUNDLE", Wide: true, Right: true}, {Name: "CASSANDRA NAME", Wide: true}, {Name: "REGION", Wide: true}, {Name: "CREATED"}}}
 	for _, c := range cs {
 		var moving []string
 		for _, m := range c.Moving {

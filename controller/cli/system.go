@@ -29,7 +29,7 @@ func (a *app) systemToken() *cobra.Command {
 	var ttl time.Duration
 	var uses int
 	var name string
-	c := &cobra.Command{Use: "join-token", Short: "Make a token by which a controller asks to join, and print how", Args: cobra.NoArgs,
+	c := &cobra.Command{Use: "join-token [create]", Short: "Make a token by which a controller asks to join, and print how", Args: cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs), ValidArgs: []string{"create"},
 		Example: "  csm system join-token --controller csm4\n  csm system join-token -o json | jq -r .token"}
 	c.Flags().DurationVar(&ttl, "ttl", time.Hour, "the token lives so long")
 	c.Flags().IntVar(&uses, "uses", 1, "it may be used so often")

@@ -2,6 +2,7 @@ package rest
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -26,7 +27,8 @@ type Cluster struct {
 func clusterOf(c fleet.Cluster) Cluster {
 	out := Cluster{Cluster: c, ETag: etag(c.Revision), State: "active"}
 	if c.Frozen != nil {
-		out.State = "frozen"
+		out.State = "frozen" // which is no change of the cluster itself, so its revision does not show it
+		out.ETag = strconv.Quote(fmt.Sprintf("%d-%d", c.Revision, c.Frozen.Since.UnixMilli()))
 	}
 	return out
 }

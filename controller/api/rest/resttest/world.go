@@ -197,7 +197,7 @@ func (w *World) Join(cluster, node string) *Agent {
 	token, _, err := w.Fleet.CreateToken(ctx, cluster, fleet.TokenSpec{Node: node, Names: fleet.Names{DNS: []string{node + ".example"}, IPs: []string{"10.0.0.1"}}}, "test")
 	w.must(err)
 	facts := &agentv1.AgentFacts{Version: "v1", Mode: agentv1.Mode_MODE_MANAGE, GenerationCounter: 1, Machine: []byte(node)}
-	inst := &agentv1.InstanceFacts{ClusterName: "ring", Datacenter: "dc1", Rack: "r1", ListenAddress: "10.0.0.1", StoragePort: 7000, NativePort: 9042, CassandraVersion: "5.0.8", Running: true}
+	inst := &agentv1.InstanceFacts{ClusterName: "ring", Datacenter: "dc1", Rack: "r1", ListenAddress: "10.0.0.1", StoragePort: 7000, NativePort: 9042, CassandraVersion: "5.0.8"}
 	j, err := w.Fleet.Join(ctx, fleet.JoinSpec{Token: token, Key: certificate.Fingerprint([]byte(node)), Cluster: cluster, Peer: "10.0.0.1", Agent: facts, Instance: inst})
 	w.must(err)
 	a := &Agent{w: w, Node: j.Node, UID: j.UID, Incarnation: j.Incarnation, Agent: facts, Instance: inst,
@@ -251,4 +251,28 @@ func (q *Quorum) set(f func()) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	f()
+}
+
+// Install makes the agent take its store's first certificate, before Cassandra has started: claimed, issued, written, reported.
+func (a *Agent) Install() {
+	t, w, ctx := a.w.t, a.w, context.Background()
+	t.Helper()
+	n, err := w.Fleet.GetNode(ctx, a.Node)
+	w.must(err)
+	claim, _, err := w.Fleet.Claim(ctx, a.UID, &agentv1.ClaimMoveRequest{Node: a.Node, Incarnation: a.Incarnation, Store: "node", Generation: n.Stores[0].Generation,
+		Kind: agentv1.MoveKind_MOVE_KIND_FIRST, RequestId: rand.Text()})
+	w.must(err)
+	key, err := algorithm.Generate(algorithm.P384, rand.Reader)
+	w.must(err)
+	names, err := certificate.ParseNames(n.Names.DNS, n.Names.IPs, nil)
+	w.must(err)
+	csr, err := certificate.NewRequest(key, names)
+	w.must(err)
+	issued, err := w.Issue.Issue(ctx, issuance.Request{RequestID: rand.Text(), Actor: "agent", Tenant: "default", Authority: "tenants/default/authorities/internal", Region: "eu",
+		Template: "node", CSR: csr, Names: names, Node: a.Node, Incarnation: a.Incarnation, Store: "node", Claim: claim})
+	w.must(err)
+	leaf := certificate.Fingerprint(issued.Leaf())
+	a.Store.LeafSha256, a.Store.KeystoreSha256, a.Store.TruststoreSha256 = leaf[:], leaf[:], leaf[:]
+	a.Store.State = agentv1.InstallState_INSTALL_STATE_INSTALLED_UNPROVEN
+	w.must(w.Fleet.Complete(ctx, a.UID, a.Incarnation, &agentv1.ReportMoveRequest{Claim: claim, Outcome: agentv1.MoveOutcome_MOVE_OUTCOME_UNPROVEN, Store: a.Store, AfterSha256: leaf[:]}))
 }

@@ -1,0 +1,325 @@
+package cli_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cassandra-security-manager/csm/controller/api/rest/resttest"
+	"github.com/cassandra-security-manager/csm/controller/cli"
+	ui "github.com/cassandra-security-manager/csm/shared/cli"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// user is somebody at a terminal-less shell, with a home of his own.
+type user struct {
+	t   *testing.T
+	w   *resttest.World
+	env map[string]string
+}
+
+type result struct {
+	code     int
+	out, err string
+}
+
+func newUser(t *testing.T) user {
+	w := resttest.New(t, nil)
+	u := user{t, w, map[string]string{"HOME": t.TempDir()}}
+	u.ok(u.run("context", "set", "test", "--server", w.Server.URL, "--ca-pin", w.Pin, "--cert", w.AdaCert, "--key", w.AdaKey))
+	return u
+}
+
+func (u user) run(args ...string) result { u.t.Helper(); return u.runIn(context.Background(), args...) }
+
+func (u user) runIn(ctx context.Context, args ...string) result {
+	u.t.Helper()
+	root := cli.Root()
+	g := ui.Of(root)
+	var out, errs bytes.Buffer
+	g.In, g.Out, g.Err, g.Now = strings.NewReader(""), &out, &errs, u.w.Log.Clock.Now
+	g.Env = func(k string) string { return u.env[k] }
+	code := ui.Run(ctx, root, args)
+	return result{code, out.String(), errs.String()}
+}
+
+func (u user) ok(r result) result { u.t.Helper(); return u.exits(0, r) }
+
+func (u user) exits(code int, r result) result {
+	u.t.Helper()
+	if r.code != code {
+		u.t.Fatalf("exit %d, want %d\nstdout: %s\nstderr: %s", r.code, code, r.out, r.err)
+	}
+	return r
+}
+
+var changing = regexp.MustCompile(`[0-9a-f]{64}|csm[tj]_[A-Za-z0-9_-]+|sha256:\S+|\b[0-9a-f]{12}\b|\b[a-z2-7]{26}\b|https://127[0-9.:]+|applied: .*|-> \d+`)
+
+// golden compares with a file of testdata; what differs from run to run is blanked.
+func (u user) golden(name, got string) {
+	u.t.Helper()
+	got = changing.ReplaceAllString(got, "…")
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			u.t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	if got != string(want) {
+		u.t.Errorf("%s differs; go test ./controller/cli -update writes it\ngot:\n%s\nwant:\n%s", path, got, want)
+	}
+}
+
+func TestTheFirstClusterByHand(t *testing.T) {
+	u := newUser(t)
+	u.golden("whoami", u.ok(u.run("whoami")).out)
+	u.golden("ca_create", u.ok(u.run("ca", "create", "main", "--region", "eu,us")).out)
+	u.golden("cluster_create", u.ok(u.run("cluster", "create", "prod-eu", "--ca", "main", "--cassandra-name", "ring")).out)
+	join := u.ok(u.run("cluster", "join-command", "prod-eu/n7", "--dns", "n7.example", "--ip", "10.0.0.7"))
+	u.golden("join_command", join.out)
+	u.golden("node_list_pending", u.ok(u.run("node", "list")).out)
+	u.w.Join("tenants/default/clusters/prod-eu", "n8")
+	u.golden("node_list", u.ok(u.run("node", "list", "-c", "prod-eu")).out)
+	u.golden("node_get", u.ok(u.run("node", "get", "prod-eu/n8")).out)
+	u.golden("why", u.ok(u.run("why", "n8", "-c", "prod-eu")).out)
+	u.golden("cluster_list", u.ok(u.run("cluster", "list")).out)
+	u.golden("ca_list", u.ok(u.run("ca", "list")).out)
+	u.golden("status", u.ok(u.run("status")).out)
+	u.golden("certificate_list_system", u.ok(u.run("certificate", "list", "--system")).out)
+	u.ok(u.run("events"))
+	if names := u.ok(u.run("node", "list", "-o", "name")).out; names != "tenants/default/clusters/prod-eu/nodes/n7\ntenants/default/clusters/prod-eu/nodes/n8\n" {
+		t.Errorf("%q", names)
+	}
+}
+
+func TestJSONIsTheResourceUnchanged(t *testing.T) {
+	u := newUser(t)
+	u.w.Cluster("prod")
+	viaCLI := u.ok(u.run("cluster", "get", "prod", "-o", "json")).out
+	raw := u.ok(u.run("api", "GET", "/v1/tenants/default/clusters/prod", "-o", "json")).out
+	if viaCLI != raw || !strings.Contains(raw, `"etag"`) {
+		t.Fatalf("%s\n%s", viaCLI, raw)
+	}
+}
+
+func TestExitCodesSayWhatHappened(t *testing.T) {
+	u := newUser(t)
+	u.w.Cluster("prod")
+	u.exits(2, u.run("cluster", "lsit"))
+	u.exits(2, u.run("node", "get", "n1"))
+	u.exits(4, u.run("node", "get", "prod/n1"))
+	u.exits(4, u.run("cluster", "get", "nothing"))
+	u.exits(3, u.run("cluster", "create", "prod", "--ca", "internal"))
+	u.exits(4, u.run("status", "--context", "nothing"))
+	r := u.exits(5, u.run("status", "--server", "https://127.0.0.1:1"))
+	if !strings.Contains(r.err, "cannot be reached") || !strings.Contains(r.err, "do:") {
+		t.Errorf("%s", r.err)
+	}
+	u.exits(7, u.run("status", "--ca-pin", "sha256:"+strings.Repeat("00", 32)))
+	if err := u.w.People.RevokeAdmin(context.Background(), "ada", "test", "left"); err != nil {
+		t.Fatal(err)
+	}
+	u.exits(3, u.run("status"))
+	u.env["HOME"] = t.TempDir()
+	if r := u.exits(2, u.run("status")); !strings.Contains(r.err, "csm context set") {
+		t.Errorf("%s", r.err)
+	}
+}
+
+func TestADegradedSystemExitsWithTen(t *testing.T) {
+	u := newUser(t)
+	u.ok(u.run("status", "--verify"))
+	u.w.Quorum.Differ()
+	u.exits(10, u.run("status", "--verify"))
+	u.w.Quorum.Lose()
+	r := u.exits(10, u.run("status"))
+	if !strings.Contains(r.out, "start csm2 or csm3") {
+		t.Errorf("%s", r.out)
+	}
+}
+
+func TestTheNextControllerIsAskedWhenOneIsAway(t *testing.T) {
+	u := newUser(t)
+	r := u.ok(u.run("whoami", "-v", "--server", "https://127.0.0.1:1,"+u.w.Server.URL))
+	if !strings.Contains(r.err, "asking the next controller") {
+		t.Errorf("%s", r.err)
+	}
+}
+
+func TestAControllersAnswerIsToldRatherThanThatOthersAreAway(t *testing.T) {
+	u := newUser(t)
+	u.w.Cluster("prod")
+	u.w.Log.Fail(fault.New(fault.Unavailable, "no-quorum", "there is no quorum: 1 of 3 controllers answers").Do("start csm2 or csm3"))
+	r := u.exits(5, u.run("cluster", "create", "other", "--ca", "internal", "--server", u.w.Server.URL+",https://127.0.0.1:1"))
+	if !strings.Contains(r.err, "start csm2 or csm3") {
+		t.Errorf("%s", r.err)
+	}
+}
+
+func TestGraveChangesNeedTheHashOfTheirPlan(t *testing.T) {
+	u := newUser(t)
+	u.w.Cluster("prod")
+	freeze := []string{"cluster", "freeze", "prod", "--reason", "incident"}
+	u.exits(2, u.run(freeze[:3]...)) // no reason
+	if r := u.exits(3, u.run(append(freeze, "--yes")...)); !strings.Contains(r.err, "--dry-run") {
+		t.Errorf("%s", r.err)
+	}
+	plan := u.ok(u.run(append(freeze, "--dry-run")...))
+	hash := regexp.MustCompile(`--plan ([0-9a-f]{16})`).FindStringSubmatch(plan.err)
+	if hash == nil {
+		t.Fatalf("%s", plan.err)
+	}
+	if out := u.ok(u.run("cluster", "get", "prod", "-o", "json")).out; !strings.Contains(out, `"state": "active"`) {
+		t.Fatalf("--dry-run changed something: %s", out)
+	}
+	u.exits(6, u.run(append(freeze, "--plan", strings.Repeat("0", 16))...))
+	u.ok(u.run(append(freeze, "--plan", hash[1])...))
+	u.exits(6, u.run(append(freeze, "--plan", hash[1])...)) // the cluster is another now
+	u.exits(3, u.run("cluster", "unfreeze", "prod", "--reason", "over"))
+	u.ok(u.run("cluster", "unfreeze", "prod", "--reason", "over", "--yes"))
+	u.ok(u.run("context", "set", "test", "--protected"))
+	u.exits(3, u.run("cluster", "unfreeze", "prod", "--reason", "over", "--yes"))
+}
+
+func TestACertificateIsIssuedShownFoundAndRevoked(t *testing.T) {
+	u := newUser(t)
+	dir := t.TempDir()
+	csr := filepath.Join(dir, "app.csr")
+	if err := os.WriteFile(csr, []byte(u.w.CSR("app.example")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	u.ok(u.run("certificate", "issue", "--csr", csr, "--ca", "internal", "--dry-run"))
+	pem := filepath.Join(dir, "app.pem")
+	u.ok(u.run("certificate", "issue", "--csr", csr, "--ca", "internal", "--out", pem))
+	if b, err := os.ReadFile(pem); err != nil || bytes.Count(b, []byte("BEGIN CERTIFICATE")) != 2 {
+		t.Fatalf("%s %v", b, err)
+	}
+	name := strings.TrimSpace(u.ok(u.run("certificate", "search", "app.example", "-o", "name")).out)
+	id := name[strings.LastIndexByte(name, '/')+1:]
+	if show := u.ok(u.run("certificate", "show", id[:10])).out; !strings.HasPrefix(show, "-----BEGIN CERTIFICATE") {
+		t.Fatalf("%s", show)
+	}
+	u.golden("certificate_list", u.ok(u.run("certificate", "list", "--filter", "template=application")).out)
+	u.exits(3, u.run("certificate", "revoke", id[:10]))
+	r := u.ok(u.run("certificate", "revoke", id[:10], "--why", "keyCompromise", "--yes"))
+	if !strings.Contains(r.err, "Cassandra") || !strings.Contains(r.out, "revoked") {
+		t.Fatalf("%+v", r)
+	}
+	u.exits(4, u.run("certificate", "get", "ffffffff"))
+	u.exits(2, u.run("certificate", "list", "--filter", "colour=red"))
+	u.golden("certificate_found_none", u.ok(u.run("certificate", "list", "--found")).out)
+}
+
+func TestARenewalIsFollowedToItsEnd(t *testing.T) {
+	u := newUser(t)
+	agent := u.w.Join(u.w.Cluster("prod"), "n1")
+	done := make(chan result)
+	go func() { done <- u.run("node", "renew", "prod/n1", "--wait", "--timeout", "20s") }()
+	ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
+	defer stop()
+	w := u.w.Log.Store.Watch("tenants/")
+	defer w.Close()
+	for asked := false; !asked; {
+		n, err := u.w.Fleet.GetNode(ctx, agent.Node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if asked = n.Stores[0].Reason == "renewal asked for"; asked {
+			break
+		}
+		select {
+		case <-w.C():
+		case <-ctx.Done():
+			t.Fatal("no renewal was asked for")
+		}
+	}
+	agent.Install()
+	r := u.ok(<-done)
+	if !strings.Contains(r.out, "installed-unproven") || !strings.Contains(r.err, "prod/n1:") {
+		t.Fatalf("%+v", r)
+	}
+}
+
+func TestAnInterruptedCommandExitsWith130(t *testing.T) {
+	u := newUser(t)
+	ctx, stop := context.WithCancel(context.Background())
+	stop()
+	u.exits(130, u.runIn(ctx, "events", "-f"))
+}
+
+func TestContextsAreKeptAndChosen(t *testing.T) {
+	u := newUser(t)
+	u.ok(u.run("context", "set", "other", "--server", "https://csm9.example:9640", "--cluster", "prod"))
+	u.golden("context_list", u.ok(u.run("context", "list")).out)
+	u.ok(u.run("context", "use", "other"))
+	if r := u.ok(u.run("context", "list", "-o", "name")); r.out != "test\nother\n" {
+		t.Errorf("%q", r.out)
+	}
+	u.exits(4, u.run("context", "use", "nothing"))
+	u.env["CSM_CONTEXT"] = "test"
+	u.ok(u.run("whoami"))
+	path := filepath.Join(u.env["HOME"], ".config", "csm", "config.yaml")
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v %v", info.Mode(), err)
+	}
+	if err := os.WriteFile(path, []byte("contexts:\n- name: a\n  sevrers: [x]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := u.exits(2, u.run("whoami")); !strings.Contains(r.err, ":3:") || !strings.Contains(r.err, `did you mean "servers"?`) {
+		t.Errorf("%s", r.err)
+	}
+}
+
+func TestControllersJoinByTokenAndApproval(t *testing.T) {
+	u := newUser(t)
+	u.golden("system_join_token", u.ok(u.run("system", "join-token", "--controller", "csm4")).out)
+	u.w.Quorum.Pending("csm4", strings.Repeat("ab", 32))
+	u.golden("system_controllers", u.ok(u.run("system", "controllers")).out)
+	u.exits(3, u.run("system", "approve", "csm4", "--fingerprint", strings.Repeat("00", 32)))
+	u.ok(u.run("system", "approve", "csm4", "--fingerprint", strings.Repeat("ab", 32)))
+}
+
+func TestNamesAreCompleted(t *testing.T) {
+	u := newUser(t)
+	u.w.Join(u.w.Cluster("prod"), "n1")
+	for want, args := range map[string][]string{"prod/n1": {"node", "get", ""}, "prod": {"node", "list", "-c", ""}, "internal": {"ca", "get", ""}, "csm1": {"system", "remove", ""}} {
+		if r := u.ok(u.run(append([]string{"__complete"}, args...)...)); !strings.HasPrefix(r.out, want+"\n") {
+			t.Errorf("%v: %q", args, r.out)
+		}
+	}
+}
+
+func TestEachCommandHasHelpWithAnExample(t *testing.T) {
+	u := newUser(t)
+	root := cli.Root()
+	for _, noun := range root.Commands() {
+		for _, c := range append(noun.Commands(), noun) {
+			if c.Name() == "help" || c.Name() == "completion" || c.Parent().Name() == "completion" || c.Name() == "version" || c.HasSubCommands() {
+				continue
+			}
+			if c.Example == "" || c.Short == "" {
+				t.Errorf("%s has no example", c.CommandPath())
+			}
+			if r := u.run(append(strings.Fields(c.CommandPath())[1:], "--help")...); r.code != 0 {
+				t.Errorf("%s --help: %+v", c.CommandPath(), r)
+			}
+		}
+	}
+	var doc map[string]any
+	if err := json.Unmarshal([]byte(u.ok(u.run("version", "-o", "json")).out), &doc); err != nil || doc["version"] == nil {
+		t.Error(err)
+	}
+}
