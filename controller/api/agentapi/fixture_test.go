@@ -217,7 +217,10 @@ func (a *agent) dial() {
 	a.targets, a.tasks, a.results, a.control, a.ended = make(chan *agentv1.Target, 64), make(chan *agentv1.ProofTask, 64), make(chan *agentv1.ProofResult, 64),
 		make(chan *agentv1.Control, 64), make(chan error, 1)
 	targets, tasks, results, control, ended := a.targets, a.tasks, a.results, a.control, a.ended
-	a.w.must(s.Send(&agentv1.SyncRequest{Message: &agentv1.SyncRequest_Hello{Hello: a.hello}}))
+	// A stream that was refused before Hello says io.EOF here and why at Recv.
+	if err := s.Send(&agentv1.SyncRequest{Message: &agentv1.SyncRequest_Hello{Hello: a.hello}}); !errors.Is(err, io.EOF) {
+		a.w.must(err)
+	}
 	go func() {
 		for {
 			m, err := s.Recv()
