@@ -199,7 +199,7 @@ func (h *host) start() {
 	h.t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	if os.Getenv("CSM_TEST_LOG") != "" {
-		log = slog.New(slog.NewTextHandler(os.Stderr, nil)).With("host", h.name)
+		log = slog.New(slog.NewTextHandler(os.Stderr, nil)).With("host", h.name, "test", h.t.Name())
 	}
 	n, err := node.Open(node.Options{Config: h.conf, Instance: h.conf.Cassandra[0], Reloader: h.cass, Clock: clockwork.NewRealClock(), Logger: log,
 		Machine: func() [32]byte { return [32]byte{1, h.name[len(h.name)-1]} },

@@ -22,8 +22,8 @@ import (
 // How long calls may take and are tried again while the outcome is not known or no quorum answers.
 const (
 	callFor  = 15 * time.Second
-	claimFor = 30 * time.Second
-	issueFor = 2 * time.Minute
+	claimFor = 10 * time.Second
+	issueFor = 45 * time.Second
 	// proofFor is how long one prober has; the controller then names another.
 	proofFor = 25 * time.Second
 )
@@ -78,7 +78,7 @@ func (n *Node) after(store string, a Action, err error) {
 		n.failures[store]++
 	case f.Reason == "wave-busy":
 		att.Again = now.Add(time.Minute)
-	case f.Code == fault.Unavailable || f.Code == fault.Unknown || f.Code == fault.Stale:
+	case lacksProof(err) || f.Code == fault.Unavailable || f.Code == fault.Unknown || f.Code == fault.Stale:
 		att.Again = now.Add(min(5*time.Second<<min(n.failures[store], 6), 5*time.Minute))
 		n.failures[store]++
 	default:
@@ -190,7 +190,7 @@ func (n *Node) install(ctx context.Context, s *cassandra.Store, a Action) error 
 		return n.reportRefused(ctx, s, claim, err, n.o.Clock.Since(began))
 	}
 	o, err := n.installer.Run(ctx, p)
-	if rerr := n.report(ctx, s, claim, &o); rerr != nil {
+	if rerr := n.report(ctx, s, claim, &o); rerr != nil && !lacksProof(rerr) {
 		n.log.Warn("the outcome of a move is kept until a controller takes it", "claim", claim, "error", rerr)
 	}
 	return err
@@ -372,7 +372,8 @@ func (n *Node) report(ctx context.Context, s *cassandra.Store, claim string, o *
 	return n.send(context.WithoutCancel(ctx), r, claimFor)
 }
 
-// send reports one outcome. What a controller will never take is dropped: the store's facts tell the rest.
+// send reports one outcome. What a controller will never take is dropped: the store's facts tell the rest. A fault with
+// reason "not-proved" says that the move was taken, but as unproven.
 func (n *Node) send(ctx context.Context, r *agentv1.ReportMoveRequest, total time.Duration) error {
 	post := func() error {
 		return n.call(ctx, total, func(ctx context.Context, c agentv1.AgentServiceClient) error {
@@ -381,9 +382,11 @@ func (n *Node) send(ctx context.Context, r *agentv1.ReportMoveRequest, total tim
 		})
 	}
 	err := post()
-	if fault.HasReason(err, "not-proved") || fault.HasReason(err, "nothing-to-prove") {
+	var lacking error
+	if lacksProof(err) {
 		// The controllers want more proof than we have: the move is done, its proof comes later by a claim of its own.
 		n.log.Warn("the controllers do not take the move for proven yet", "claim", r.Claim, "error", err)
+		lacking = err
 		r.Outcome, r.Detail = agentv1.MoveOutcome_MOVE_OUTCOME_UNPROVEN, clip(fault.From(err).Reason+": "+fault.From(err).Error(), 2048)
 		if kerr := n.folder.KeepReport(r); kerr != nil {
 			return kerr
@@ -402,7 +405,15 @@ func (n *Node) send(ctx context.Context, r *agentv1.ReportMoveRequest, total tim
 	default:
 		n.log.Warn("a report was refused and is dropped", "claim", r.Claim, "error", err)
 	}
-	return n.folder.DropReport(r.Claim)
+	if err := n.folder.DropReport(r.Claim); err != nil {
+		return err
+	}
+	return lacking
+}
+
+// lacksProof says whether the controllers want more proof than was reported.
+func lacksProof(err error) bool {
+	return fault.HasReason(err, "not-proved") || fault.HasReason(err, "nothing-to-prove")
 }
 
 // flush sends reports that were not acknowledged.
@@ -416,7 +427,7 @@ func (n *Node) flush(ctx context.Context) {
 		return
 	}
 	for _, r := range n.folder.Reports() {
-		if err := n.send(ctx, r, callFor); err != nil {
+		if err := n.send(ctx, r, callFor); err != nil && !lacksProof(err) {
 			n.log.Warn("a report was not taken", "claim", r.Claim, "error", err)
 			n.flushAt = now.Add(5 * time.Second)
 			return

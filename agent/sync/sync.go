@@ -24,7 +24,7 @@ import (
 // Pauses between rounds over the whole list: doubled each round, then jittered to 50-100 %.
 const (
 	firstPause = time.Second
-	lastPause  = time.Minute
+	lastPause  = 30 * time.Second
 	// settled is how long a stream must live for the next failure to start from the first pause.
 	settled = 30 * time.Second
 	// openFor bounds connecting and the first answer of one controller.
