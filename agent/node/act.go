@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
+	"log/slog"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -63,7 +64,11 @@ func (n *Node) after(store string, a Action, err error) {
 		return
 	}
 	f := fault.From(err)
-	n.log.Error("not done", "store", store, "do", a.Do, "reason", f.Reason, "error", f.Error())
+	level := slog.LevelError
+	if claimed(a) && (f.Reason == "wave-busy" || unheard[f.Reason]) {
+		level = slog.LevelInfo // its turn comes
+	}
+	n.log.Log(context.Background(), level, "not done", "store", store, "do", a.Do, "reason", f.Reason, "error", f.Error())
 	now := n.o.Clock.Now()
 	if a.Do == Reprove {
 		n.rest[store] = now.Add(Pause(n.failures[store]))

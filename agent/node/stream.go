@@ -5,6 +5,9 @@ import (
 	"strconv"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 )
 
@@ -26,9 +29,10 @@ func storeChanged(f *agentv1.StoreFacts) bool {
 func (n *Node) Hello() *agentv1.Hello {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	h := n.snapshot
-	h.HighestGeneration = n.folder.Highest()
-	return h
+	// The clock is that of now: a snapshot may be as old as the step that is being done.
+	a := proto.CloneOf(n.snapshot.Agent)
+	a.Clock = timestamppb.New(n.o.Clock.Now())
+	return &agentv1.Hello{Agent: a, Instance: n.snapshot.Instance, Stores: n.snapshot.Stores, HighestGeneration: n.folder.Highest()}
 }
 
 // Target takes a wish that is not older than the newest one ever taken.
