@@ -22,7 +22,23 @@ type clients struct {
 
 	mu     sync.Mutex
 	byAddr map[string]*grpc.ClientConn
+	hurry  map[string]time.Time
 	closed bool
+}
+
+// mayHurry lets a back-off be cut short ten times a second, however many wait for the connection.
+func (c *clients) mayHurry(addr string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	if now.Sub(c.hurry[addr]) < 100*time.Millisecond {
+		return false
+	}
+	if c.hurry == nil {
+		c.hurry = map[string]time.Time{}
+	}
+	c.hurry[addr] = now
+	return true
 }
 
 func (c *clients) get(addr string) (*grpc.ClientConn, error) {
@@ -112,12 +128,14 @@ func (n *Node) connected(ctx context.Context, addr string, patience time.Duratio
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	for s := cc.GetState(); s != connectivity.Ready; s = cc.GetState() {
+	for failed, s := false, cc.GetState(); s != connectivity.Ready; s = cc.GetState() {
 		if s == connectivity.TransientFailure {
-			cc.ResetConnectBackoff()
+			if failed = !n.clients.mayHurry(addr) || failed; !failed {
+				cc.ResetConnectBackoff()
+			}
 		}
 		cc.Connect()
-		if !cc.WaitForStateChange(ctx, s) {
+		if failed || !cc.WaitForStateChange(ctx, s) {
 			return nil, fault.New(fault.Unavailable, "unreachable", "the controller at %s cannot be reached", addr).Do("check that it runs and that its port is open")
 		}
 	}

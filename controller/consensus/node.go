@@ -211,7 +211,11 @@ func (n *Node) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
 	return "", errors.New("not in the members table")
 }
 
-// followTable keeps the directory as the table is, and cuts off at once who left it.
+// lastWord is how long the connections of a removed controller stay, so that the answer to a removal that it asked for
+// itself gets out. New connections and calls of it are refused at once.
+const lastWord = 100 * time.Millisecond
+
+// followTable keeps the directory as the table is, and cuts off who left it.
 func (n *Node) followTable() {
 	w := n.store.Watch("system/controllers/")
 	defer w.Close()
@@ -221,7 +225,7 @@ func (n *Node) followTable() {
 		if err := n.dir.reload(n.ctx, n.store); err != nil && n.ctx.Err() == nil {
 			n.cfg.Logger.Warn("cannot read the members table", "error", err)
 		}
-		n.trans.Recheck()
+		time.AfterFunc(lastWord, n.trans.Recheck)
 		n.clients.keep(n.dir.trusted())
 		n.talk.Peers(n.peerAddresses())
 		n.leaders.wake()

@@ -124,7 +124,7 @@ func (t *Transport) Client(addr string) (*grpc.ClientConn, error) {
 			}
 			return c, nil
 		}),
-		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 2 * time.Second,
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: handshakeTimeout,
 			Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
