@@ -173,3 +173,11 @@ func (k *Keyring) reseal(ctx context.Context, id, removed, actor, reason string)
 	}
 	return out, nil
 }
+
+// Holds says whether a data encryption key is wrapped to a recipient.
+func (k *Keyring) Holds(ctx context.Context, recipient string) (held bool, err error) {
+	err = k.store.View(ctx, func(ctx context.Context, q state.Querier) error {
+		return q.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM dek_wraps WHERE recipient = ?)`, recipient).Scan(&held)
+	})
+	return held, err
+}

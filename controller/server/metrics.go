@@ -61,9 +61,33 @@ func (q quorumCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(appliedIndex, float64(st.Applied))
 }
 
+// issueMetrics count what passes the one door for signing.
+type issueMetrics struct {
+	requests *prometheus.CounterVec
+	duration prometheus.Histogram
+}
+
+func newIssueMetrics() *issueMetrics {
+	return &issueMetrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "csm_issue_requests_total",
+			Help: "Requests for certificates, by result and by the reason of a refusal."}, []string{"result", "reason"}),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "csm_issue_duration_seconds",
+			Help: "Time from a request to the recorded certificate.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
+	}
+}
+
+func (m *issueMetrics) issued(_, reason string, took time.Duration) {
+	result := "issued"
+	if reason != "" {
+		result = "refused"
+	}
+	m.requests.WithLabelValues(result, reason).Inc()
+	m.duration.Observe(took.Seconds())
+}
+
 func (s *Server) metricsHandler() http.Handler {
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(quorumCollector{s.dom.node.Status}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	reg.MustRegister(quorumCollector{s.dom.node.Status}, s.dom.metrics.requests, s.dom.metrics.duration, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	return mux

@@ -178,10 +178,7 @@ func (s *Server) restDeps() rest.Deps {
 	return rest.Deps{
 		Name: s.in.Name, Region: s.cfg.Region, TrustDomain: s.in.trustDomain(), Roots: s.id.roots,
 		People: s.dom.people, Fleet: s.dom.fleet, Issuance: s.dom.issuance, Authorities: s.dom.authorities, Ledger: s.dom.ledger,
-		Quorum: s.dom.node, State: s.dom.store, Unsealed: s.dom.keyring.Unsealed,
-		AfterApprove: func(ctx context.Context, m consensus.Member, actor string) error {
-			return s.dom.keyring.WrapFor(ctx, m.Name, m.KEKPublic, actor)
-		},
+		Quorum: quorum{s.dom.node, s}, State: s.dom.store, Unsealed: s.dom.keyring.Unsealed, AfterApprove: s.approved,
 		Limits: apiLimits, Clock: clockwork.NewRealClock(), Logger: s.log,
 	}
 }
