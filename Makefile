@@ -2,12 +2,16 @@
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS   += --no-print-directory
+# vet, staticcheck and tests share one build cache with the programs
+export GOFLAGS := -trimpath
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 CLI     := github.com/cassandra-security-manager/csm/shared/cli
-LDFLAGS := -s -w -X $(CLI).Version=$(VERSION) -X $(CLI).Commit=$(COMMIT)
-BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
+LDFLAGS := -s -w -X $(CLI).Version=$(VERSION)
+# One set of flags for programs and tests, so that nothing is compiled twice.
+export CGO_ENABLED := 0
+GO      := go
+BUILD   := $(GO) build -ldflags "$(LDFLAGS)"
 BIN     := build/bin
 TOOL    := go tool -modfile=$(CURDIR)/test/tools/go.mod
 # Packages of our own code; generated code is checked by `make proto-fresh`.
@@ -39,14 +43,14 @@ run: setup ## three regions and a real Cassandra ring: issue, install, hot-reloa
 test: setup ## every test that fits into minutes, the real ring included
 	@mkdir -p $(BIN)
 	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent
-	go test -timeout 15m -p 1 ./...
+	$(GO) test -timeout 15m -p 1 ./...
 
 test-full: test ## also what takes longer: the whole demonstration, Cassandra's own polls, long soaks
-	CSM_TEST_FULL=1 go test -timeout 60m -p 1 -count=1 ./test/...
+	CSM_TEST_FULL=1 $(GO) test -timeout 60m -p 1 -count=1 ./test/...
 	CI=true $(MAKE) run
 
 race: ## the race detector over every package but the real ring
-	go test -race -short -timeout 20m -p 1 $$(go list ./... | grep -v -e /protocol/ -e /test/)
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m -p 1 $$($(GO) list ./... | grep -v -e /protocol/ -e /test/)
 
 fuzz: ## a short fuzz of every parser of outside input (FUZZTIME=10s)
 	@test/fuzz.sh $${FUZZTIME:-10s}
@@ -59,18 +63,19 @@ lint: ## gofmt, vet, staticcheck, buf lint, freshness of generated code
 	@$(MAKE) proto-fresh
 
 proto: ## generate code from protocol/**.proto
-	@mkdir -p build/tools && cd test/tools && GOFLAGS= go build -o ../../build/tools/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc github.com/bufbuild/buf/cmd/buf
+	@mkdir -p build/tools && cd test/tools && go build -o ../../build/tools/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc github.com/bufbuild/buf/cmd/buf
 	cd protocol && PATH="$(CURDIR)/build/tools:$$PATH" buf generate
 
-proto-fresh: proto openapi
-	@git diff --exit-code --stat -- protocol || { echo "generated code is stale: run make proto openapi and commit"; exit 1; }
+proto-fresh: proto
+	@git diff --exit-code --stat -- protocol || { echo "generated code is stale: run make proto and commit"; exit 1; }
 
-openapi: ## write protocol/rest/openapi.yaml from the code
-	@go run ./controller/api/rest/openapi > build/openapi.yaml && mkdir -p protocol/rest && cp build/openapi.yaml protocol/rest/openapi.yaml
+openapi: ## write protocol/rest/openapi.yaml from the code (a test says when it is stale)
+	$(GO) test ./controller/api/rest -run OpenAPI -update
 
 bench: setup ## the figures, as a table and build/bench.json
 	@mkdir -p $(BIN)
 	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent ./test/bench
+	@mkdir -p $(BIN)/benchmark && $(BUILD) -tags benchmark -o $(BIN)/benchmark/ ./controller/cmd/csm-controller
 	@$(BIN)/bench -bin $(BIN) -out build/bench.json
 
 clean: ## remove build/
