@@ -180,7 +180,7 @@ func load(ctx context.Context, q state.Querier, name string) (Admin, error) {
 	a, err := scan(q.QueryRowContext(ctx, selectAdmin+` WHERE name = ?`, name))
 	if errors.Is(err, sql.ErrNoRows) {
 		return Admin{}, fault.New(fault.NotFound, "no-admin", "there is no administrator %q", resource.Last(name)).
-			Do("`csm-controller admin list` shows them")
+			Do("check the name; `csm-controller admin add NAME` makes one")
 	}
 	return a, err
 }
