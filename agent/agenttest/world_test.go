@@ -37,7 +37,7 @@ const (
 	cluster = "tenants/default/clusters/prod"
 	ann     = "ann"
 	// patience bounds a wait that fails; what is waited for comes by a notification.
-	patience = 40 * time.Second
+	patience = 90 * time.Second
 )
 
 // world is one controller without a network to others: the real state, CA, door, fleet and agents' API on a TLS port.

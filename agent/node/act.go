@@ -82,7 +82,7 @@ func (n *Node) after(store string, a Action, err error) {
 		att.Again = now.Add(min(time.Second<<min(n.failures[store], 6), time.Minute))
 		n.failures[store]++
 	case f.Reason == "wave-busy":
-		att.Again = now.Add(time.Minute)
+		att.Again = now.Add(20 * time.Second) // the controllers say sooner when it is free; this is for a word that was lost
 	case lacksProof(err) || f.Code == fault.Unavailable || f.Code == fault.Unknown || f.Code == fault.Stale:
 		att.Again = now.Add(min(5*time.Second<<min(n.failures[store], 6), 5*time.Minute))
 		n.failures[store]++

@@ -253,7 +253,7 @@ func effect(w Action) bool { return w.Do != Reprove }
 func claimed(w Action) bool { return w.Do == Install || w.Do == Prove }
 
 // Pause is how long to wait after n failures of one step in a row: 30 s, doubled up to 4 h. A claim that was refused
-// because others are on the move is asked again when the controllers say so, at the latest after a minute.
+// because others are on the move is asked again when the controllers say so, at the latest after 20 s.
 func Pause(n int) time.Duration {
 	return min(30*time.Second<<min(n, 20), 4*time.Hour)
 }
