@@ -35,7 +35,11 @@ func main() {
 	s.step("stopping what was started")
 	d.close()
 	s.done("everything that was started has ended")
-	if !held {
+	switch {
+	case held:
+	case ctx.Err() != nil:
+		os.Exit(130)
+	default:
 		os.Exit(1)
 	}
 }
