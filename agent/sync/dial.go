@@ -75,7 +75,7 @@ func Dial(address string, c *tls.Config) (*grpc.ClientConn, error) {
 		grpc.WithUnaryInterceptor(bounds.UnaryClient), grpc.WithStreamInterceptor(bounds.StreamClient),
 		grpc.WithDisableServiceConfig(), grpc.WithIdleTimeout(0), grpc.WithUserAgent("csm-agent"),
 		// Small buffers: an agent sends little, and 30 MB is all it may have.
-		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(8<<10), grpc.WithSharedWriteBuffer(true))
+		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(8<<10))
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Invalid, "bad-address", "the controller %q cannot be used", address).Do("write it as host:port")
 	}

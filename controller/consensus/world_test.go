@@ -201,9 +201,8 @@ func (b *box) start() {
 	}
 }
 
-// close stops in order; kill stops without a word to the others.
-func (b *box) close() { b.end((*Node).Close) }
-func (b *box) kill()  { b.end((*Node).stop) }
+// kill stops without a word to the others.
+func (b *box) kill() { b.end((*Node).stop) }
 func (b *box) end(how func(*Node) error) {
 	if b.node != nil {
 		how(b.node)

@@ -56,7 +56,7 @@ func Fetch(ctx context.Context, tools Tools, dir string, say func(string)) (*Dis
 		return nil, err
 	}
 	if d.jars, err = complete(d.lib()); err != nil {
-		return nil, fmt.Errorf("Maven ended well, but %w", err)
+		return nil, fmt.Errorf("the download ended well, but %w", err)
 	}
 	return d, d.settings()
 }
@@ -77,7 +77,7 @@ func (d *Distribution) download(ctx context.Context) error {
 		"org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory="+lib)
 	c.Env = append(os.Environ(), "JAVA_HOME="+filepath.Dir(filepath.Dir(d.Java)))
 	if out, err := c.CombinedOutput(); err != nil {
-		return fmt.Errorf("Maven could not fetch Cassandra %s: %w\n%s\nIs the network or a mirror in ~/.m2/settings.xml there?", Version, err, tail(string(out), 10))
+		return fmt.Errorf("fetch Cassandra %s through Maven (is the network, or a mirror in ~/.m2/settings.xml, there?): %w\n%s", Version, err, tail(string(out), 10))
 	}
 	if err := seal(lib); err != nil {
 		return err

@@ -2,6 +2,7 @@ package wal
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/hashicorp/raft-wal/types"
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
@@ -45,7 +47,7 @@ func openMeta(dir string) (*meta, error) {
 
 func openBolt(path string) (*bbolt.DB, error) {
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout})
-	if err == bbolt.ErrTimeout {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fault.New(fault.Conflict, "data-folder-in-use", "another process holds %s", path).Do("stop the other csm-controller of this data folder")
 	}
 	if err != nil {

@@ -49,11 +49,11 @@ type World struct {
 	// Pin of the system CA.
 	Pin string
 	// Ada's client certificate, and the files that hold it.
-	Ada              tls.Certificate
-	AdaCert, AdaKey  string
-	Handler          http.Handler
-	roots            []*x509.Certificate
-	streams, reports int
+	Ada             tls.Certificate
+	AdaCert, AdaKey string
+	Handler         http.Handler
+	roots           []*x509.Certificate
+	streams         int
 }
 
 // New starts a World. change, if not nil, edits what the handler is made of.
