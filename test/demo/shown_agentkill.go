@@ -4,33 +4,69 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"strings"
 	"time"
 )
 
-// agentKilled: SIGKILL while the agent writes. The files must be the old pair or the new one, and the agent that comes
-// back must finish or undo what was begun.
+// moment is when the agent is killed: seen returns what was seen, empty while it is not there yet.
+type moment struct {
+	name string
+	seen func(a *agent, before pair) string
+}
+
+// agentKilled: SIGKILL while the agent writes, once before the first rename and once right after the keystore's. The
+// files must be the old pair or the new one, and the agent that comes back must end what was begun.
 func agentKilled(ctx context.Context, d *demo) (string, error) {
 	a := d.agents[0]
+	var out []string
+	for _, m := range []moment{{"temporary files", staged}, {"the new keystore", replaced}} {
+		saw, err := d.killAt(ctx, a, m)
+		if err != nil {
+			return "", fmt.Errorf("killed at %s: %w", m.name, err)
+		}
+		out = append(out, saw)
+	}
+	return strings.Join(out, "; "), nil
+}
+
+// staged sees the first file that is new in the store folder.
+func staged(a *agent, _ pair) string {
+	for _, name := range a.written() {
+		if strings.HasPrefix(name, ".csm-") {
+			return name
+		}
+	}
+	return ""
+}
+
+// replaced sees a keystore other than before.
+func replaced(a *agent, before pair) string {
+	b, err := os.ReadFile(a.node.Keystore)
+	if err != nil || sha256.Sum256(b) == before.keystore {
+		return ""
+	}
+	return "the new keystore"
+}
+
+func (d *demo) killAt(ctx context.Context, a *agent, m moment) (string, error) {
 	before, err := onDisk(a.node)
 	if err != nil {
 		return "", err
 	}
-	files := entries(a.node.Stores)
-	if _, err := d.must(ctx, "csm", "node", "renew", clusterShort+"/"+a.node.Name, "--reason", "the agent will be killed"); err != nil {
+	if _, err := d.must(ctx, "csm", "node", "renew", clusterShort+"/"+a.node.Name, "--reason", "the agent will be killed at "+m.name); err != nil {
 		return "", err
 	}
-	deadline := time.Now().Add(30 * time.Second)
-	for changed(a.node.Stores, files) == "" {
+	deadline, what := time.Now().Add(30*time.Second), ""
+	for what = m.seen(a, before); what == ""; what = m.seen(a, before) {
 		if time.Now().After(deadline) {
-			return "", errors.New("the agent began no write within 30 s")
+			return "", errors.New("the agent did not come so far within 30 s")
 		}
-		time.Sleep(200 * time.Microsecond)
+		time.Sleep(100 * time.Microsecond)
 	}
-	what := changed(a.node.Stores, files)
 	a.process.KillAlone()
 	now, err := onDisk(a.node)
 	if err != nil {
@@ -43,46 +79,27 @@ func agentKilled(ctx context.Context, d *demo) (string, error) {
 	if err := a.restart(ctx); err != nil {
 		return "", err
 	}
-	err = eventually(ctx, 90*time.Second, func() error {
-		_, s, err := d.store(ctx, a.node.Name)
+	if err := d.settled(ctx, a.node.Name); err != nil {
+		return "", fmt.Errorf("the agent that came back did not end the move: %w", err)
+	}
+	after, err := onDisk(a.node)
+	if err != nil {
+		return "", err
+	}
+	r := renewal{after: after.fingerprint()}
+	if err := d.proved(ctx, a, &r); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("killed at %s, %s on disk, back again it proved %s", what, which, brief(r.after)), nil
+}
+
+// settled waits until the node's store is proved and as new as wanted.
+func (d *demo) settled(ctx context.Context, node string) error {
+	return eventually(ctx, 90*time.Second, func() error {
+		_, s, err := d.store(ctx, node)
 		if err == nil && (s.State != "proven" || s.Installed < s.Generation) {
 			err = fmt.Errorf("state is %s, generation %d of %d: %s", s.State, s.Installed, s.Generation, s.Detail)
 		}
 		return err
 	})
-	if err != nil {
-		return "", fmt.Errorf("the agent that came back did not end the move: %w", err)
-	}
-	r := renewal{}
-	after, err := onDisk(a.node)
-	if err != nil {
-		return "", err
-	}
-	r.after = after.fingerprint()
-	if err := d.proved(ctx, a, &r); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("killed when %s appeared, on disk %s; back again, it proved %s", what, which, brief(r.after)), nil
-}
-
-// entries are the names in a folder with their sizes and times.
-func entries(dir string) map[string]string {
-	out := map[string]string{}
-	list, _ := os.ReadDir(dir)
-	for _, e := range list {
-		if i, err := e.Info(); err == nil {
-			out[e.Name()] = fmt.Sprint(i.Size(), i.ModTime().UnixNano())
-		}
-	}
-	return out
-}
-
-// changed names the first entry that is new or other than it was.
-func changed(dir string, was map[string]string) string {
-	for name, what := range entries(dir) {
-		if was[name] != what {
-			return filepath.Base(name)
-		}
-	}
-	return ""
 }

@@ -43,14 +43,7 @@ func hold(ctx context.Context, d *demo) (string, error) {
 	if err := os.Remove(a.hold); err != nil {
 		return "", err
 	}
-	err = eventually(ctx, 90*time.Second, func() error {
-		_, s, err := d.store(ctx, a.node.Name)
-		if err == nil && (s.State != "proven" || s.Installed < s.Generation) {
-			err = fmt.Errorf("state is %s, generation %d of %d: %s", s.State, s.Installed, s.Generation, s.Detail)
-		}
-		return err
-	})
-	if err != nil {
+	if err := d.settled(ctx, a.node.Name); err != nil {
 		return "", fmt.Errorf("after HOLD was removed: %w", err)
 	}
 	return fmt.Sprintf("nothing written (csm: exit %d, %q); removed, the node moved by itself", o.exit, n.Agent.Hold), nil
