@@ -40,14 +40,14 @@ run: setup ## three regions and a real Cassandra ring: issue, install, hot-reloa
 	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent ./test/demo
 	@exec $(BIN)/demo -bin $(BIN)
 
-test: setup ## every test that fits into minutes, the real ring included
+test: setup ## every test that fits into minutes, then the whole path on a real ring (make run)
 	@mkdir -p $(BIN)
 	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent
 	$(GO) test -timeout 15m -p 1 ./...
-
-test-full: test ## also what takes longer: the whole demonstration, Cassandra's own polls, long soaks
-	CSM_TEST_FULL=1 $(GO) test -timeout 60m -p 1 -count=1 ./test/...
 	CI=true $(MAKE) run
+
+test-full: test ## also what takes longer: Cassandra's own polls, long soaks
+	CSM_TEST_FULL=1 $(GO) test -timeout 60m -p 1 -count=1 ./test/...
 
 race: ## the race detector over every package but the real ring
 	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m -p 1 $$($(GO) list ./... | grep -v -e /protocol/ -e /test/)

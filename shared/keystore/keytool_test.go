@@ -17,7 +17,7 @@ func keytool(t *testing.T, args ...string) string {
 	t.Helper()
 	path, err := exec.LookPath("keytool")
 	if err != nil {
-		t.Skip("no JDK on this machine: `make test` installs one")
+		t.Fatal("keytool is missing: `make setup` installs a JDK")
 	}
 	cmd := exec.Command(path, append([]string{"-J-XX:TieredStopAtLevel=1"}, args...)...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")

@@ -141,7 +141,7 @@ func TestLinksAreNotFollowedOutOfTheRoots(t *testing.T) {
 	write(t, filepath.Join(dir, "sub", "in.pem"), c, 0o644)
 	for link, target := range map[string]string{"out": outside, "out.pem": filepath.Join(outside, "out.pem"), "in.pem": filepath.Join(dir, "sub", "in.pem"), "loop": dir, "broken": "/nowhere"} {
 		if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
-			t.Skip(err)
+			t.Fatal(err)
 		}
 	}
 	r, err := scan.Files(context.Background(), []string{dir}, scan.Options{Now: now})
