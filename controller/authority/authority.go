@@ -98,7 +98,6 @@ type Keys interface {
 // Store is what authorities need of the state machine.
 type Store interface {
 	View(ctx context.Context, fn func(ctx context.Context, q state.Querier) error) error
-	WaitApplied(ctx context.Context, index uint64) error
 	Watch(names ...string) *state.Watch
 }
 

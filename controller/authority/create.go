@@ -186,8 +186,7 @@ func (s *Authorities) SetState(ctx context.Context, issuer string, st State, act
 }
 
 func (s *Authorities) propose(ctx context.Context, p state.Proposal) error {
-	res, err := s.log.Propose(ctx, p)
-	if err != nil {
+	if _, err := s.log.Propose(ctx, p); err != nil {
 		return err
 	}
 	switch c := p.Command.(type) {
@@ -196,7 +195,7 @@ func (s *Authorities) propose(ctx context.Context, p state.Proposal) error {
 	case *clusterv1.CreateIssuer:
 		s.Forget(c.Authority)
 	}
-	return s.store.WaitApplied(ctx, res.Index)
+	return nil
 }
 
 func (s *Authorities) algorithm(k algorithm.Key) (algorithm.Key, error) {

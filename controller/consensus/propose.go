@@ -86,10 +86,14 @@ func (n *Node) Propose(ctx context.Context, p state.Proposal) (state.Result, err
 	}
 }
 
+// catchUpLimit is how long an answer waits for this controller to have applied the write.
+const catchUpLimit = 3 * time.Second
+
 // catchUp lets whoever wrote here read here what was written: the leader has applied it, this controller may lag. A
-// controller that stays behind answers all the same, because the write is done.
+// controller that stays behind answers all the same, because the write is done. This is the one place that waits so: the
+// packages above read after Propose without a word more.
 func (n *Node) catchUp(ctx context.Context, index uint64) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, catchUpLimit)
 	defer cancel()
 	_ = n.store.WaitApplied(ctx, index)
 }

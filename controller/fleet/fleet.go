@@ -33,8 +33,6 @@ import (
 // Reader reads the replicated state; *state.Store is one.
 type Reader interface {
 	View(ctx context.Context, read func(ctx context.Context, q state.Querier) error) error
-	// WaitApplied returns when the entry at index can be read here.
-	WaitApplied(ctx context.Context, index uint64) error
 }
 
 // Anchors gives the trust anchors (DER) of an authority, by its full name.
@@ -82,13 +80,9 @@ func view[T any](ctx context.Context, r Reader, read func(ctx context.Context, q
 	return out, err
 }
 
-// propose sends a command about a resource, whose tenant it is, and waits until its effect can be read here.
+// propose sends a command about a resource, whose tenant it is.
 func (f *Fleet) propose(ctx context.Context, name, actor, reason string, c proto.Message) (state.Result, error) {
-	res, err := f.log.Propose(ctx, state.Proposal{Command: c, Actor: actor, Tenant: resource.Segment(name, "tenants"), Reason: reason})
-	if err != nil {
-		return res, err
-	}
-	return res, f.read.WaitApplied(ctx, res.Index)
+	return f.log.Propose(ctx, state.Proposal{Command: c, Actor: actor, Tenant: resource.Segment(name, "tenants"), Reason: reason})
 }
 
 func reply[R proto.Message](res state.Result, err error) (R, error) {

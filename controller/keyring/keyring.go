@@ -33,7 +33,6 @@ const RecoveryRecipient = "recovery"
 // Store is what the keyring needs of the state machine.
 type Store interface {
 	View(ctx context.Context, fn func(ctx context.Context, q state.Querier) error) error
-	WaitApplied(ctx context.Context, index uint64) error
 }
 
 // Signer signs with a key of the ring. The software kind holds the opened key in memory; a token or a vault is asked at
@@ -78,13 +77,9 @@ func New(store Store, log state.Log, kek *KEK, recipient string) *Keyring {
 // Public is this controller's KEK, public part: what WrapFor takes on an unsealed controller.
 func (k *Keyring) Public() []byte { return k.kek.Public() }
 
-// propose asks for a command and waits until this controller has applied it, so that what follows reads its effect.
 func (k *Keyring) propose(ctx context.Context, p state.Proposal) error {
-	res, err := k.log.Propose(ctx, p)
-	if err != nil {
-		return err
-	}
-	return k.store.WaitApplied(ctx, res.Index)
+	_, err := k.log.Propose(ctx, p)
+	return err
 }
 
 // Initialise makes the first DEK with its canary, wraps it to this controller and to the recovery recipient, and opens the

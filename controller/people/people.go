@@ -48,7 +48,6 @@ type Admin struct {
 // Reader is a read transaction on the replicated state; *state.Store is one.
 type Reader interface {
 	View(ctx context.Context, read func(ctx context.Context, q state.Querier) error) error
-	WaitApplied(ctx context.Context, index uint64) error
 }
 
 // People decides and forms commands.
@@ -66,12 +65,8 @@ func (p *People) AddAdmin(ctx context.Context, name string, certificateSHA256 []
 	if err := resource.CheckID("administrator", name); err != nil {
 		return Admin{}, err
 	}
-	res, err := p.log.Propose(ctx, state.Proposal{Actor: actor, Command: &clusterv1.AddAdmin{
-		Name: name, Uid: uuid.NewString(), CertificateSha256: certificateSHA256}})
-	if err != nil {
-		return Admin{}, err
-	}
-	if err := p.read.WaitApplied(ctx, res.Index); err != nil {
+	if _, err := p.log.Propose(ctx, state.Proposal{Actor: actor, Command: &clusterv1.AddAdmin{
+		Name: name, Uid: uuid.NewString(), CertificateSha256: certificateSHA256}}); err != nil {
 		return Admin{}, err
 	}
 	return p.Admin(ctx, name)

@@ -85,7 +85,7 @@ func assemble(cfg Config, in installation, kek *keyring.KEK, store *state.Store,
 	clock := clockwork.NewRealClock()
 	d := &domain{store: store, node: node, metrics: newIssueMetrics()}
 	// Requests over REST carry their correlation, reason and idempotency into the log; other proposals pass unchanged.
-	log := rest.Log(node, store)
+	log := rest.Log(node)
 	d.keyring = keyring.New(store, log, kek, in.Name)
 	d.authorities = authority.New(store, log, d.keyring, clock, rand.Reader, authority.Options{BaseURLs: []string{cfg.PKIURL}, AllowBenchmark: benchmark})
 	d.ledger = ledger.NewReplicated(store, clock)

@@ -153,7 +153,7 @@ type Result struct {
 // Log is the one write path. consensus.Node is the real one; statetest.New gives one voter without a network.
 //
 // A returned fault of any code but Unknown and Unavailable was decided by Apply and is final. Unavailable: nothing was
-// applied. Unknown: ask again with the same ID.
+// applied. Unknown: ask again with the same ID. When it returns, the command's effect can be read through the same controller.
 type Log interface {
 	Propose(ctx context.Context, p Proposal) (Result, error)
 }

@@ -148,20 +148,9 @@ func (s *server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 // Idempotency-Key, an envelope id made of caller, path, key, body and the command's place in the request, so that a repeat is
 // answered and not run again. The domain packages behind this door are given a log wrapped so; proposals that come from
 // elsewhere pass unchanged.
-//
-// It also waits until the command's effect can be read here: who wrote through this controller reads what he wrote.
-func Log(inner state.Log, local interface {
-	WaitApplied(ctx context.Context, index uint64) error
-}) state.Log {
-	return requestLog{inner, local}
-}
+func Log(inner state.Log) state.Log { return requestLog{inner} }
 
-type requestLog struct {
-	inner state.Log
-	local interface {
-		WaitApplied(ctx context.Context, index uint64) error
-	}
-}
+type requestLog struct{ inner state.Log }
 
 func (l requestLog) Propose(ctx context.Context, p state.Proposal) (state.Result, error) {
 	q := requestOf(ctx)
@@ -187,7 +176,5 @@ func (l requestLog) Propose(ctx context.Context, p state.Proposal) (state.Result
 	if res.Repeated {
 		q.repeated.Store(true)
 	}
-	// It is done; when the wait ends early, a read may show the state before.
-	_ = l.local.WaitApplied(ctx, res.Index)
 	return res, nil
 }

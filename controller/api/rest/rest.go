@@ -123,7 +123,7 @@ func (l Limits) fill() Limits {
 type server struct {
 	Deps
 	api      huma.API
-	verifier identity.Verifier
+	verifier *identity.Remembering
 	callers  *callers
 }
 
@@ -148,7 +148,7 @@ func build(d Deps) (http.Handler, huma.API) {
 	}
 	d.Limits = d.Limits.fill()
 	s := &server{Deps: d, callers: newCallers(d.Limits, d.Clock)}
-	s.verifier = identity.Verifier{Roots: d.Roots, TrustDomain: d.TrustDomain, Kinds: []identity.Kind{identity.Admin}, Now: d.Clock.Now}
+	s.verifier = &identity.Remembering{Verifier: identity.Verifier{Roots: d.Roots, TrustDomain: d.TrustDomain, Kinds: []identity.Kind{identity.Admin}, Now: d.Clock.Now}}
 	r := chi.NewRouter()
 	r.Use(s.begin, s.recoverPanic, s.bound)
 	r.NotFound(s.notFound)

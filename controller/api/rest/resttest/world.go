@@ -61,7 +61,7 @@ func New(t testing.TB, change func(*rest.Deps)) *World {
 	t.Helper()
 	ctx := context.Background()
 	w := &World{t: t, Log: statetest.New(t, people.Module(), fleet.Module(), keyring.Module(), authority.Module(), ledger.Module(authority.Issuers{}, fleet.Guard))}
-	log := rest.Log(w.Log, w.Log.Store)
+	log := rest.Log(w.Log)
 	kek, err := keyring.CreateKEK(t.TempDir(), keyring.FileSealer{Path: filepath.Join(t.TempDir(), "master")})
 	w.must(err)
 	ring := keyring.New(w.Log.Store, log, kek, "csm1")
