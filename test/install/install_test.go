@@ -38,6 +38,7 @@ type host struct {
 	installer  *install.Installer
 	generation uint64
 	spoil      func() // runs before the next reload
+	stall      func() // runs after the next reload
 }
 
 // Reload runs the node's real nodetool.
@@ -52,6 +53,10 @@ func (h *host) Reload(ctx context.Context) (reload.Output, error) {
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		o.ExitCode, err = exit.ExitCode(), nil
+	}
+	if f := h.stall; f != nil {
+		h.stall = nil
+		f()
 	}
 	return o, err
 }
@@ -254,25 +259,27 @@ func TestInstallsOnARealRing(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	t.Run("a JVM that stalls during the proof proves nothing", func(t *testing.T) {
-		h := hosts[1]
-		h.t = t
-		h.spoil = func() {
-			if err := h.node.Stall(); err != nil {
-				t.Error(err)
-			}
-			// Longer than the proof is tried, and over before the way back must be proved.
-			time.AfterFunc(45*time.Second, func() { h.node.Resume() })
-		}
-		if os.Getenv("CSM_TEST_FULL") == "" {
-			t.Skip("takes a minute; runs with make test-full")
-		}
-		o, err := h.renew()
-		if o.Result == proven {
-			t.Errorf("a stalled JVM was taken for a proof: %+v %v", o, err)
-		}
-	})
 	if all := load.Since(load.Begin()); all.Failed+all.Wrong > 0 || all.Queries == 0 {
 		t.Errorf("the load saw it: %+v", all)
 	}
+	t.Run("a JVM that stalls during the proof proves nothing", func(t *testing.T) {
+		if os.Getenv("CSM_TEST_FULL") == "" {
+			t.Skip("takes a minute; runs with make test-full")
+		}
+		h := hosts[1]
+		h.t = t
+		before := h.installer.Facts(h.site)
+		h.stall = func() {
+			if err := h.node.Stall(); err != nil {
+				t.Error(err)
+			}
+			// Longer than a proof is tried; the way back waits for its reload until then.
+			time.AfterFunc(40*time.Second, func() { h.node.Resume() })
+		}
+		o, err := h.renew()
+		h.want(o, err, rolledBack)
+		if after := h.installer.Facts(h.site); string(after.LeafSha256) != string(before.LeafSha256) {
+			t.Errorf("%x is in place, not %x from before", after.LeafSha256, before.LeafSha256)
+		}
+	})
 }
