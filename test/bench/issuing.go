@@ -25,6 +25,11 @@ func (b *bench) issuing(ctx context.Context) error {
 		return err
 	}
 	defer release()
+	one, free, err := b.plane(ctx, "one", 1)
+	if err != nil {
+		return err
+	}
+	defer free()
 	peer, err := startStepCA(ctx, b.work)
 	if err != nil {
 		return err
@@ -38,10 +43,12 @@ func (b *bench) issuing(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := b.authority(ctx, three, alg.name); err != nil {
-			return err
+		for _, p := range []*plane.Plane{three, one} {
+			if err := b.authority(ctx, p, alg.name); err != nil {
+				return err
+			}
 		}
-		if err := b.compare(ctx, alg.name, alg.curve, three, peer, csrs); err != nil {
+		if err := b.compare(ctx, alg.name, alg.curve, three, one, peer, csrs); err != nil {
 			return err
 		}
 	}
@@ -55,43 +62,71 @@ func (b *bench) phase() time.Duration {
 	return 6 * time.Second
 }
 
-// compare takes turns: ours, the peer, ours, the peer, and keeps the better turn of each.
-func (b *bench) compare(ctx context.Context, alg string, curve elliptic.Curve, p *plane.Plane, peer *stepCA, csrs [][]byte) error {
-	for _, clients := range []int{1, 16, 64} {
-		var ours, theirs result
+// most is how many clients the goals are about.
+const most = 64
+
+// compare takes turns: three voters, one voter, the peer, and again, and keeps the better turn of each.
+func (b *bench) compare(ctx context.Context, alg string, curve elliptic.Curve, three, one *plane.Plane, peer *stepCA, csrs [][]byte) error {
+	for _, clients := range []int{1, 16, most} {
+		var ours, alone, theirs result
+		turns := []turn{{"three voters", &ours, issue(three, alg, csrs)}}
+		if clients == most {
+			turns = append(turns, turn{"one voter", &alone, issue(one, alg, csrs)})
+		}
+		if alg == "P-256" {
+			turns = append(turns, turn{"step-ca", &theirs, peer.sign(csrs)})
+		}
+		limit := 0.0
 		for range 2 {
-			r, err := drive(ctx, clients, b.phase(), issue(p, alg, csrs))
-			if err != nil {
-				return err
-			}
-			ours = better(ours, r)
-			if alg == "P-256" {
-				if r, err = drive(ctx, clients, b.phase(), peer.sign(csrs)); err != nil {
-					return fmt.Errorf("step-ca: %w", err)
+			for _, t := range turns {
+				r, err := drive(ctx, clients, b.phase(), t.call)
+				if err != nil {
+					return fmt.Errorf("%s: %w", t.who, err)
 				}
-				theirs = better(theirs, r)
+				*t.best = better(*t.best, r)
+			}
+			if alg != "P-256" && clients == most {
+				r, err := ceiling(ctx, curve, b.phase())
+				if err != nil {
+					return err
+				}
+				limit = max(limit, r)
 			}
 		}
 		load := fmt.Sprintf("%d clients over REST, three fsynced voters and all clients on this machine, %s", clients, alg)
 		f := figure{Name: fmt.Sprintf("certificates/s, %s, %d clients", alg, clients), Value: ours.rate, Unit: "1/s", Load: load}
-		if alg == "P-256" {
+		switch {
+		case alg == "P-256":
 			f.Peer, f.PeerValue = "step-ca, one instance, badger", num(theirs.rate)
-			if clients == 64 {
+			if clients == most {
 				f.Goal, f.Holds = ">= peer", yes(ours.rate >= theirs.rate)
 			}
-		} else if clients == 64 {
-			limit, err := ceiling(ctx, curve, b.phase())
-			if err != nil {
-				return err
-			}
+		case clients == most:
 			f.Peer, f.PeerValue = "CSR check, signature, one verification alone", num(limit)
 			f.Goal, f.Holds = ">= 50% of peer", yes(ours.rate >= limit/2)
 		}
 		b.add(f)
-		b.add(figure{Name: fmt.Sprintf("p50, %s, %d clients", alg, clients), Value: ms(ours.p50), Unit: "ms", Load: load})
-		b.add(figure{Name: fmt.Sprintf("p99, %s, %d clients", alg, clients), Value: ms(ours.p99), Unit: "ms", Load: load})
+		b.latency(alg, clients, "", ours, load)
+		if alg == "P-256" {
+			b.latency(alg, clients, ", step-ca", theirs, load)
+		}
+		if clients == most {
+			b.add(figure{Name: fmt.Sprintf("certificates/s, %s, %d clients, one voter", alg, clients), Value: alone.rate, Unit: "1/s",
+				Load: fmt.Sprintf("%d clients over REST, one fsynced voter and all clients on this machine, %s", clients, alg)})
+		}
 	}
 	return nil
+}
+
+type turn struct {
+	who  string
+	best *result
+	call func(context.Context, int, int) error
+}
+
+func (b *bench) latency(alg string, clients int, whose string, r result, load string) {
+	b.add(figure{Name: fmt.Sprintf("p50, %s, %d clients%s", alg, clients, whose), Value: ms(r.p50), Unit: "ms", Load: load})
+	b.add(figure{Name: fmt.Sprintf("p99, %s, %d clients%s", alg, clients, whose), Value: ms(r.p99), Unit: "ms", Load: load})
 }
 
 func better(a, b result) result {

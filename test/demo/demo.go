@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cassandra-security-manager/csm/test/plane"
 	"github.com/cassandra-security-manager/csm/test/process"
 	"github.com/cassandra-security-manager/csm/test/ring"
 	"github.com/cassandra-security-manager/csm/test/workload"
@@ -25,7 +26,7 @@ type demo struct {
 
 	loopback    []*process.Range
 	controllers []*controller
-	agents      []*agent
+	agents      []*plane.Agent
 	pin         string
 	api         *api
 	client      *client
@@ -162,8 +163,8 @@ func prepare(ctx context.Context, d *demo) (string, error) {
 	for i, region := range regions {
 		d.controllers = append(d.controllers, newController(d, i, region, control.Host(i+1)))
 	}
-	for i, n := range d.ring.Nodes {
-		d.agents = append(d.agents, newAgent(d, i, n))
+	for _, n := range d.ring.Nodes {
+		d.agents = append(d.agents, plane.NewAgent(filepath.Join(d.dir, "agents", n.Name), d.bin, n))
 	}
 	return "Cassandra " + ring.Version, nil
 }
@@ -190,8 +191,8 @@ func (d *demo) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	for _, a := range d.agents {
-		if a.process != nil {
-			_ = a.process.Stop(ctx)
+		if a.Process != nil {
+			_ = a.Process.Stop(ctx)
 		}
 	}
 	if d.ring != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/test/plane"
 	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
@@ -32,7 +33,7 @@ func (d *demo) askRenewal(ctx context.Context, node, reason string, wait time.Du
 // renew asks for a new certificate that has to be proved.
 func (d *demo) renew(ctx context.Context, node, reason string) (renewal, error) {
 	a := d.agent(node)
-	before, err := onDisk(a.node)
+	before, err := onDisk(a.Node)
 	if err != nil {
 		return renewal{}, err
 	}
@@ -45,11 +46,11 @@ func (d *demo) renew(ctx context.Context, node, reason string) (renewal, error) 
 		return renewal{}, fmt.Errorf("csm node renew: exit %d: %s", o.exit, o.stderr)
 	}
 	took := time.Since(began)
-	after, err := onDisk(a.node)
+	after, err := onDisk(a.Node)
 	if err != nil {
 		return renewal{}, err
 	}
-	r := renewal{node: node, format: a.node.Format, before: before.fingerprint(), after: after.fingerprint(), took: took, load: d.load.Since(mark)}
+	r := renewal{node: node, format: a.Node.Format, before: before.fingerprint(), after: after.fingerprint(), took: took, load: d.load.Since(mark)}
 	if r.before == r.after {
 		return r, fmt.Errorf("%s still holds %s", node, brief(r.before))
 	}
@@ -57,29 +58,29 @@ func (d *demo) renew(ctx context.Context, node, reason string) (renewal, error) 
 }
 
 // proved checks that what is on disk is what the ports serve, by a neighbour's word and by our own look.
-func (d *demo) proved(ctx context.Context, a *agent, r *renewal) error {
-	_, s, err := d.store(ctx, a.node.Name)
+func (d *demo) proved(ctx context.Context, a *plane.Agent, r *renewal) error {
+	_, s, err := d.store(ctx, a.Node.Name)
 	if err != nil {
 		return err
 	}
 	if s.State != "proven" || s.Leaf != r.after {
-		return fmt.Errorf("the controllers hold %s for %s (%s), on disk is %s: %s", s.State, a.node.Name, brief(s.Leaf), brief(r.after), s.Detail)
+		return fmt.Errorf("the controllers hold %s for %s (%s), on disk is %s: %s", s.State, a.Node.Name, brief(s.Leaf), brief(r.after), s.Detail)
 	}
-	see, err := d.served(a.node)
+	see, err := d.served(a.Node)
 	if err != nil {
 		return err
 	}
 	if see != r.after {
-		return fmt.Errorf("%s serves %s on 9042, on disk is %s", a.node.Name, brief(see), brief(r.after))
+		return fmt.Errorf("%s serves %s on 9042, on disk is %s", a.Node.Name, brief(see), brief(r.after))
 	}
-	move, err := d.lastMove(ctx, a.node.Name)
+	move, err := d.lastMove(ctx, a.Node.Name)
 	if err != nil {
 		return err
 	}
 	var by, what []string
 	for _, p := range move.Proofs {
 		prober := p.Prober[strings.LastIndexByte(p.Prober, '/')+1:]
-		if prober == a.node.Name || p.Verdict != "accepted" || p.Served != r.after {
+		if prober == a.Node.Name || p.Verdict != "accepted" || p.Served != r.after {
 			continue
 		}
 		what = append(what, fmt.Sprintf("%d accepted in %d ms", p.Port.Port, p.Millis))
@@ -90,7 +91,7 @@ func (d *demo) proved(ctx context.Context, a *agent, r *renewal) error {
 	slices.Sort(what)
 	r.proofs, r.by = strings.Join(what, ", "), strings.Join(by, " ")
 	if len(what) < len(ports) {
-		return fmt.Errorf("another node's agent proved only %q of both ports of %s", what, a.node.Name)
+		return fmt.Errorf("another node's agent proved only %q of both ports of %s", what, a.Node.Name)
 	}
 	return nil
 }
@@ -108,7 +109,7 @@ func (d *demo) lastMove(ctx context.Context, node string) (fleet.Move, error) {
 	return list.Items[0], nil
 }
 
-func (d *demo) agent(node string) *agent {
-	i := slices.IndexFunc(d.agents, func(a *agent) bool { return a.node.Name == node })
+func (d *demo) agent(node string) *plane.Agent {
+	i := slices.IndexFunc(d.agents, func(a *plane.Agent) bool { return a.Node.Name == node })
 	return d.agents[i]
 }

@@ -116,25 +116,25 @@ const agentMemory = 30 << 20 // resident; the helper that runs the reload comman
 
 func (d *demo) agentReport() (err error) {
 	for _, a := range d.agents {
-		u, e := a.process.Usage()
-		open, e2 := a.process.Listening()
+		u, e := a.Process.Usage()
+		open, e2 := a.Process.Listening()
 		if e = errors.Join(e, e2); e != nil {
 			err = errors.Join(err, e)
 			continue
 		}
 		var helper int64
-		for _, pid := range a.process.Group() {
-			if h, e := process.UsageOf(pid); e == nil && pid != a.process.Pid() {
+		for _, pid := range a.Process.Group() {
+			if h, e := process.UsageOf(pid); e == nil && pid != a.Process.Pid() {
 				helper += h.Resident
 			}
 		}
-		d.screen.text(fmt.Sprintf("  agent of %s     %.1f MB resident (peak %.1f), its helper %.1f MB; %.1f s of CPU since its start; listens on %s", a.node.Name,
+		d.screen.text(fmt.Sprintf("  agent of %s     %.1f MB resident (peak %.1f), its helper %.1f MB; %.1f s of CPU since its start; listens on %s", a.Node.Name,
 			mb(u.Resident), mb(u.Peak), mb(helper), u.CPU.Seconds(), listening(open)))
 		if len(open) > 0 {
-			err = errors.Join(err, fmt.Errorf("the agent of %s listens on %v", a.node.Name, open))
+			err = errors.Join(err, fmt.Errorf("the agent of %s listens on %v", a.Node.Name, open))
 		}
 		if u.Peak > agentMemory {
-			err = errors.Join(err, fmt.Errorf("the agent of %s took %.1f MB", a.node.Name, mb(u.Peak)))
+			err = errors.Join(err, fmt.Errorf("the agent of %s took %.1f MB", a.Node.Name, mb(u.Peak)))
 		}
 	}
 	return err
@@ -201,7 +201,7 @@ func (d *demo) play(ctx context.Context) {
 		wrapper = rel
 	}
 	d.screen.title("It stays up until Ctrl-C. Three commands to try in another terminal:")
-	d.screen.text(fmt.Sprintf("  %[1]s status\n  %[1]s node renew %[2]s/%[3]s --wait\n  %[1]s certificate list --limit 10\n", wrapper, clusterShort, d.agents[1].node.Name))
+	d.screen.text(fmt.Sprintf("  %[1]s status\n  %[1]s node renew %[2]s/%[3]s --wait\n  %[1]s certificate list --limit 10\n", wrapper, clusterShort, d.agents[1].Node.Name))
 	d.screen.step("running; Ctrl-C stops all of it")
 	d.screen.watch(func() string {
 		r := d.load.Since(d.load.Begin())

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"github.com/cassandra-security-manager/csm/test/plane"
 	"os"
 	"strings"
 	"time"
@@ -15,7 +16,7 @@ import (
 // moment is when the agent is killed: seen returns what was seen, empty while it is not there yet.
 type moment struct {
 	name string
-	seen func(a *agent, before pair) string
+	seen func(a *plane.Agent, before pair) string
 }
 
 // agentKilled: SIGKILL while the agent writes, once before the first rename and once right after the keystore's. The
@@ -34,8 +35,8 @@ func agentKilled(ctx context.Context, d *demo) (string, error) {
 }
 
 // staged sees the first file that is new in the store folder.
-func staged(a *agent, _ pair) string {
-	for _, name := range a.written() {
+func staged(a *plane.Agent, _ pair) string {
+	for _, name := range a.Written() {
 		if strings.HasPrefix(name, ".csm-") {
 			return name
 		}
@@ -44,20 +45,20 @@ func staged(a *agent, _ pair) string {
 }
 
 // replaced sees a keystore other than before.
-func replaced(a *agent, before pair) string {
-	b, err := os.ReadFile(a.node.Keystore)
+func replaced(a *plane.Agent, before pair) string {
+	b, err := os.ReadFile(a.Node.Keystore)
 	if err != nil || sha256.Sum256(b) == before.keystore {
 		return ""
 	}
 	return "the new keystore"
 }
 
-func (d *demo) killAt(ctx context.Context, a *agent, m moment) (string, error) {
-	before, err := onDisk(a.node)
+func (d *demo) killAt(ctx context.Context, a *plane.Agent, m moment) (string, error) {
+	before, err := onDisk(a.Node)
 	if err != nil {
 		return "", err
 	}
-	if _, err := d.must(ctx, "csm", "node", "renew", clusterShort+"/"+a.node.Name, "--reason", "the agent will be killed at "+m.name); err != nil {
+	if _, err := d.must(ctx, "csm", "node", "renew", clusterShort+"/"+a.Node.Name, "--reason", "the agent will be killed at "+m.name); err != nil {
 		return "", err
 	}
 	deadline, what := time.Now().Add(30*time.Second), ""
@@ -67,8 +68,8 @@ func (d *demo) killAt(ctx context.Context, a *agent, m moment) (string, error) {
 		}
 		time.Sleep(100 * time.Microsecond)
 	}
-	a.process.KillAlone()
-	now, err := onDisk(a.node)
+	a.Process.KillAlone()
+	now, err := onDisk(a.Node)
 	if err != nil {
 		return "", fmt.Errorf("after the kill the stores are no whole pair: %w", err)
 	}
@@ -76,13 +77,13 @@ func (d *demo) killAt(ctx context.Context, a *agent, m moment) (string, error) {
 	if !now.same(before) {
 		which = "a whole new pair"
 	}
-	if err := a.restart(ctx); err != nil {
+	if err := a.Restart(ctx); err != nil {
 		return "", err
 	}
-	if err := d.settled(ctx, a.node.Name); err != nil {
+	if err := d.settled(ctx, a.Node.Name); err != nil {
 		return "", fmt.Errorf("the agent that came back did not end the move: %w", err)
 	}
-	after, err := onDisk(a.node)
+	after, err := onDisk(a.Node)
 	if err != nil {
 		return "", err
 	}

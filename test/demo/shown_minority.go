@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
+	"github.com/cassandra-security-manager/csm/test/plane"
 )
 
 // minority: two of three controllers are stopped. Nothing can be decided any more, and everybody is told so; Cassandra
@@ -19,7 +20,7 @@ import (
 func minority(ctx context.Context, d *demo) (string, error) {
 	var before []pair
 	for _, a := range d.agents {
-		p, err := onDisk(a.node)
+		p, err := onDisk(a.Node)
 		if err != nil {
 			return "", err
 		}
@@ -99,17 +100,17 @@ func (d *demo) withoutQuorum(ctx context.Context, before []pair) (string, error)
 }
 
 // saysUntilWhen checks that an agent kept its files, and that it knows without a controller how long they are good.
-func (d *demo) saysUntilWhen(ctx context.Context, a *agent, before pair) error {
-	now, err := onDisk(a.node)
+func (d *demo) saysUntilWhen(ctx context.Context, a *plane.Agent, before pair) error {
+	now, err := onDisk(a.Node)
 	if err != nil || !now.same(before) {
-		return fmt.Errorf("the stores of %s changed: %v", a.node.Name, err)
+		return fmt.Errorf("the stores of %s changed: %v", a.Node.Name, err)
 	}
-	s, err := d.command(ctx, "csm-agent", "status", "--config", a.config)
+	s, err := d.command(ctx, "csm-agent", "status", "--config", a.Config)
 	if err != nil {
 		return err
 	}
 	if until := now.leaf.NotAfter.UTC().Format(time.DateOnly); !strings.Contains(s.stdout, until) {
-		return fmt.Errorf("csm-agent status of %s does not say that the certificate lives until %s: %s %s", a.node.Name, until, s.stdout, s.stderr)
+		return fmt.Errorf("csm-agent status of %s does not say that the certificate lives until %s: %s %s", a.Node.Name, until, s.stdout, s.stderr)
 	}
 	return nil
 }

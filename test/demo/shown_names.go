@@ -12,11 +12,11 @@ import (
 // addresses Cassandra uses and refuses the certificate before it writes a byte.
 func wrongNames(ctx context.Context, d *demo) (string, error) {
 	a := d.agents[0]
-	before, err := onDisk(a.node)
+	before, err := onDisk(a.Node)
 	if err != nil {
 		return "", err
 	}
-	node := clusterShort + "/" + a.node.Name
+	node := clusterShort + "/" + a.Node.Name
 	if _, err := d.must(ctx, "csm", "node", "set-names", node, "--ip", "127.0.99.99", "--dns", "elsewhere.example", "--yes"); err != nil {
 		return "", err
 	}
@@ -26,11 +26,11 @@ func wrongNames(ctx context.Context, d *demo) (string, error) {
 		return err
 	}
 	defer right()
-	o, err := d.askRenewal(ctx, a.node.Name, "names were changed", 60*time.Second)
+	o, err := d.askRenewal(ctx, a.Node.Name, "names were changed", 60*time.Second)
 	if err != nil {
 		return "", err
 	}
-	after, err := onDisk(a.node)
+	after, err := onDisk(a.Node)
 	switch {
 	case err != nil:
 		return "", err
@@ -39,7 +39,7 @@ func wrongNames(ctx context.Context, d *demo) (string, error) {
 	case !after.same(before):
 		return "", fmt.Errorf("the stores on disk changed")
 	}
-	move, err := d.lastMove(ctx, a.node.Name)
+	move, err := d.lastMove(ctx, a.Node.Name)
 	if err != nil {
 		return "", err
 	}
@@ -49,7 +49,7 @@ func wrongNames(ctx context.Context, d *demo) (string, error) {
 	if err := right(); err != nil {
 		return "", err
 	}
-	r, err := d.renew(ctx, a.node.Name, "names are right again")
+	r, err := d.renew(ctx, a.Node.Name, "names are right again")
 	if err != nil {
 		return "", fmt.Errorf("after the names were put right: %w", err)
 	}

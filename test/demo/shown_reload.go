@@ -13,17 +13,17 @@ import (
 // nodetool exits 0. Only the probe tells. The agent puts the old files back and proves them.
 func failedReload(ctx context.Context, d *demo) (string, error) {
 	a := d.agents[1]
-	before, err := onDisk(a.node)
+	before, err := onDisk(a.Node)
 	if err != nil {
 		return "", err
 	}
-	mark := a.node.Mark()
-	if err := os.WriteFile(a.trap, nil, 0o600); err != nil {
+	mark := a.Node.Mark()
+	if err := os.WriteFile(a.Trap, nil, 0o600); err != nil {
 		return "", err
 	}
-	defer os.Remove(a.trap)
+	defer os.Remove(a.Trap)
 	began := time.Now()
-	o, err := d.askRenewal(ctx, a.node.Name, "to be spoiled", 90*time.Second)
+	o, err := d.askRenewal(ctx, a.Node.Name, "to be spoiled", 90*time.Second)
 	if err != nil {
 		return "", err
 	}
@@ -31,12 +31,12 @@ func failedReload(ctx context.Context, d *demo) (string, error) {
 	if o.exit == 0 {
 		return "", fmt.Errorf("the renewal was reported as done")
 	}
-	d.errorsBy[a.node.Name] = append(d.errorsBy[a.node.Name], a.node.Errors(mark)...)
-	move, err := d.lastMove(ctx, a.node.Name)
+	d.errorsBy[a.Node.Name] = append(d.errorsBy[a.Node.Name], a.Node.Errors(mark)...)
+	move, err := d.lastMove(ctx, a.Node.Name)
 	if err != nil {
 		return "", err
 	}
-	after, err := onDisk(a.node)
+	after, err := onDisk(a.Node)
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("the stores on disk: %w", err)
@@ -45,14 +45,14 @@ func failedReload(ctx context.Context, d *demo) (string, error) {
 	case after.fingerprint() != before.fingerprint():
 		return "", fmt.Errorf("on disk is %s, not %s from before", brief(after.fingerprint()), brief(before.fingerprint()))
 	}
-	see, err := d.served(a.node)
+	see, err := d.served(a.Node)
 	if err != nil || see != before.fingerprint() {
 		return "", fmt.Errorf("%s is served, not %s: %v", brief(see), brief(before.fingerprint()), err)
 	}
-	r, err := d.renew(ctx, a.node.Name, "once more, unspoiled")
+	r, err := d.renew(ctx, a.Node.Name, "once more, unspoiled")
 	if err != nil {
 		return "", fmt.Errorf("the next renewal: %w", err)
 	}
 	return fmt.Sprintf("nodetool exited 0, the probe saw the old leaf; rolled back and proved again in %.1f s, then renewed to %s (Cassandra logged %d ERROR for the spoiled file)",
-		took.Seconds(), brief(r.after), len(d.errorsBy[a.node.Name])), nil
+		took.Seconds(), brief(r.after), len(d.errorsBy[a.Node.Name])), nil
 }

@@ -6,25 +6,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/cassandra-security-manager/csm/test/plane"
 )
 
 // usedToken: somebody finds the token of a node that has joined, and tries to join as that node.
 func usedToken(ctx context.Context, d *demo) (string, error) {
 	a := d.agents[0]
-	thief := newAgent(d, 0, a.node)
-	thief.dir = filepath.Join(d.dir, "agents", "thief")
-	thief.config, thief.state = filepath.Join(thief.dir, "agent.yaml"), filepath.Join(thief.dir, "state")
-	thief.hold, thief.reload, thief.trap = filepath.Join(thief.dir, "HOLD"), filepath.Join(thief.dir, "reload"), filepath.Join(thief.dir, "trap")
-	if err := os.MkdirAll(thief.dir, 0o700); err != nil {
+	thief := plane.NewAgent(filepath.Join(d.dir, "agents", "thief"), d.bin, a.Node)
+	thief.Token = a.Token
+	if err := thief.Write(d.fleet(), "observe"); err != nil {
 		return "", err
 	}
-	if err := thief.write(d, "observe"); err != nil {
-		return "", err
-	}
-	o, err := d.command(ctx, "csm-agent", "join", "--config", thief.config, "--timeout", "20s")
+	o, err := d.command(ctx, "csm-agent", "join", "--config", thief.Config, "--timeout", "20s")
 	if err != nil {
 		return "", err
 	}
@@ -34,7 +30,7 @@ func usedToken(ctx context.Context, d *demo) (string, error) {
 	if !strings.Contains(o.stderr, "token") {
 		return "", fmt.Errorf("exit %d, but not because of the token: %s", o.exit, o.stderr)
 	}
-	n, err := d.node(ctx, a.node.Name)
+	n, err := d.node(ctx, a.Node.Name)
 	if err != nil {
 		return "", err
 	}

@@ -14,19 +14,19 @@ import (
 // restart, or at a handshake after an emptied cache; the agent notices and puts it back.
 func truncated(ctx context.Context, d *demo) (string, error) {
 	a := d.agents[2]
-	if _, err := d.renew(ctx, a.node.Name, "a good reload"); err != nil {
+	if _, err := d.renew(ctx, a.Node.Name, "a good reload"); err != nil {
 		return "", err
 	}
-	before, err := onDisk(a.node)
+	before, err := onDisk(a.Node)
 	if err != nil {
 		return "", err
 	}
 	began := time.Now()
-	if err := os.Truncate(a.node.Keystore, 100); err != nil {
+	if err := os.Truncate(a.Node.Keystore, 100); err != nil {
 		return "", err
 	}
 	err = eventually(ctx, 30*time.Second, func() error {
-		now, err := onDisk(a.node)
+		now, err := onDisk(a.Node)
 		if err == nil && !now.same(before) {
 			err = errors.New("other stores than before")
 		}
@@ -37,7 +37,7 @@ func truncated(ctx context.Context, d *demo) (string, error) {
 	}
 	took := time.Since(began)
 	err = eventually(ctx, 60*time.Second, func() error {
-		_, s, err := d.store(ctx, a.node.Name)
+		_, s, err := d.store(ctx, a.Node.Name)
 		if err == nil && s.State != "proven" {
 			err = fmt.Errorf("state is %s: %s", s.State, s.Detail)
 		}
@@ -46,7 +46,7 @@ func truncated(ctx context.Context, d *demo) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("the restored store was not proved again: %w", err)
 	}
-	see, err := d.served(a.node)
+	see, err := d.served(a.Node)
 	if err != nil || see != before.fingerprint() {
 		return "", fmt.Errorf("%s is served, not %s: %v", brief(see), brief(before.fingerprint()), err)
 	}

@@ -26,36 +26,36 @@ import (
 // observe starts the agents as an operator should first: they join, read and report, and write nothing.
 func observe(ctx context.Context, d *demo) (string, error) {
 	for _, a := range d.agents {
-		if err := a.write(d, "observe"); err != nil {
+		if err := a.Write(d.fleet(), "observe"); err != nil {
 			return "", err
 		}
-		if err := a.start(); err != nil {
+		if err := a.Start(); err != nil {
 			return "", err
 		}
 	}
 	for _, a := range d.agents {
 		err := eventually(ctx, 60*time.Second, func() error {
-			if !a.process.Running() {
-				return fmt.Errorf("the agent ended: %s", a.process.Tail(5))
+			if !a.Process.Running() {
+				return fmt.Errorf("the agent ended: %s", a.Process.Tail(5))
 			}
-			n, err := d.node(ctx, a.node.Name)
-			if err == nil && (!n.Agent.Connected || n.Agent.Mode != "observe" || n.Instance.ListenAddress != a.node.Address.String()) {
+			n, err := d.node(ctx, a.Node.Name)
+			if err == nil && (!n.Agent.Connected || n.Agent.Mode != "observe" || n.Instance.ListenAddress != a.Node.Address.String()) {
 				err = fmt.Errorf("connected %t, mode %q, listen address %q", n.Agent.Connected, n.Agent.Mode, n.Instance.ListenAddress)
 			}
 			return err
 		})
 		if err != nil {
-			return "", fmt.Errorf("%s: %w", a.node.Name, err)
+			return "", fmt.Errorf("%s: %w", a.Node.Name, err)
 		}
-		if w := a.written(); len(w) > 0 {
-			return "", fmt.Errorf("%s wrote %v in mode observe", a.node.Name, w)
+		if w := a.Written(); len(w) > 0 {
+			return "", fmt.Errorf("%s wrote %v in mode observe", a.Node.Name, w)
 		}
-		n, err := d.node(ctx, a.node.Name)
+		n, err := d.node(ctx, a.Node.Name)
 		if err != nil {
 			return "", err
 		}
 		i := n.Instance
-		d.screen.note("%s found %s: listen %s, %s/%s, %s stores in %s, not there yet", a.node.Name, i.ClusterName, i.ListenAddress, i.Datacenter, i.Rack, a.node.Format, short(d, a.node.Stores))
+		d.screen.note("%s found %s: listen %s, %s/%s, %s stores in %s, not there yet", a.Node.Name, i.ClusterName, i.ListenAddress, i.Datacenter, i.Rack, a.Node.Format, short(d, a.Node.Stores))
 	}
 	return "nothing written", nil
 }
@@ -70,10 +70,10 @@ func short(d *demo, path string) string {
 // manage raises the local ceiling: now the agents may write. Cassandra has never run yet.
 func manage(ctx context.Context, d *demo) (string, error) {
 	for _, a := range d.agents {
-		if err := a.write(d, "manage"); err != nil {
+		if err := a.Write(d.fleet(), "manage"); err != nil {
 			return "", err
 		}
-		if err := a.restart(ctx); err != nil {
+		if err := a.Restart(ctx); err != nil {
 			return "", err
 		}
 	}
@@ -81,22 +81,22 @@ func manage(ctx context.Context, d *demo) (string, error) {
 	for _, a := range d.agents {
 		var p pair
 		err := eventually(ctx, 60*time.Second, func() (err error) {
-			if !a.process.Running() {
-				return fmt.Errorf("the agent ended: %s", a.process.Tail(5))
+			if !a.Process.Running() {
+				return fmt.Errorf("the agent ended: %s", a.Process.Tail(5))
 			}
-			if p, err = onDisk(a.node); err != nil {
+			if p, err = onDisk(a.Node); err != nil {
 				return err
 			}
-			_, s, err := d.store(ctx, a.node.Name)
+			_, s, err := d.store(ctx, a.Node.Name)
 			if err == nil && (s.Leaf != p.fingerprint() || s.State != "installed-unproven") {
 				err = fmt.Errorf("the controllers hold %s, state %s: %s", brief(s.Leaf), s.State, s.Detail)
 			}
 			return err
 		})
 		if err != nil {
-			return "", fmt.Errorf("%s: %w; the agent's log ends with: %s", a.node.Name, err, a.process.Tail(3))
+			return "", fmt.Errorf("%s: %w; the agent's log ends with: %s", a.Node.Name, err, a.Process.Tail(3))
 		}
-		out = append(out, a.node.Name+" "+a.node.Format+" "+brief(p.fingerprint()))
+		out = append(out, a.Node.Name+" "+a.Node.Format+" "+brief(p.fingerprint()))
 	}
 	return strings.Join(out, ", "), nil
 }
@@ -113,14 +113,14 @@ func startRing(ctx context.Context, d *demo) (string, error) {
 	}
 	for _, a := range d.agents {
 		err := eventually(ctx, 60*time.Second, func() error {
-			_, s, err := d.store(ctx, a.node.Name)
+			_, s, err := d.store(ctx, a.Node.Name)
 			if err == nil && s.State != "proven" {
 				err = fmt.Errorf("state %s: %s", s.State, s.Detail)
 			}
 			return err
 		})
 		if err != nil {
-			return "", fmt.Errorf("%s is not proved: %w; the agent's log ends with: %s", a.node.Name, err, a.process.Tail(3))
+			return "", fmt.Errorf("%s is not proved: %w; the agent's log ends with: %s", a.Node.Name, err, a.Process.Tail(3))
 		}
 	}
 	return fmt.Sprintf("up in %.1f s, internode_encryption all, client certificates on both ports; every store proved %.1f s later",
@@ -215,10 +215,10 @@ func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Micros
 func renewAll(ctx context.Context, d *demo) (string, error) {
 	var failed error
 	for _, a := range d.agents {
-		d.screen.step("renewing %s", a.node.Name)
-		r, err := d.renew(ctx, a.node.Name, "shown by the demonstration")
+		d.screen.step("renewing %s", a.Node.Name)
+		r, err := d.renew(ctx, a.Node.Name, "shown by the demonstration")
 		if err != nil {
-			failed = errors.Join(failed, fmt.Errorf("%s: %w", a.node.Name, err))
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", a.Node.Name, err))
 			continue
 		}
 		d.renewals = append(d.renewals, r)

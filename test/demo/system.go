@@ -14,6 +14,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
 	"github.com/cassandra-security-manager/csm/shared/identity"
 	"github.com/cassandra-security-manager/csm/shared/resource"
+	"github.com/cassandra-security-manager/csm/test/plane"
 )
 
 const (
@@ -130,10 +131,10 @@ func makeCluster(ctx context.Context, d *demo) (string, error) {
 		return "", err
 	}
 	for _, a := range d.agents {
-		if err := os.MkdirAll(a.dir, 0o700); err != nil {
+		if err := os.MkdirAll(a.Dir, 0o700); err != nil {
 			return "", err
 		}
-		args := append([]string{"cluster", "join-command", clusterShort + "/" + a.node.Name, "--yes"}, nameFlags(a)...)
+		args := append([]string{"cluster", "join-command", clusterShort + "/" + a.Node.Name, "--yes"}, nameFlags(a)...)
 		t, err := mustJSON[rest.JoinToken](ctx, d, "csm", args...)
 		if err != nil {
 			return "", err
@@ -141,18 +142,35 @@ func makeCluster(ctx context.Context, d *demo) (string, error) {
 		if t.Secret == "" {
 			return "", errors.New("csm cluster join-command printed no token")
 		}
-		if err := os.WriteFile(a.token, []byte(t.Secret+"\n"), 0o600); err != nil {
+		if err := os.WriteFile(a.Token, []byte(t.Secret+"\n"), 0o600); err != nil {
 			return "", err
 		}
 	}
 	return "cluster " + clusterShort + ", tokens for n1 n2 n3 (only their hashes are kept)", nil
 }
 
-// nameFlags are what the certificates of a node may carry. On loopback every outgoing link has the source 127.0.0.1.
-func nameFlags(a *agent) []string {
-	return []string{"--ip", a.node.Address.String(), "--ip", "127.0.0.1", "--dns", a.node.Name + ".demo.example"}
+// nameFlags are what the certificates of a node may carry.
+func nameFlags(a *plane.Agent) []string {
+	var out []string
+	dns, ips := a.Names("demo.example")
+	for _, ip := range ips {
+		out = append(out, "--ip", ip)
+	}
+	for _, name := range dns {
+		out = append(out, "--dns", name)
+	}
+	return out
 }
 
-func setNames(a *agent) []string {
-	return append([]string{"node", "set-names", clusterShort + "/" + a.node.Name, "--yes"}, nameFlags(a)...)
+func setNames(a *plane.Agent) []string {
+	return append([]string{"node", "set-names", clusterShort + "/" + a.Node.Name, "--yes"}, nameFlags(a)...)
+}
+
+// fleet is what the agents must know to join.
+func (d *demo) fleet() plane.Fleet {
+	f := plane.Fleet{Pin: d.pin, Cluster: clusterShort}
+	for _, c := range d.controllers {
+		f.Controllers = append(f.Controllers, c.address(9641))
+	}
+	return f
 }

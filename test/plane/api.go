@@ -21,7 +21,9 @@ import (
 // API is a REST client with an administrator's certificate.
 type API struct {
 	Client *http.Client
-	hosts  []string
+	// Pin of the system CA, for agents that join.
+	Pin   string
+	hosts []string
 }
 
 // Problem is an answer other than 2xx (RFC 9457).
@@ -59,7 +61,7 @@ func newAPI(file string, controllers []*Controller) (*API, error) {
 	conf.InsecureSkipVerify = true // the verifier below checks the identity instead of a host name
 	conf.VerifyConnection = identity.Verifier{Roots: func() []*x509.Certificate { return []*x509.Certificate{root} },
 		Kinds: []identity.Kind{identity.Controller}, Now: time.Now}.VerifyConnection
-	a := &API{Client: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: conf, MaxIdleConnsPerHost: 128}}}
+	a := &API{Pin: identity.Pin(root), Client: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: conf, MaxIdleConnsPerHost: 128}}}
 	for _, c := range controllers {
 		a.hosts = append(a.hosts, c.Address(9640))
 	}

@@ -51,7 +51,6 @@ type Plane struct {
 	Controllers []*Controller
 	API         *API
 	AdminFile   string
-	Pin         string
 }
 
 // Start makes a system and waits until every controller votes.
@@ -116,6 +115,9 @@ func (c *Controller) Start() (err error) {
 // Kill ends the controller with SIGKILL.
 func (c *Controller) Kill() { c.process.Kill() }
 
+// Running says whether its process lives.
+func (c *Controller) Running() bool { return c.process.Running() }
+
 func (c *Controller) command(ctx context.Context, args ...string) (string, error) {
 	log := filepath.Join(c.dir, args[0]+".log")
 	proc, err := process.Start(process.Spec{Name: c.Name + " " + args[0], Path: filepath.Join(c.bin, "csm-controller"), Args: args, Dir: c.dir, Log: log})
@@ -139,7 +141,6 @@ func (p *Plane) admit(ctx context.Context, c *Controller) error {
 	if err := p.API.Do(ctx, http.MethodPost, "/v1/system/controllerJoinTokens", struct{}{}, &token); err != nil {
 		return err
 	}
-	p.Pin = token.CaPin
 	file := filepath.Join(c.dir, "join.token")
 	if err := os.WriteFile(file, []byte(token.Token), 0o600); err != nil {
 		return err
@@ -195,6 +196,15 @@ func (p *Plane) wait(ctx context.Context, n int) error {
 
 // Ready waits until every controller votes and answers.
 func (p *Plane) Ready(ctx context.Context) error { return p.wait(ctx, len(p.Controllers)) }
+
+// Fleet is what the agents of a cluster must know to join.
+func (p *Plane) Fleet(cluster string) Fleet {
+	f := Fleet{Pin: p.API.Pin, Cluster: cluster}
+	for _, c := range p.Controllers {
+		f.Controllers = append(f.Controllers, c.Address(9641))
+	}
+	return f
+}
 
 // Leader gives the controller that leads now.
 func (p *Plane) Leader(ctx context.Context) (*Controller, error) {
