@@ -14,6 +14,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"regexp"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -48,16 +49,31 @@ type Admin struct {
 // Reader is a read transaction on the replicated state; *state.Store is one.
 type Reader interface {
 	View(ctx context.Context, read func(ctx context.Context, q state.Querier) error) error
+	Watch(names ...string) *state.Watch
 }
 
 // People decides and forms commands.
 type People struct {
 	read Reader
 	log  state.Log
+
+	mu    sync.Mutex
+	known map[string]known
 }
 
+// known is an administrator as of the last read; the watch tells that the state has another word since.
+type known struct {
+	admin Admin
+	watch *state.Watch
+}
+
+// maxKnown bounds who is kept in memory; the names come from verified certificates only.
+const maxKnown = 256
+
 // New makes a People.
-func New(read Reader, log state.Log) *People { return &People{read: read, log: log} }
+func New(read Reader, log state.Log) *People {
+	return &People{read: read, log: log, known: map[string]known{}}
+}
 
 // AddAdmin names an administrator, or gives a known one another certificate. certificateSHA256 is the fingerprint of the only
 // certificate to let in; empty lets in any of the identity, which a name that was revoked before does not get.
@@ -87,6 +103,40 @@ func (p *People) Admin(ctx context.Context, name string) (a Admin, err error) {
 	return a, err
 }
 
+// current is Admin from memory while nothing changed. The signal of a change is taken and the entry dropped under one lock,
+// and the state signals before it acknowledges: whoever asks after a revocation was answered here finds it.
+func (p *People) current(ctx context.Context, name string) (Admin, error) {
+	p.mu.Lock()
+	k, ok := p.known[name]
+	if ok {
+		select {
+		case <-k.watch.C():
+			k.watch.Close()
+			delete(p.known, name)
+			ok = false
+		default:
+		}
+	}
+	p.mu.Unlock()
+	if ok {
+		return k.admin, nil
+	}
+	k.watch = p.read.Watch(resource.Admin(name)) // before the read: what comes between is signalled
+	var err error
+	if k.admin, err = p.Admin(ctx, name); err != nil {
+		k.watch.Close()
+		return Admin{}, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, raced := p.known[name]; raced || len(p.known) >= maxKnown {
+		k.watch.Close() // whoever was first keeps his entry: his watch began before his read too
+		return k.admin, nil
+	}
+	p.known[name] = k
+	return k.admin, nil
+}
+
 // Admins in the order of their names.
 func (p *People) Admins(ctx context.Context) (out []Admin, err error) {
 	err = p.read.View(ctx, func(ctx context.Context, q state.Querier) error {
@@ -114,7 +164,7 @@ func (p *People) Authenticate(ctx context.Context, leaf *x509.Certificate, id id
 		return Admin{}, fault.New(fault.Refused, "wrong-identity", "%s is not an administrator", id).
 			Do("use a client certificate made by `csm-controller admin add NAME`")
 	}
-	a, err := p.Admin(ctx, id.Path)
+	a, err := p.current(ctx, id.Path)
 	if fault.Is(err, fault.NotFound) {
 		return Admin{}, fault.New(fault.Unauthenticated, "unknown-admin", "there is no administrator %q", id.Path).
 			Do("`csm-controller admin add %s` on a controller makes one", id.Path)
@@ -159,7 +209,7 @@ func (p *People) Allowed(ctx context.Context, actor, perm, name string) error {
 	if id.Kind != identity.Admin {
 		return no("only administrators may")
 	}
-	a, err := p.Admin(ctx, id.Path)
+	a, err := p.current(ctx, id.Path)
 	if fault.Is(err, fault.NotFound) {
 		return no("no such administrator")
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"fmt"
 	"testing"
 
 	"github.com/cassandra-security-manager/csm/controller/people"
@@ -107,5 +108,31 @@ func TestStrangersAreRefusedWithWhatToDo(t *testing.T) {
 	}
 	if l, err := p.Admins(ctx); err != nil || len(l) != 0 {
 		t.Fatal(l, err)
+	}
+}
+
+func TestWhatIsRememberedOfAnAdministratorEndsWithTheAnswerToTheChange(t *testing.T) {
+	ctx, p := context.Background(), open(t)
+	ada := identity.AdminID(td, "ada")
+	c := &x509.Certificate{}
+	for round := range 20 {
+		c.Raw = fmt.Appendf(nil, "certificate %d", round)
+		if _, err := p.AddAdmin(ctx, "ada", sum(string(c.Raw)), "local"); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 { // read once, remembered twice
+			if _, err := p.Authenticate(ctx, c, ada); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := p.RevokeAdmin(ctx, "ada", "local", "left"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Authenticate(ctx, c, ada); !fault.HasReason(err, "admin-revoked") {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		if err := p.Allowed(ctx, ada.String(), "certificate:revoke", "tenants/default"); !fault.HasReason(err, "admin-revoked") {
+			t.Fatalf("round %d: %v", round, err)
+		}
 	}
 }

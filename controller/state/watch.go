@@ -125,11 +125,9 @@ type waiter struct {
 	at    int
 }
 
-// WaitApplied waits until Applied is at least index.
+// WaitApplied waits until Applied is at least index and the watches of what changed up to there were woken: who was answered
+// after it meets no memory of the state before. So it goes by the waiters, which come last, not by Applied.
 func (s *Store) WaitApplied(ctx context.Context, index uint64) error {
-	if s.Applied() >= index {
-		return nil
-	}
 	w := s.waiters.add(index)
 	if w == nil {
 		if s.Applied() >= index {
