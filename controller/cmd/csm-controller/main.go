@@ -3,6 +3,7 @@ package main
 
 import (
 	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +14,14 @@ import (
 
 const defaultConfig = "/etc/csm/controller.yaml"
 
-func main() { os.Exit(cli.Main(root())) }
+func main() {
+	// What lives long in a controller is small and what a request makes is garbage: fewer collections save a tenth of the
+	// CPU of issuing for some tens of MB. GOGC in the environment overrules.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+	os.Exit(cli.Main(root()))
+}
 
 func root() *cobra.Command {
 	r := cli.Root("csm-controller", "A member of the control plane of Cassandra Security Manager",
