@@ -30,12 +30,15 @@ func (s admission) Join(ctx context.Context, r *clusterv1.JoinRequest) (*cluster
 		return nil, err
 	}
 	hash := sha256.Sum256([]byte(r.GetToken()))
-	m, err := s.admit(ctx, r, hash, key)
+	m, known, err := s.admit(ctx, r, hash, key)
 	if err != nil {
 		return nil, err
 	}
-	if m, err = s.awaitApproval(ctx, m); err != nil {
-		return nil, err
+	// Who was let in just now is told at once that he waits; only then do his calls wait with him.
+	if known {
+		if m, err = s.awaitApproval(ctx, m); err != nil {
+			return nil, err
+		}
 	}
 	out := &clusterv1.JoinResponse{State: m.Proto().State, Key: key[:], ClusterId: n.cfg.ClusterID, TrustDomain: n.cfg.Identity.TrustDomain}
 	if !m.Trusted() {
@@ -73,24 +76,24 @@ func (s admission) check(r *clusterv1.JoinRequest) (key [32]byte, err error) {
 	return sha256.Sum256(csr.RawSubjectPublicKeyInfo), nil
 }
 
-// admit burns the token, unless this key has done so before.
-func (s admission) admit(ctx context.Context, r *clusterv1.JoinRequest, hash, key [32]byte) (m Member, err error) {
+// admit burns the token, unless this key has done so before: then the member is known.
+func (s admission) admit(ctx context.Context, r *clusterv1.JoinRequest, hash, key [32]byte) (m Member, known bool, err error) {
 	found := false
 	err = s.n.store.View(ctx, func(ctx context.Context, q state.Querier) error {
 		m, found, err = members.Admitted(ctx, q, hash, key)
 		return err
 	})
 	if err != nil || found && m.ID == r.GetId() && m.Name == r.GetName() {
-		return m, err
+		return m, found, err
 	}
 	want := Member{Name: r.GetName(), ID: r.GetId(), Address: r.GetAddress(), Region: r.GetRegion(), Zone: r.GetZone(), Key: key,
 		KEKPublic: r.GetKekPublic(), Version: r.GetVersion()}
 	reply, err := state.Reply[*clusterv1.MemberReply](ctx, s.n, state.Proposal{Actor: "join-token", Reason: "join",
 		Command: &clusterv1.RequestAdmission{TokenHash: hash[:], Member: want.Proto()}})
 	if err != nil {
-		return m, err
+		return m, false, err
 	}
-	return members.FromProto(reply.Member), nil
+	return members.FromProto(reply.Member), false, nil
 }
 
 // awaitApproval waits a while for an administrator and returns the member as it then is.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -116,8 +117,25 @@ func TestWhoMayJoin(t *testing.T) {
 		o.Pin = identity.Pin(newAuthority(t).cert)
 		short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 		defer cancel()
-		if _, err := Join(short, o); err == nil {
-			t.Fatal("it joined another system")
+		_, err := Join(short, o)
+		wantReason(t, err, fault.Unauthenticated, "pin-mismatch")
+		if strings.Contains(err.Error(), "desc =") {
+			t.Errorf("gRPC's words: %v", err)
+		}
+	})
+	t.Run("who waits is told so at once, and at its deadline", func(t *testing.T) {
+		o := w.box("f").joinOptions(token(TokenSpec{}), a)
+		told := make(chan struct{}, 100)
+		o.Waiting = func(string) { told <- struct{}{} }
+		short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		defer cancel()
+		_, err := Join(short, o)
+		wantReason(t, err, fault.Running, "not-approved")
+		if len(told) == 0 {
+			t.Error("nobody said that it waits")
+		}
+		if err := a.node.Remove(ctx, "f", "tester", "test"); err != nil {
+			t.Fatal(err)
 		}
 	})
 	t.Run("without a certificate only Join answers", func(t *testing.T) {

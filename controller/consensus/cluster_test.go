@@ -244,6 +244,10 @@ func TestARemovedControllerIsCutOffAndCannotComeBack(t *testing.T) {
 	if err := l.write("by-the-removed-2", 700*time.Millisecond); err == nil {
 		t.Fatal("the removed controller writes after a restart")
 	}
+	w.eventually("it says that it is shut out, not that the others are down", func() bool {
+		s, err := l.node.Status(context.Background())
+		return err == nil && len(s.Problems) == 1 && l.node.noQuorum().Reason == "shut-out"
+	})
 	token, _, err := other.node.CreateJoinToken(context.Background(), TokenSpec{}, "tester")
 	if err != nil {
 		t.Fatal(err)

@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/jonboulle/clockwork"
@@ -64,6 +66,7 @@ func Join(ctx context.Context, o JoinOptions) (*Admission, error) {
 		o.Clock = clockwork.NewRealClock()
 	}
 	var last error
+	pending := false
 	for i := 0; ; i++ {
 		addr := o.Addresses[i%len(o.Addresses)]
 		r, err := o.ask(ctx, addr, pin)
@@ -72,10 +75,17 @@ func Join(ctx context.Context, o JoinOptions) (*Admission, error) {
 				o.Waiting(hex.EncodeToString(r.GetKey()))
 			}
 			i-- // ask the same one again
+			pending = true
 			if ctx.Err() == nil {
 				continue
 			}
-			err = fault.New(fault.Running, "not-approved", "the controller %q waits for approval", o.Name)
+		}
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return nil, ctx.Err()
+		}
+		if pending && ctx.Err() != nil {
+			return nil, fault.New(fault.Running, "not-approved", "nobody has approved the controller %q yet", o.Name).
+				Do("approve it (`csm system approve %s --fingerprint …`), then give the same join command again: it goes on with the same key and token", o.Name)
 		}
 		if err == nil {
 			return admitted(r)
@@ -98,9 +108,14 @@ func Join(ctx context.Context, o JoinOptions) (*Admission, error) {
 }
 
 func (o JoinOptions) ask(ctx context.Context, addr string, pin []byte) (*clusterv1.JoinResponse, error) {
+	var refused atomic.Pointer[fault.Error]                                                                     // why this side does not trust the other, which gRPC would tell in its own words
 	cc, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()), // the dialer below does TLS
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
-			return dialPinned(ctx, addr, pin, o.Clock.Now)
+			c, err := dialPinned(ctx, addr, pin, o.Clock.Now)
+			if f := (*fault.Error)(nil); errors.As(err, &f) {
+				refused.Store(f)
+			}
+			return c, err
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(4<<20)))
 	if err != nil {
@@ -111,6 +126,9 @@ func (o JoinOptions) ask(ctx context.Context, addr string, pin []byte) (*cluster
 	defer cancel()
 	r, err := clusterv1.NewAdmissionServiceClient(cc).Join(ctx, &clusterv1.JoinRequest{Token: o.Token, Name: o.Name, Id: o.NodeID, Region: o.Region,
 		Zone: o.Zone, Address: o.Advertise, Csr: o.CSR, KekPublic: o.KEKPublic, Version: o.Version, Now: timestamppb.New(o.Clock.Now())})
+	if f := refused.Load(); f != nil && err != nil {
+		return nil, f
+	}
 	return r, fault.FromGRPC(err)
 }
 

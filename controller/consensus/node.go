@@ -54,6 +54,7 @@ type Node struct {
 
 	diskLow atomic.Pointer[fault.Error]
 	skewed  atomic.Pointer[fault.Error]
+	shutOut atomic.Pointer[fault.Error]
 	free    atomic.Uint64 // parts per million of the disk
 }
 

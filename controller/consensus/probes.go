@@ -123,11 +123,45 @@ func (n *Node) probe() {
 	for {
 		n.pingAll(n.ctx)
 		n.judgeClocks()
+		n.judgeRefusals()
 		select {
 		case <-every.C:
 		case <-n.ctx.Done():
 			return
 		}
+	}
+}
+
+// refusesUs says that the member is there but does not take this controller's certificate: TLS 1.3 tells that by an alert
+// on the connection alone.
+func (c *contacts) refusesUs(id string) bool {
+	v := c.get(id)
+	return v.failed != nil && strings.Contains(v.failed.Error(), "remote error: tls: bad certificate")
+}
+
+// judgeRefusals notices that this controller is out: one that was removed while it led, or was away, never gets the entry
+// that says so, because nobody talks to it any more.
+func (n *Node) judgeRefusals() {
+	others, refuse := 0, []string{}
+	for _, m := range n.dir.trusted() {
+		if m.ID == n.cfg.NodeID {
+			continue
+		}
+		others++
+		if n.contacts.refusesUs(m.ID) {
+			refuse = append(refuse, m.Name)
+		}
+	}
+	old := n.shutOut.Load()
+	if len(refuse) == 0 || 2*len(refuse) <= others {
+		n.shutOut.Store(nil)
+		return
+	}
+	f := fault.New(fault.Unavailable, "shut-out", "%s refuse the certificate of %s: it was removed from the system", strings.Join(refuse, " and "), n.cfg.Name).
+		Do("look at `csm system controllers` on one of them; if %s is not there, stop it: it comes back only as a new controller, with an empty %s, a join token and an approval", n.cfg.Name, n.cfg.DataDir)
+	n.shutOut.Store(f)
+	if old == nil {
+		n.cfg.Logger.Error("this controller is shut out", "error", f)
 	}
 }
 

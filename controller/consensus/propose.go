@@ -201,6 +201,9 @@ func classify(err error) attempt {
 
 // noQuorum says which controllers are missing and what to start.
 func (n *Node) noQuorum() *fault.Error {
+	if f := n.shutOut.Load(); f != nil {
+		return f
+	}
 	voters, conf := map[string]bool{}, n.raft.GetConfiguration()
 	if conf.Error() == nil {
 		for _, s := range conf.Configuration().Servers {

@@ -153,8 +153,9 @@ func (n *Node) problems(s Status) []string {
 	for _, m := range s.Members {
 		switch {
 		case m.State == string(members.Pending):
-			out = append(out, fmt.Sprintf("%s waits for approval: compare its key %s, then `csm system controllers approve %s --fingerprint ...`", m.Name, m.KeyFingerprint, m.Name))
+			out = append(out, fmt.Sprintf("%s waits for approval: compare its key %s, then `csm system approve %s --fingerprint …`", m.Name, m.KeyFingerprint, m.Name))
 			continue
+		case !m.Reachable && n.shutOut.Load() != nil: // told above
 		case !m.Reachable:
 			out = append(out, fmt.Sprintf("%s (%s) does not answer %s: start csm-controller there, or mend the network on port 9642", m.Name, m.Address, s.Name))
 		case m.ClockOffset.Abs() > MaxClockOffset:

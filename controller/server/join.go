@@ -19,7 +19,9 @@ import (
 type JoinOptions struct {
 	// Pin of the system CA and one-time Token, both from `csm system join-token`.
 	Pin, Token string
-	// Waiting is told the fingerprint that the administrator compares: at once, and again while he has not approved it yet.
+	// Key is told the fingerprint of this controller's key before anyone is asked; Waiting is told it again whenever the
+	// others answer that an administrator has to compare and approve it.
+	Key     func(fingerprint string)
 	Waiting func(fingerprint string)
 	// Trouble is told of each address that could not be asked.
 	Trouble func(address string, err error)
@@ -55,7 +57,7 @@ func Join(ctx context.Context, cfg Config, opt JoinOptions) (JoinResult, error) 
 		return res, err
 	}
 	res.Controller, res.Fingerprint = cfg.Name, hex.EncodeToString(key[:])
-	opt.Waiting(res.Fingerprint)
+	opt.Key(res.Fingerprint)
 	admission, err := consensus.Join(ctx, consensus.JoinOptions{
 		Addresses: cfg.JoinPeers, Pin: opt.Pin, Token: opt.Token, Name: cfg.Name, NodeID: nodeID,
 		Region: cfg.Region, Zone: cfg.Zone, Advertise: cfg.ClusterAddress(), CSR: csr, KEKPublic: kek.Public(), Version: cli.Version,

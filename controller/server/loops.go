@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cassandra-security-manager/csm/controller/api/agentapi"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/identity"
@@ -41,6 +42,22 @@ func (s *Server) unsealLoop(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// withoutLeader is how long this controller may be cut off from a leader before its agents are sent to another one, which
+// may have a quorum.
+const withoutLeader = 20 * time.Second
+
+// agentsLoop keeps agents from staying with a controller that can do nothing for them.
+func (s *Server) agentsLoop(ctx context.Context, agents *agentapi.Server) error {
+	for wait(ctx, nil, withoutLeader/4) {
+		if age := s.dom.node.Age(); age > withoutLeader {
+			if n := agents.SendAway(); n > 0 {
+				s.log.Warn("no leader for a while: agents are sent to other controllers", "agents", n)
+			}
+		}
+	}
+	return nil
 }
 
 // wait returns when the channel wakes or the time is over; false when the context ended.

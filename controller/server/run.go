@@ -105,13 +105,17 @@ func (s *Server) serve(ctx context.Context, ready func()) error {
 		serve     func(net.Listener) error
 		stop      func(context.Context)
 	}
+	// Shutdown waits for every request, and a watch never ends by itself: requests are told to end first.
+	requests, endRequests := context.WithCancel(context.WithoutCancel(ctx))
+	defer endRequests()
 	api := s.httpServer(rest.New(s.restDeps()))
+	api.BaseContext = func(net.Listener) context.Context { return requests }
 	api.TLSConfig = rest.TLSConfig(s.id.certificate)
 	pki := s.httpServer(s.dom.authorities.PKIHandler())
 	agents := s.agentAPI()
 	agentServer := agents.GRPCServer(agents.TLSConfig(s.id.certificate, s.id.roots))
 	doors := []door{
-		{"listen.api", s.cfg.Listen.API, func(l net.Listener) error { return api.ServeTLS(l, "", "") }, stopHTTP(api)},
+		{"listen.api", s.cfg.Listen.API, func(l net.Listener) error { return api.ServeTLS(l, "", "") }, stopWatched(api, endRequests)},
 		{"listen.pki", s.cfg.Listen.PKI, pki.Serve, stopHTTP(pki)},
 		{"listen.agents", s.cfg.Listen.Agents, agentServer.Serve, func(context.Context) { agents.Close(); agentServer.Stop() }},
 	}
@@ -143,6 +147,7 @@ func (s *Server) serve(ctx context.Context, ready func()) error {
 	group.Go(func() error { return admin.run(ctx) })
 	group.Go(func() error { return s.unsealLoop(ctx) })
 	group.Go(func() error { return s.identityLoop(ctx) })
+	group.Go(func() error { return s.agentsLoop(ctx, agents) })
 	s.log.Info("controller runs", "region", s.cfg.Region, "api", s.cfg.Listen.API, "agents", s.cfg.Listen.Agents,
 		"cluster", s.cfg.Listen.Cluster, "pki", s.cfg.Listen.PKI)
 	if ready != nil {
@@ -164,6 +169,14 @@ func stopHTTP(h *http.Server) func(context.Context) {
 		if h.Shutdown(ctx) != nil {
 			_ = h.Close()
 		}
+	}
+}
+
+// stopWatched lets short requests end by themselves for a second, then ends those that are left: watches above all.
+func stopWatched(h *http.Server, endRequests context.CancelFunc) func(context.Context) {
+	return func(ctx context.Context) {
+		defer time.AfterFunc(time.Second, endRequests).Stop()
+		stopHTTP(h)(ctx)
 	}
 }
 

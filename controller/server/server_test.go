@@ -135,6 +135,32 @@ func TestAControllerIsMadeRunsAndComesBack(t *testing.T) {
 	}
 }
 
+func TestAWatchDoesNotHoldUpAStop(t *testing.T) {
+	ctx, cfg := context.Background(), configure(t)
+	opt := options(cfg)
+	if _, err := server.Init(ctx, cfg, opt, silent()); err != nil {
+		t.Fatal(err)
+	}
+	stop := start(t, cfg)
+	cert, err := tls.LoadX509KeyPair(opt.AdminOut, opt.AdminOut)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{cert}}}}
+	defer client.CloseIdleConnections()
+	res, err := client.Get("https://" + cfg.Listen.API + "/v1/tenants/default/clusters?watch=true")
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("watch: %v %v", res, err)
+	}
+	defer res.Body.Close()
+	if err := stop(); err != nil {
+		t.Fatalf("stop: %v", err)
+	}
+	if _, err := io.ReadAll(res.Body); err != nil {
+		t.Errorf("the watch was cut, not ended: %v", err)
+	}
+}
+
 func TestAFolderIsNeverTakenTwice(t *testing.T) {
 	ctx, cfg := context.Background(), configure(t)
 	if _, err := server.Init(ctx, cfg, options(cfg), silent()); err != nil {

@@ -299,6 +299,20 @@ func TestASecondStreamTakesThePlaceOfTheFirst(t *testing.T) {
 	}
 }
 
+func TestAgentsAreSentAwayAndMayComeBack(t *testing.T) {
+	w := newWorld(t).listen()
+	a := w.join("n1")
+	a.open()
+	if n := w.server.SendAway(); n != 1 {
+		t.Errorf("%d streams were open", n)
+	}
+	wantReason(t, next(t, a.ended, "end of the stream"), "no-quorum")
+	a.open()
+	if w.server.Streams() != 1 {
+		t.Errorf("%d streams", w.server.Streams())
+	}
+}
+
 func TestALostStreamIsRecordedWhenNoneFollows(t *testing.T) {
 	w := newWorld(t).listen()
 	a := w.join("n1")

@@ -22,6 +22,8 @@ type session struct {
 	lastSeen atomic.Int64 // unix milliseconds
 	// ended is closed when a newer stream of the same node takes over.
 	ended chan struct{}
+	// away is closed when the agent should go to another controller.
+	away chan struct{}
 	// wave is poked when the node was refused because the wave was busy.
 	wave chan struct{}
 }
@@ -31,7 +33,7 @@ func (s *Server) open(c caller) (*session, error) {
 	if _, err := rand.Read(id[:]); err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "no-randomness", "cannot read random bytes")
 	}
-	x := &session{caller: c, stream: hex.EncodeToString(id[:]), ended: make(chan struct{}), wave: make(chan struct{}, 1)}
+	x := &session{caller: c, stream: hex.EncodeToString(id[:]), ended: make(chan struct{}), away: make(chan struct{}), wave: make(chan struct{}, 1)}
 	x.lastSeen.Store(s.Clock.Now().UnixMilli())
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -46,6 +48,21 @@ func (s *Server) open(c caller) (*session, error) {
 }
 
 var errClosing = fault.New(fault.Unavailable, "closing", "this controller is going down").Do("connect to another")
+
+var errAway = fault.New(fault.Unavailable, "no-quorum", "this controller has heard of no leader for a while").Do("connect to another")
+
+// SendAway ends the open streams and says how many there were. A controller without a quorum has nothing to tell, and who
+// comes back gets in only when it can write.
+func (s *Server) SendAway() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.sessions)
+	for node, x := range s.sessions {
+		close(x.away)
+		delete(s.sessions, node)
+	}
+	return n
+}
 
 // closeSession takes the stream off the list. When no other follows within a while, the state is told.
 func (s *Server) closeSession(x *session, connected bool) {

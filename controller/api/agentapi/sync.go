@@ -187,6 +187,8 @@ func (p *pusher) run(ctx context.Context) error {
 			err = p.timed(ctx)
 		case <-p.x.ended:
 			return fault.New(fault.Unavailable, "replaced", "the node opened another stream").Do("one agent holds one stream; is its state folder used twice?")
+		case <-p.x.away:
+			return errAway
 		case <-p.s.stop:
 			return errClosing
 		case <-ctx.Done():

@@ -71,7 +71,8 @@ func joinCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "join", Short: "Make this controller a member of an existing system", Args: cobra.NoArgs,
 		Long: "join shows a one-time token to one of join_peers and waits until an administrator has compared the fingerprint printed\n" +
-			"here and approved it (csm system approve NAME --fingerprint …). Afterwards start the controller with `csm-controller run`.",
+			"here and approved it (csm system approve NAME --fingerprint …), for as long as that takes unless --timeout is given. When it\n" +
+			"was interrupted, the same command goes on. Afterwards start the controller with `csm-controller run`.",
 		Example: "  csm-controller join --pin sha256:9f2c… --token-file /etc/csm/controller.token --timeout 10m",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := load(cmd)
@@ -80,20 +81,25 @@ func joinCommand() *cobra.Command {
 			}
 			token, err := os.ReadFile(tokenFile)
 			if err != nil {
-				return fault.Wrap(err, fault.Invalid, "no-token", "the token cannot be read").Do("make one with `csm system join-token create` and name its file with --token-file")
+				return fault.Wrap(err, fault.Invalid, "no-token", "the token cannot be read").Do("make one with `csm system join-token` and name its file with --token-file")
 			}
 			opt.Token = string(bytes.TrimSpace(token))
 			g := cli.Of(cmd)
-			shown := ""
+			opt.Key = func(fingerprint string) { g.Say("key of this controller: %s", fingerprint) }
+			shown := false
 			opt.Waiting = func(fingerprint string) {
-				if fingerprint != shown {
+				if !shown {
 					g.Say("waiting for approval: csm system approve %s --fingerprint %s", cfg.Name, fingerprint)
-					shown = fingerprint
+					shown = true
 				}
 			}
 			opt.Trouble = func(address string, err error) { g.Detail("%s: %v", address, err) }
-			ctx, cancel := g.Context(cmd.Context())
-			defer cancel()
+			ctx := cmd.Context()
+			if cmd.Flags().Changed("timeout") { // a person compares and approves: without the flag there is no hurry
+				var cancel context.CancelFunc
+				ctx, cancel = g.Context(ctx)
+				defer cancel()
+			}
 			res, err := server.Join(ctx, cfg, opt)
 			if err != nil {
 				return err

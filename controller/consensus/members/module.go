@@ -97,7 +97,7 @@ func admitFirst(a *state.Apply, c *clusterv1.AdmitFirst) (*clusterv1.MemberReply
 		return &clusterv1.MemberReply{Member: all[0].Proto(), Repeated: true}, nil
 	}
 	if len(all) > 0 {
-		return nil, fault.New(fault.Conflict, "not-first", "the system has controllers already").Do("join with a token: `csm system join-token create`")
+		return nil, fault.New(fault.Conflict, "not-first", "the system has controllers already").Do("join with a token: `csm system join-token`")
 	}
 	m.State, m.Voter = Unsealed, true
 	m.Joined, m.Approved, m.Unsealed = a.Now, a.Now, a.Now
@@ -119,7 +119,7 @@ func requestAdmission(a *state.Apply, c *clusterv1.RequestAdmission) (*clusterv1
 		Scan(&t.ID, &t.Name, &expires, &uses, &used)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, fault.New(fault.Unauthenticated, "wrong-token", "the join token is not known").
-			Do("ask an administrator for a new one: `csm system join-token create`")
+			Do("ask an administrator for a new one: `csm system join-token`")
 	}
 	if err != nil {
 		return nil, err
@@ -145,7 +145,7 @@ func requestAdmission(a *state.Apply, c *clusterv1.RequestAdmission) (*clusterv1
 	}
 	if a.Now.UnixMilli() > expires {
 		return nil, fault.New(fault.Refused, "token-expired", "the join token %s expired at %s", t.ID, fromMilli(expires).Format(time.RFC3339)).
-			Do("make a new one: `csm system join-token create`")
+			Do("make a new one: `csm system join-token`")
 	}
 	if err := unused(a, m); err != nil {
 		return nil, err
@@ -220,7 +220,7 @@ func reportUnsealed(a *state.Apply, c *clusterv1.ReportUnsealed) (*clusterv1.Mem
 		return nil, err
 	}
 	if m.ID != c.GetId() || !m.Trusted() {
-		return nil, fault.New(fault.Refused, "not-approved", "the controller %q is not approved", m.Name).Do("approve it first: `csm system controllers approve %s`", m.Name)
+		return nil, fault.New(fault.Refused, "not-approved", "the controller %q is not approved", m.Name).Do("approve it first: `csm system approve %s --fingerprint …`", m.Name)
 	}
 	if m.State == Unsealed {
 		return &clusterv1.MemberReply{Member: m.Proto(), Repeated: true}, nil

@@ -50,6 +50,9 @@ func openBolt(path string) (*bbolt.DB, error) {
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fault.New(fault.Conflict, "data-folder-in-use", "another process holds %s", path).Do("stop the other csm-controller of this data folder")
 	}
+	if f := blocked(err, filepath.Dir(path)); f != nil {
+		return nil, f
+	}
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "raft-meta-broken", "%s cannot be read", path).
 			Do("this controller forgot its votes and must not take part: remove it, wipe its data folder and let it join again under a new id")

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
@@ -43,6 +44,9 @@ func Open(dir string, logger hclog.Logger) (*Log, error) {
 		raftwal.WithSegmentFiler(filer{segment.NewFiler(dir, fs.New())}))
 	if err != nil {
 		m.Close()
+		if f := blocked(err, dir); f != nil {
+			return nil, f
+		}
 		return nil, fault.Wrap(err, fault.Internal, "raft-log-broken", "the raft log in %s cannot be opened", dir).Do(Remedy)
 	}
 	return &Log{WAL: w, meta: m}, nil
@@ -50,6 +54,17 @@ func Open(dir string, logger hclog.Logger) (*Log, error) {
 
 // Remedy of every damage that makes a controller's log unfit to vote on.
 const Remedy = "remove this controller from the system, wipe its data folder and let it join again under a new id; the others hold everything"
+
+// blocked tells a disk that takes nothing apart from a log that is broken: the former loses nothing.
+func blocked(err error, dir string) *fault.Error {
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fault.Wrap(err, fault.Unavailable, "disk-full", "%s cannot be written", dir).Do("free space on the disk of data_dir (100 MB at least), then start again; nothing is lost")
+	case errors.Is(err, syscall.EROFS), errors.Is(err, os.ErrPermission):
+		return fault.Wrap(err, fault.Unavailable, "disk-locked", "%s cannot be written", dir).Do("run as the owner of data_dir, on a disk mounted for writing; nothing is lost")
+	}
+	return nil
+}
 
 // Close closes the log and its meta store.
 func (l *Log) Close() error { return errors.Join(l.WAL.Close(), l.meta.Close()) }

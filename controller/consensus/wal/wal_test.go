@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,6 +22,18 @@ func open(t *testing.T, dir string) *Log {
 		t.Fatal(err)
 	}
 	return l
+}
+
+func TestADiskThatTakesNothingIsNotABrokenLog(t *testing.T) {
+	for errno, reason := range map[syscall.Errno]string{syscall.ENOSPC: "disk-full", syscall.EROFS: "disk-locked", syscall.EACCES: "disk-locked"} {
+		err := fmt.Errorf("open: %w", &os.PathError{Op: "open", Path: "x", Err: errno})
+		if f := blocked(err, "x"); f == nil || f.Reason != reason || f.Remedy == Remedy {
+			t.Errorf("%v: %v", errno, f)
+		}
+	}
+	if f := blocked(errors.New("checksum mismatch"), "x"); f != nil {
+		t.Errorf("a broken log became %v", f)
+	}
 }
 
 func entries(from, to uint64) []*raft.Log {
