@@ -114,7 +114,7 @@ func (r *reader) file(s *Store, what, configured string, line int) string {
 	}
 	if !within(real, r.o.Roots) {
 		r.block(s, "outside-roots", line, real+" lies outside of the folders that the agent may write: "+strings.Join(r.o.Roots, ", "),
-			"add its folder to `stores` in agent.yaml, or name a file in "+r.o.Roots[0]+" in cassandra.yaml")
+			"add its folder to `store_roots` in agent.yaml, or name a file in "+r.o.Roots[0]+" in cassandra.yaml")
 	}
 	if mounted("/proc/self/mountinfo", real) {
 		r.block(s, "bind-mount", line, real+" is mounted as a single file, which cannot be replaced by a rename",

@@ -191,7 +191,7 @@ func Health(s Status, running bool, now time.Time) (Level, []Note) {
 	case s.Copied:
 		add(Red, "remove the state folder on the copy and join again", "the state folder was copied from another machine; nothing is changed here")
 	case s.Suspended != "":
-		add(Red, "see `csm node get` and `csm node rejoin`", "the controllers suspended this agent: %s", s.Suspended)
+		add(Red, "see `csm node get`; then `csm node resume`, or `csm cluster join-command NODE --rejoin` for a new host", "the controllers suspended this agent: %s", s.Suspended)
 	}
 	if !running {
 		add(Red, "start csm-agent", "the agent does not run; this is what it knew at %s", s.Updated.Format(time.RFC3339))
@@ -208,7 +208,7 @@ func Health(s Status, running bool, now time.Time) (Level, []Note) {
 		add(Yellow, "", "frozen: %s", s.Frozen)
 	}
 	if s.Unreported > 0 {
-		add(Yellow, "", "%d outcomes wait for a controller", s.Unreported)
+		add(Yellow, "", "outcomes of moves that no controller has taken yet: %d", s.Unreported)
 	}
 	for _, st := range s.Stores {
 		storeHealth(st, now, add)

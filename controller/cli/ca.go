@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,7 +37,7 @@ func (a *app) caList() *cobra.Command {
 			for _, is := range i.Issuers {
 				if is.Kind == "root" {
 					root = is
-				} else if is.State == "active" {
+				} else if is.State == "active" && !slices.Contains(regions, is.Region) {
 					regions = append(regions, is.Region)
 				}
 			}

@@ -154,7 +154,12 @@ func timedOut(ctx context.Context, err error) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return fmt.Errorf("interrupted: %w", ctx.Err())
 	}
-	return fault.Wrap(err, fault.Unavailable, "timeout", "no answer in time").Do("ask again with a longer --timeout; `csm status` shows whether there is a quorum")
+	late := fault.Wrap(err, fault.Unavailable, "timeout", "no answer in time")
+	var waited *url.Error
+	if errors.Is(err, context.DeadlineExceeded) && errors.As(err, &waited) {
+		late = fault.New(fault.Unavailable, "timeout", "no answer in time to %s %s", strings.ToUpper(waited.Op), waited.URL)
+	}
+	return late.Do("ask again with a longer --timeout; `csm status` shows whether there is a quorum")
 }
 
 func (c *client) ask(ctx context.Context, server *url.URL, q call, payload []byte) (*answer, error) {

@@ -84,7 +84,7 @@ func (a *app) systemRemove() *cobra.Command {
 			return err
 		}
 		err = s.confirm(change{verb: "remove", name: name, etag: v.KeyFingerprint, grave: true, effects: []string{
-			"it leaves the quorum and is shut out", "it comes back only as a new controller: empty data_dir, join token, approval", "the key that protects all others should be rotated then: it knew it"}})
+			"it leaves the quorum and is shut out", "it comes back only as a new controller: empty data_dir, join token, approval", "the data key that it held is replaced, and every key under it sealed anew"}})
 		if err != nil {
 			return err
 		}

@@ -33,10 +33,10 @@ func (c Caller) Allowed() error {
 		return nil
 	case Suspended:
 		return fault.New(fault.Refused, "agent-suspended", "the agent of %s is suspended: %s", short(c.Node), c.Reason).
-			Do("files stay as they are; look into it, then `csm node resume %s`, or let the host rejoin", short(c.Node))
+			Do("files stay as they are; look into it, then `csm node resume %s`; a host that was replaced joins anew: `csm cluster join-command %s --rejoin`", short(c.Node), short(c.Node))
 	}
 	return fault.New(fault.Refused, "agent-revoked", "the identity of the agent of %s is revoked: %s", short(c.Node), c.Reason).
-		Do("let the host join again: `csm node rejoin %s`", short(c.Node))
+		Do("let the host join again: `csm cluster join-command %s --rejoin`", short(c.Node))
 }
 
 // Caller finds the agent of an identity. An unknown one is Unauthenticated: it may be of an older or a newer state.
@@ -167,7 +167,7 @@ func applySetAgentState(a *state.Apply, c *clusterv1.SetAgentState) (*clusterv1.
 		return nil, fault.New(fault.NotFound, "no-agent", "no agent has joined for %s", short(c.Node)).Do("revoke its join token instead")
 	}
 	if n.agent.state == Revoked && c.State != Revoked {
-		return nil, fault.New(fault.Refused, "agent-revoked", "the agent of %s is revoked: that is final", short(c.Node)).Do("let the host join again: `csm node rejoin %s`", short(c.Node))
+		return nil, fault.New(fault.Refused, "agent-revoked", "the agent of %s is revoked: that is final", short(c.Node)).Do("let the host join again: `csm cluster join-command %s --rejoin`", short(c.Node))
 	}
 	if n.agent.state == c.State {
 		return &clusterv1.Empty{}, nil

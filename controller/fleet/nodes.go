@@ -72,7 +72,7 @@ func activeAgent(a *state.Apply, uid string, incarnation uint64) (nodeRow, error
 
 func oldIncarnation(n nodeRow, incarnation uint64) error {
 	return fault.New(fault.Refused, "old-incarnation", "incarnation %d of %s was replaced by %d", incarnation, short(n.name), n.incarnation).
-		Do("this host is no longer that node; if it should be, let it rejoin")
+		Do("this host is no longer that node; if it should be, let it join anew: `csm cluster join-command %s --rejoin`", short(n.name))
 }
 
 // SetNames replaces what the node's certificates may carry. It holds for the next certificate at once; no store moves

@@ -195,7 +195,7 @@ func tokenNode(a *state.Apply, c *clusterv1.CreateNodeToken, node string) error 
 			Do("leave the names out, or change them first with `csm node set-names %s`", short(node))
 	case incarnation > 0 && !c.Rejoin:
 		return fault.New(fault.Conflict, "node-joined", "the node %s has joined already", short(node)).
-			Do("use `csm node rejoin %s` if its host was replaced or lost its state: the old identity is revoked when the new one joins", short(node))
+			Do("use `csm cluster join-command %s --rejoin` if its host was replaced or lost its state: the old identity is revoked when the new one joins", short(node))
 	}
 	return nil
 }

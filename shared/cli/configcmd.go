@@ -56,5 +56,8 @@ func (g *Global) printCheck(path string, err error) error {
 	if r.OK {
 		return nil
 	}
+	if len(problems) == 1 {
+		return fault.New(fault.Invalid, "bad-config", "one problem in the configuration").Do("correct it and check again")
+	}
 	return fault.New(fault.Invalid, "bad-config", "%d problems in the configuration", len(problems)).Do("correct them and check again")
 }

@@ -39,7 +39,7 @@ func Run(ctx context.Context, root *cobra.Command, args []string) int {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, err.Error()) })
 	entered := false
 	prepare(root, g, &entered)
-	err := root.ExecuteContext(context.WithValue(ctx, globalKey{}, g))
+	asked, err := root.ExecuteContextC(context.WithValue(ctx, globalKey{}, g))
 	if err == nil {
 		return 0
 	}
@@ -49,7 +49,7 @@ func Run(ctx context.Context, root *cobra.Command, args []string) int {
 	}
 	var f *fault.Error
 	if !entered && !errors.As(err, &f) {
-		err = usage(root, err.Error())
+		err = usage(asked, err.Error())
 	}
 	g.Fail(err)
 	return fault.ExitCode(err)

@@ -75,15 +75,23 @@ func FromGRPC(err error) error {
 			return &Error{Code: ParseCode(info.Metadata["code"]), Reason: info.Reason, Message: s.Message(), Remedy: info.Metadata["remedy"]}
 		}
 	}
-	switch s.Code() {
-	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
-		return Wrap(err, Unavailable, "unreachable", "the other side cannot be reached").Do("check that it runs and that its port is open")
-	case codes.Unauthenticated:
-		return Wrap(err, Unauthenticated, "unauthenticated", "not authenticated")
-	case codes.InvalidArgument, codes.Unimplemented:
-		return Wrap(err, Invalid, "rpc-refused", "the other side does not take this request").Do("compare versions with `version`")
-	case codes.ResourceExhausted:
-		return Wrap(err, Exhausted, "too-large", "the other side refused the size or rate")
+	// The status's own message, without gRPC's "rpc error: code = … desc = " before it.
+	said := func(code Code, reason, what string) *Error {
+		e := New(code, reason, "%s: %s", what, s.Message())
+		e.cause = err
+		return e
 	}
-	return Wrap(err, Internal, "rpc", "remote error")
+	switch s.Code() {
+	case codes.DeadlineExceeded:
+		return said(Unavailable, "unreachable", "the other side did not answer in time").Do("check that it runs and is not overloaded; then try again")
+	case codes.Unavailable, codes.Canceled:
+		return said(Unavailable, "unreachable", "the other side cannot be reached").Do("check that it runs and that its port is open")
+	case codes.Unauthenticated:
+		return said(Unauthenticated, "unauthenticated", "not authenticated")
+	case codes.InvalidArgument, codes.Unimplemented:
+		return said(Invalid, "rpc-refused", "the other side does not take this request").Do("compare versions with `version`")
+	case codes.ResourceExhausted:
+		return said(Exhausted, "too-large", "the other side refused the size or rate")
+	}
+	return said(Internal, "rpc", "remote error")
 }

@@ -2,6 +2,7 @@ package rest
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"io"
@@ -91,7 +92,10 @@ func (s *server) freshness(r *http.Request, w http.ResponseWriter) error {
 	switch c := r.URL.Query().Get("consistency"); c {
 	case "", "stale":
 	case "linearizable":
-		if err := s.Quorum.Linearize(r.Context()); err != nil {
+		// Shorter than any client's patience, so that who lost the quorum is told which controllers to start.
+		ctx, cancel := context.WithTimeout(r.Context(), consensus.DefaultTimeout)
+		defer cancel()
+		if err := s.Quorum.Linearize(ctx); err != nil {
 			return err
 		}
 	default:
