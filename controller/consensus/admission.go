@@ -100,7 +100,11 @@ func (s admission) admit(ctx context.Context, r *clusterv1.JoinRequest, hash, ke
 func (s admission) awaitApproval(ctx context.Context, m Member) (Member, error) {
 	w := s.n.store.Watch(resource.Controller(m.Name))
 	defer w.Close()
-	enough := time.NewTimer(s.n.cfg.tuning.joinWait)
+	patience := s.n.cfg.tuning.joinWait
+	if end, ok := ctx.Deadline(); ok { // "not yet" arrives before the caller gives up
+		patience = min(patience, time.Until(end)*3/4)
+	}
+	enough := time.NewTimer(patience)
 	defer enough.Stop()
 	for {
 		var now Member

@@ -131,6 +131,10 @@ func TestWhoMayJoin(t *testing.T) {
 		defer cancel()
 		_, err := Join(short, o)
 		wantReason(t, err, fault.Running, "not-approved")
+		short, cancel = context.WithTimeout(ctx, 500*time.Millisecond)
+		defer cancel()
+		_, err = Join(short, o) // given again, it goes on
+		wantReason(t, err, fault.Running, "not-approved")
 		if len(told) == 0 {
 			t.Error("nobody said that it waits")
 		}

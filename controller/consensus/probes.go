@@ -142,19 +142,24 @@ func (c *contacts) refusesUs(id string) bool {
 // judgeRefusals notices that this controller is out: one that was removed while it led, or was away, never gets the entry
 // that says so, because nobody talks to it any more.
 func (n *Node) judgeRefusals() {
-	others, refuse := 0, []string{}
+	others, answers, refuse := 0, 0, []string{}
 	for _, m := range n.dir.trusted() {
 		if m.ID == n.cfg.NodeID {
 			continue
 		}
 		others++
+		if n.contacts.fresh(m.ID) {
+			answers++
+		}
 		if n.contacts.refusesUs(m.ID) {
 			refuse = append(refuse, m.Name)
 		}
 	}
 	old := n.shutOut.Load()
-	if len(refuse) == 0 || 2*len(refuse) <= others {
-		n.shutOut.Store(nil)
+	if 2*len(refuse) <= others {
+		if answers > 0 { // a probe that failed otherwise, now and then, says nothing new
+			n.shutOut.Store(nil)
+		}
 		return
 	}
 	f := fault.New(fault.Unavailable, "shut-out", "%s refuse the certificate of %s: it was removed from the system", strings.Join(refuse, " and "), n.cfg.Name).
