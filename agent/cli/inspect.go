@@ -80,6 +80,9 @@ func inspectCommand() *cobra.Command {
 				}
 				for _, s := range x.Stores {
 					bad += len(s.Problems)
+					if s.Unread != "" {
+						bad++
+					}
 				}
 				items = append(items, x)
 				x.write(&text)
@@ -90,6 +93,9 @@ func inspectCommand() *cobra.Command {
 			}
 			if err := g.Print(cli.View{Object: object, Items: items, Name: func(i any) string { return i.(inspection).Config }, Text: text.String()}); err != nil {
 				return err
+			}
+			if bad == 1 {
+				return fault.New(fault.Differs, "findings", "one thing is wrong").Do("it says above what to do")
 			}
 			if bad > 0 {
 				return fault.New(fault.Differs, "findings", "%d things are wrong", bad).Do("each says above what to do")

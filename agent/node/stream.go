@@ -148,7 +148,7 @@ func (n *Node) Connected(controller string) {
 func (n *Node) Disconnected(why error) {
 	now := n.o.Clock.Now()
 	n.mu.Lock()
-	if n.online.Connected {
+	if n.online.Connected || n.online.Since.IsZero() {
 		n.online.Since = now
 	}
 	n.online.Connected, n.online.Controller = false, ""
