@@ -7,7 +7,7 @@ import (
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 )
 
-// Floors of CONVENTIONS and PROTOCOLS.
+// Floors: defaults of the product.
 const (
 	// RepairFloor is the remaining life below which a leaf is renewed at once and a node is red.
 	RepairFloor = 21 * 24 * time.Hour

@@ -26,7 +26,7 @@ import (
 // SystemName is the resource name of the system authority.
 const SystemName = "system/authorities/system"
 
-// Lifetimes: defaults of CONVENTIONS, and the tolerance for clocks that are behind.
+// Lifetimes: the defaults, and the tolerance for clocks that are behind.
 const (
 	RootValidity   = 15 * 365 * 24 * time.Hour
 	IssuerValidity = 3 * 365 * 24 * time.Hour

@@ -89,7 +89,7 @@ type tuning struct {
 	joinWait                        time.Duration
 }
 
-// Bounds of PROTOCOLS.md 2.
+// Bounds of the write path; README.md says why.
 const (
 	// MaxCommand is the longest command, MaxInFlight the bytes of proposals being answered at one controller.
 	MaxCommand  = 128 << 10
@@ -166,7 +166,7 @@ func (t *tuning) fill() {
 	}
 }
 
-// raftConfig is PROTOCOLS.md 1 and 4.
+// raftConfig gives the settings that README.md argues for.
 func (c *Config) raftConfig(notify chan<- bool) *raft.Config {
 	r := raft.DefaultConfig()
 	r.LocalID = raft.ServerID(c.NodeID)

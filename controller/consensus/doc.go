@@ -6,6 +6,6 @@
 // controller whose key is not in the members table, and to let a leader stamp writes with a clock that the majority
 // does not share.
 //
-// Order of a start: Prepare (the rules of PROTOCOLS.md 1, before the state is opened), state.Open, Open. The very first
+// Order of a start: Prepare (the rules of package startup, before the state is opened), state.Open, Open. The very first
 // controller uses BootstrapSingle in place of Open; others call Join first.
 package consensus

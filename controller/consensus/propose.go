@@ -182,7 +182,7 @@ func later(a, b time.Time) time.Time {
 
 var termStart = state.Kind(&clusterv1.TermStart{})
 
-// classify is the table of PROTOCOLS.md 2.
+// classify says which of raft's errors mean not applied and which leave the outcome unknown.
 func classify(err error) attempt {
 	switch {
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):

@@ -18,7 +18,7 @@ type Weakness struct {
 	Message  string `json:"message"`
 }
 
-// NearExpiry is when a certificate that still lives is called near its end: the repair floor of CONVENTIONS, 21 days.
+// NearExpiry is when a certificate that still lives is called near its end: the repair floor, 21 days.
 const NearExpiry = 21 * 24 * time.Hour
 
 // Weaknesses says what is weak about a certificate in itself: time, key, signature, names. near <= 0 means NearExpiry.
