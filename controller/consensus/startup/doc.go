@@ -1,5 +1,5 @@
 // Package startup decides, before raft starts, whether this controller may take part with what its disk holds, and heals what
-// can be healed without asking anybody: rules (a) to (f), each a file here. It keeps one invariant: a controller whose log
+// can be healed without asking anybody: rules (a) to (f), each a function here. It keeps one invariant: a controller whose log
 // lost or changed an entry that it had acknowledged never votes again under its old id.
 //
 // Each rule is a function of its own; Prepare runs them in order. Nothing else may have the folders open.
