@@ -31,6 +31,7 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/identity"
 	"github.com/cassandra-security-manager/csm/shared/keystore"
+	"github.com/cassandra-security-manager/csm/test/port"
 )
 
 const (
@@ -104,7 +105,9 @@ func newWorld(t *testing.T) *world {
 	})
 	_, err = w.fleet.CreateCluster(ctx, fleet.ClusterSpec{Name: cluster, Authority: ca.Name, Region: "eu"}, ann)
 	must(t, err)
-	w.listen("127.0.0.1:0")
+	free, err := port.Free()
+	must(t, err)
+	w.listen(fmt.Sprint("127.0.0.1:", free))
 	t.Cleanup(func() { w.stop() })
 	return w
 }

@@ -29,6 +29,7 @@ import (
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/identity"
+	"github.com/cassandra-security-manager/csm/test/port"
 )
 
 const trustDomain = "0123456789abcdef.csm"
@@ -117,7 +118,7 @@ func (w *world) box(name string) *box {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := port.Listen()
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -17,12 +16,13 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/server"
 	"github.com/cassandra-security-manager/csm/shared/config"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/test/port"
 )
 
 // address is a loopback address with a port that nobody uses now.
 func address(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := port.Listen()
 	if err != nil {
 		t.Fatal(err)
 	}

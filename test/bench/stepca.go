@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/cassandra-security-manager/csm/test/plane"
+	"github.com/cassandra-security-manager/csm/test/port"
 	"github.com/cassandra-security-manager/csm/test/process"
 )
 
@@ -77,11 +78,11 @@ func startStepCA(ctx context.Context, work string) (*stepCA, error) {
 	if err := os.WriteFile(password, []byte("bench-only"), 0o600); err != nil {
 		return nil, err
 	}
-	port, err := process.FreePort()
+	number, err := port.Free()
 	if err != nil {
 		return nil, err
 	}
-	address := fmt.Sprintf("127.0.0.1:%d", port)
+	address := fmt.Sprintf("127.0.0.1:%d", number)
 	c := exec.CommandContext(ctx, cli, "ca", "init", "--name", "bench", "--dns", "127.0.0.1", "--address", address, "--provisioner", "admin",
 		"--password-file", password, "--provisioner-password-file", password, "--deployment-type", "standalone")
 	c.Env = append(os.Environ(), "STEPPATH="+dir)

@@ -52,13 +52,3 @@ func (r *Range) free(hosts int, ports []int) bool {
 	}
 	return true
 }
-
-// FreePort returns a port of 127.0.0.1 that nobody listens on now.
-func FreePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
-}

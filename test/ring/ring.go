@@ -18,7 +18,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/cassandra-security-manager/csm/test/process"
+	"github.com/cassandra-security-manager/csm/test/port"
 )
 
 //go:embed files
@@ -79,7 +79,7 @@ func New(dist *Distribution, o Options) (*Ring, error) {
 func (r *Ring) node(i int, address netip.Addr) (*Node, error) {
 	name := "n" + strconv.Itoa(i+1)
 	dir := filepath.Join(r.Dir, name)
-	jmx, err := process.FreePort()
+	jmx, err := port.Free()
 	if err != nil {
 		return nil, err
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/reload"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/keystore"
+	"github.com/cassandra-security-manager/csm/test/port"
 )
 
 // Mode is how a port behaves.
@@ -68,15 +69,15 @@ func Start(t testing.TB, s *cassandra.Store) *Node {
 	n.instance = &cassandra.Instance{ConfigPath: "/etc/cassandra/cassandra.yaml", Listen: loop, Broadcast: loop, RPC: loop, BroadcastRPC: loop,
 		NativeTransport: true, Stores: []*cassandra.Store{s}}
 	for _, k := range []agentv1.PortKind{agentv1.PortKind_PORT_KIND_INTERNODE, agentv1.PortKind_PORT_KIND_CQL} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := port.Listen()
 		if err != nil {
 			t.Fatal(err)
 		}
-		port := l.Addr().(*net.TCPAddr).AddrPort().Port()
+		number := l.Addr().(*net.TCPAddr).AddrPort().Port()
 		if k == agentv1.PortKind_PORT_KIND_CQL {
-			n.instance.NativePort = port
+			n.instance.NativePort = number
 		} else {
-			n.instance.StoragePort = port
+			n.instance.StoragePort = number
 		}
 		n.serve(k, l)
 	}
