@@ -183,6 +183,9 @@ func burn(a *state.Apply, c *clusterv1.JoinNode, t tokenRow) (*clusterv1.JoinNod
 	if err := proto.Unmarshal(c.Instance, &instance); err != nil {
 		return nil, fault.Wrap(err, fault.Invalid, "bad-facts", "the instance's facts cannot be read")
 	}
+	if err := mayJoin(a, t.node); err != nil {
+		return nil, err
+	}
 	if err := sameRing(a, t, &instance); err != nil {
 		return nil, err
 	}

@@ -6,7 +6,7 @@ import "github.com/cassandra-security-manager/csm/controller/state"
 func Module() state.Module {
 	return state.Module{
 		Name:       "fleet",
-		Migrations: []state.Migration{{Number: 500, SQL: schema}, {Number: 530, SQL: ringSchema}},
+		Migrations: []state.Migration{{Number: 500, SQL: schema}, {Number: 530, SQL: ringSchema}, {Number: 531, SQL: freezeSchema}},
 		Commands: func(r *state.Registry) {
 			state.Handle(r, applyCreateCluster)
 			state.Handle(r, applyGrowTrust)
@@ -24,6 +24,7 @@ func Module() state.Module {
 			state.Handle(r, applyAskProofs)
 			state.Handle(r, applyRecordProof)
 			state.Handle(r, applySetFreeze)
+			state.Handle(r, applyAlarmFreeze)
 		},
 	}
 }
@@ -195,4 +196,13 @@ CREATE TABLE fleet_alarms (
 	message TEXT NOT NULL,
 	time_ms INTEGER NOT NULL
 ) STRICT;
+`
+
+// freezeSchema: what the newest alarm of a freeze spoke of.
+const freezeSchema = `
+CREATE TABLE freeze_alarms (
+	scope TEXT PRIMARY KEY,
+	since_ms INTEGER NOT NULL,
+	stores INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 `

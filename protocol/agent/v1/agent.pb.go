@@ -1891,11 +1891,14 @@ func (x *Target) GetFrozen() *Frozen {
 
 // Frozen says that no effect may begin, and why.
 type Frozen struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Active        bool                   `protobuf:"varint,1,opt,name=active,proto3" json:"active,omitempty"`
-	Scope         string                 `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
-	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Active bool                   `protobuf:"varint,1,opt,name=active,proto3" json:"active,omitempty"`
+	Scope  string                 `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	Actor  string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Reason string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Since  *timestamppb.Timestamp `protobuf:"bytes,60,opt,name=since,proto3" json:"since,omitempty"`
+	// Absent: until it is lifted.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,61,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1956,6 +1959,20 @@ func (x *Frozen) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Frozen) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Frozen) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
 }
 
 // StoreTarget is the wish for one store.
@@ -3386,12 +3403,14 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x0ebundle_version\x18\x06 \x01(\x04R\rbundleVersion\x12$\n" +
 	"\aanchors\x18\a \x03(\fB\n" +
 	"\xea\xe0\x18\x06\b\x80\x80\x04\x10@R\aanchors\x12,\n" +
-	"\x06frozen\x18\b \x01(\v2\x14.csm.agent.v1.FrozenR\x06frozen\"\x7f\n" +
+	"\x06frozen\x18\b \x01(\v2\x14.csm.agent.v1.FrozenR\x06frozen\"\xe3\x01\n" +
 	"\x06Frozen\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\bR\x06active\x12\x1d\n" +
 	"\x05scope\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05scope\x12\x1d\n" +
 	"\x05actor\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05actor\x12\x1f\n" +
-	"\x06reason\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"\xc9\x02\n" +
+	"\x06reason\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x120\n" +
+	"\x05since\x18< \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18= \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xc9\x02\n" +
 	"\vStoreTarget\x12\x1c\n" +
 	"\x05store\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b?R\x05store\x12\x1e\n" +
 	"\n" +
@@ -3648,49 +3667,51 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	27, // 24: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
 	25, // 25: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
 	24, // 26: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
-	26, // 27: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
-	44, // 28: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
-	44, // 29: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
-	6,  // 30: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
-	44, // 31: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
-	44, // 32: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
-	13, // 33: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
-	13, // 34: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
-	44, // 35: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
-	13, // 36: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
-	4,  // 37: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
-	45, // 38: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
-	44, // 39: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
-	35, // 40: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
-	35, // 41: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
-	7,  // 42: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
-	14, // 43: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
-	35, // 44: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
-	45, // 45: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
-	42, // 46: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
-	15, // 47: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
-	17, // 48: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
-	19, // 49: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
-	28, // 50: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
-	30, // 51: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
-	32, // 52: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
-	36, // 53: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
-	39, // 54: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
-	41, // 55: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
-	16, // 56: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
-	18, // 57: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
-	22, // 58: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
-	29, // 59: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
-	31, // 60: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
-	33, // 61: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
-	37, // 62: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
-	40, // 63: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
-	43, // 64: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
-	56, // [56:65] is the sub-list for method output_type
-	47, // [47:56] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	44, // 27: csm.agent.v1.Frozen.since:type_name -> google.protobuf.Timestamp
+	44, // 28: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
+	26, // 29: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
+	44, // 30: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
+	44, // 31: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
+	6,  // 32: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
+	44, // 33: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
+	44, // 34: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
+	13, // 35: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
+	13, // 36: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
+	44, // 37: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
+	13, // 38: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
+	4,  // 39: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
+	45, // 40: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
+	44, // 41: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
+	35, // 42: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
+	35, // 43: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
+	7,  // 44: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
+	14, // 45: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
+	35, // 46: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
+	45, // 47: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
+	42, // 48: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
+	15, // 49: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
+	17, // 50: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
+	19, // 51: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
+	28, // 52: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
+	30, // 53: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
+	32, // 54: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
+	36, // 55: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
+	39, // 56: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
+	41, // 57: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
+	16, // 58: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
+	18, // 59: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
+	22, // 60: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
+	29, // 61: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
+	31, // 62: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
+	33, // 63: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
+	37, // 64: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
+	40, // 65: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
+	43, // 66: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
+	58, // [58:67] is the sub-list for method output_type
+	49, // [49:58] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
