@@ -53,8 +53,8 @@ func TestForeignErrorsAreClassified(t *testing.T) {
 func TestALostConnectionIsToldInTheWordsOfTheNetwork(t *testing.T) {
 	for said, want := range map[string]string{
 		`connection error: desc = "transport: Error while dialing: dial tcp 10.0.0.1:9641: connect: connection refused"`: "the other side cannot be reached: dial tcp 10.0.0.1:9641: connect: connection refused",
-		`connection error: desc = "transport: authentication handshake failed: tls: bad certificate"`:                     "the other side cannot be reached: tls: bad certificate",
-		`connection error: desc = "error reading server preface: remote error: tls: bad certificate"`:                     "the other side cannot be reached: remote error: tls: bad certificate",
+		`connection error: desc = "transport: authentication handshake failed: tls: bad certificate"`:                    "the other side cannot be reached: tls: bad certificate",
+		`connection error: desc = "error reading server preface: remote error: tls: bad certificate"`:                    "the other side cannot be reached: remote error: tls: bad certificate",
 	} {
 		if got := fault.From(fault.FromGRPC(status.Error(codes.Unavailable, said))).Error(); !strings.HasPrefix(got, want) {
 			t.Errorf("%q, want %q", got, want)
