@@ -976,15 +976,26 @@ func (x *StoreFacts) GetAnchors() [][]byte {
 // JoinRequest asks for an identity by evidence.
 type JoinRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "token" now; proof of possession, Kubernetes, cloud and SSH host identity later, in the same message.
-	Method   string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// "token" or "possession" now; Kubernetes, cloud and SSH host identity later, in the same message.
+	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// Evidence that is one opaque string: the token.
 	Evidence []byte `protobuf:"bytes,2,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	// PKCS#10 request; only its key and signature count.
 	Csr []byte `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"`
 	// Full name or id of the cluster that the agent believes it belongs to.
-	Cluster       string         `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Agent         *AgentFacts    `protobuf:"bytes,5,opt,name=agent,proto3" json:"agent,omitempty"`
-	Instance      *InstanceFacts `protobuf:"bytes,6,opt,name=instance,proto3" json:"instance,omitempty"`
+	Cluster  string         `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Agent    *AgentFacts    `protobuf:"bytes,5,opt,name=agent,proto3" json:"agent,omitempty"`
+	Instance *InstanceFacts `protobuf:"bytes,6,opt,name=instance,proto3" json:"instance,omitempty"`
+	// Evidence that has parts; each method to come has a field of its own here.
+	//
+	// Types that are valid to be assigned to Proof:
+	//
+	//	*JoinRequest_Possession
+	Proof isJoinRequest_Proof `protobuf_oneof:"proof"`
+	// Short name that the node would like to have, where the evidence does not say it.
+	Node string `protobuf:"bytes,41,opt,name=node,proto3" json:"node,omitempty"`
+	// Names that the node's certificates should carry, where the evidence does not say them.
+	Names         *Names `protobuf:"bytes,42,opt,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1061,6 +1072,101 @@ func (x *JoinRequest) GetInstance() *InstanceFacts {
 	return nil
 }
 
+func (x *JoinRequest) GetProof() isJoinRequest_Proof {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetPossession() *Possession {
+	if x != nil {
+		if x, ok := x.Proof.(*JoinRequest_Possession); ok {
+			return x.Possession
+		}
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetNames() *Names {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+type isJoinRequest_Proof interface {
+	isJoinRequest_Proof()
+}
+
+type JoinRequest_Possession struct {
+	Possession *Possession `protobuf:"bytes,40,opt,name=possession,proto3,oneof"`
+}
+
+func (*JoinRequest_Possession) isJoinRequest_Proof() {}
+
+// Possession proves that the node holds the private key that Cassandra uses today.
+type Possession struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Cassandra's certificate of today, leaf first, DER.
+	Chain [][]byte `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
+	// Signature by the leaf's key over what binds this connection, the request's key and its cluster (shared/possession).
+	Signature     []byte `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Possession) Reset() {
+	*x = Possession{}
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Possession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Possession) ProtoMessage() {}
+
+func (x *Possession) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Possession.ProtoReflect.Descriptor instead.
+func (*Possession) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Possession) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *Possession) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
 // JoinResponse is the identity.
 type JoinResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1079,7 +1185,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1197,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1210,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *JoinResponse) GetNode() string {
@@ -1159,7 +1265,7 @@ type RenewIdentityRequest struct {
 
 func (x *RenewIdentityRequest) Reset() {
 	*x = RenewIdentityRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1277,7 @@ func (x *RenewIdentityRequest) String() string {
 func (*RenewIdentityRequest) ProtoMessage() {}
 
 func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1290,7 @@ func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityRequest.ProtoReflect.Descriptor instead.
 func (*RenewIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RenewIdentityRequest) GetCsr() []byte {
@@ -1205,7 +1311,7 @@ type RenewIdentityResponse struct {
 
 func (x *RenewIdentityResponse) Reset() {
 	*x = RenewIdentityResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1323,7 @@ func (x *RenewIdentityResponse) String() string {
 func (*RenewIdentityResponse) ProtoMessage() {}
 
 func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1336,7 @@ func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityResponse.ProtoReflect.Descriptor instead.
 func (*RenewIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RenewIdentityResponse) GetChain() [][]byte {
@@ -1261,7 +1367,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1379,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1392,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SyncRequest) GetMessage() isSyncRequest_Message {
@@ -1338,13 +1444,15 @@ type Hello struct {
 	Stores   []*StoreFacts          `protobuf:"bytes,3,rep,name=stores,proto3" json:"stores,omitempty"`
 	// Highest target generation ever taken: a lagging controller cannot turn the node back.
 	HighestGeneration uint64 `protobuf:"varint,4,opt,name=highest_generation,json=highestGeneration,proto3" json:"highest_generation,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// What this node's gossip says of the ring; absent where it cannot be read.
+	Ring          *RingView `protobuf:"bytes,40,opt,name=ring,proto3" json:"ring,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1464,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1477,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Hello) GetAgent() *AgentFacts {
@@ -1400,19 +1508,27 @@ func (x *Hello) GetHighestGeneration() uint64 {
 	return 0
 }
 
+func (x *Hello) GetRing() *RingView {
+	if x != nil {
+		return x.Ring
+	}
+	return nil
+}
+
 // Report replaces what the controller knows of the node.
 type Report struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Agent         *AgentFacts            `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"`
 	Instance      *InstanceFacts         `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
 	Stores        []*StoreFacts          `protobuf:"bytes,3,rep,name=stores,proto3" json:"stores,omitempty"`
+	Ring          *RingView              `protobuf:"bytes,40,opt,name=ring,proto3" json:"ring,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1540,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1553,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Report) GetAgent() *AgentFacts {
@@ -1461,6 +1577,129 @@ func (x *Report) GetStores() []*StoreFacts {
 	return nil
 }
 
+func (x *Report) GetRing() *RingView {
+	if x != nil {
+		return x.Ring
+	}
+	return nil
+}
+
+// RingView is the ring as one node's gossip knows it, the node itself included.
+type RingView struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Members       []*RingMember          `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RingView) Reset() {
+	*x = RingView{}
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RingView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RingView) ProtoMessage() {}
+
+func (x *RingView) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RingView.ProtoReflect.Descriptor instead.
+func (*RingView) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RingView) GetMembers() []*RingMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+// RingMember is one endpoint in gossip.
+type RingMember struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The endpoint's address first, then its internal and its CQL address where they differ.
+	Addresses []string `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	HostId    string   `protobuf:"bytes,2,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	// First word of STATUS: "NORMAL", "BOOT", "LEAVING", "LEFT", "MOVING", "shutdown", "removed"; empty when it has none.
+	Status        string `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	Datacenter    string `protobuf:"bytes,4,opt,name=datacenter,proto3" json:"datacenter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RingMember) Reset() {
+	*x = RingMember{}
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RingMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RingMember) ProtoMessage() {}
+
+func (x *RingMember) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RingMember.ProtoReflect.Descriptor instead.
+func (*RingMember) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RingMember) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *RingMember) GetHostId() string {
+	if x != nil {
+		return x.HostId
+	}
+	return ""
+}
+
+func (x *RingMember) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *RingMember) GetDatacenter() string {
+	if x != nil {
+		return x.Datacenter
+	}
+	return ""
+}
+
 // SyncResponse is what the controller sends.
 type SyncResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1477,7 +1716,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1728,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1741,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SyncResponse) GetMessage() isSyncResponse_Message {
@@ -1588,15 +1827,17 @@ type Target struct {
 	TrustDomain   string `protobuf:"bytes,5,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
 	BundleVersion uint64 `protobuf:"varint,6,opt,name=bundle_version,json=bundleVersion,proto3" json:"bundle_version,omitempty"`
 	// Anchors of the bundle, DER.
-	Anchors       [][]byte `protobuf:"bytes,7,rep,name=anchors,proto3" json:"anchors,omitempty"`
-	Frozen        *Frozen  `protobuf:"bytes,8,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	Anchors [][]byte `protobuf:"bytes,7,rep,name=anchors,proto3" json:"anchors,omitempty"`
+	Frozen  *Frozen  `protobuf:"bytes,8,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	// The cluster was let go: files stay as they are from now on. The reason, for people; empty: it was not.
+	Released      string `protobuf:"bytes,40,opt,name=released,proto3" json:"released,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1608,7 +1849,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1621,7 +1862,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Target) GetNode() string {
@@ -1680,6 +1921,13 @@ func (x *Target) GetFrozen() *Frozen {
 	return nil
 }
 
+func (x *Target) GetReleased() string {
+	if x != nil {
+		return x.Released
+	}
+	return ""
+}
+
 // Frozen says that no effect may begin, and why.
 type Frozen struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1693,7 +1941,7 @@ type Frozen struct {
 
 func (x *Frozen) Reset() {
 	*x = Frozen{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1953,7 @@ func (x *Frozen) String() string {
 func (*Frozen) ProtoMessage() {}
 
 func (x *Frozen) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1966,7 @@ func (x *Frozen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frozen.ProtoReflect.Descriptor instead.
 func (*Frozen) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Frozen) GetActive() bool {
@@ -1764,14 +2012,16 @@ type StoreTarget struct {
 	// "P-384" unless asked otherwise.
 	KeyAlgorithm string `protobuf:"bytes,7,opt,name=key_algorithm,json=keyAlgorithm,proto3" json:"key_algorithm,omitempty"`
 	// Why the newest generation was made, for people.
-	Reason        string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The files are another CA's: only the anchors are added, the leaf stays.
+	TrustOnly     bool `protobuf:"varint,40,opt,name=trust_only,json=trustOnly,proto3" json:"trust_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StoreTarget) Reset() {
 	*x = StoreTarget{}
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1783,7 +2033,7 @@ func (x *StoreTarget) String() string {
 func (*StoreTarget) ProtoMessage() {}
 
 func (x *StoreTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1796,7 +2046,7 @@ func (x *StoreTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreTarget.ProtoReflect.Descriptor instead.
 func (*StoreTarget) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StoreTarget) GetStore() string {
@@ -1855,6 +2105,13 @@ func (x *StoreTarget) GetReason() string {
 	return ""
 }
 
+func (x *StoreTarget) GetTrustOnly() bool {
+	if x != nil {
+		return x.TrustOnly
+	}
+	return false
+}
+
 // Names are the subject alternative names of a certificate.
 type Names struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1867,7 +2124,7 @@ type Names struct {
 
 func (x *Names) Reset() {
 	*x = Names{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +2136,7 @@ func (x *Names) String() string {
 func (*Names) ProtoMessage() {}
 
 func (x *Names) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2149,7 @@ func (x *Names) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Names.ProtoReflect.Descriptor instead.
 func (*Names) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Names) GetDns() []string {
@@ -1933,7 +2190,7 @@ type Control struct {
 
 func (x *Control) Reset() {
 	*x = Control{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2202,7 @@ func (x *Control) String() string {
 func (*Control) ProtoMessage() {}
 
 func (x *Control) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2215,7 @@ func (x *Control) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Control.ProtoReflect.Descriptor instead.
 func (*Control) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Control) GetSuspended() bool {
@@ -2017,7 +2274,7 @@ type ClaimMoveRequest struct {
 
 func (x *ClaimMoveRequest) Reset() {
 	*x = ClaimMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2286,7 @@ func (x *ClaimMoveRequest) String() string {
 func (*ClaimMoveRequest) ProtoMessage() {}
 
 func (x *ClaimMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2299,7 @@ func (x *ClaimMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveRequest.ProtoReflect.Descriptor instead.
 func (*ClaimMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ClaimMoveRequest) GetNode() string {
@@ -2119,7 +2376,7 @@ type ClaimMoveResponse struct {
 
 func (x *ClaimMoveResponse) Reset() {
 	*x = ClaimMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2131,7 +2388,7 @@ func (x *ClaimMoveResponse) String() string {
 func (*ClaimMoveResponse) ProtoMessage() {}
 
 func (x *ClaimMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2144,7 +2401,7 @@ func (x *ClaimMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveResponse.ProtoReflect.Descriptor instead.
 func (*ClaimMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ClaimMoveResponse) GetClaim() string {
@@ -2174,7 +2431,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2186,7 +2443,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2199,7 +2456,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *IssueCertificateRequest) GetClaim() string {
@@ -2244,7 +2501,7 @@ type IssueCertificateResponse struct {
 
 func (x *IssueCertificateResponse) Reset() {
 	*x = IssueCertificateResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2256,7 +2513,7 @@ func (x *IssueCertificateResponse) String() string {
 func (*IssueCertificateResponse) ProtoMessage() {}
 
 func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2269,7 +2526,7 @@ func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *IssueCertificateResponse) GetChain() [][]byte {
@@ -2306,7 +2563,7 @@ type RequestProofsRequest struct {
 
 func (x *RequestProofsRequest) Reset() {
 	*x = RequestProofsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2575,7 @@ func (x *RequestProofsRequest) String() string {
 func (*RequestProofsRequest) ProtoMessage() {}
 
 func (x *RequestProofsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2588,7 @@ func (x *RequestProofsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProofsRequest.ProtoReflect.Descriptor instead.
 func (*RequestProofsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RequestProofsRequest) GetClaim() string {
@@ -2374,7 +2631,7 @@ type RequestProofsResponse struct {
 
 func (x *RequestProofsResponse) Reset() {
 	*x = RequestProofsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2643,7 @@ func (x *RequestProofsResponse) String() string {
 func (*RequestProofsResponse) ProtoMessage() {}
 
 func (x *RequestProofsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2656,7 @@ func (x *RequestProofsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProofsResponse.ProtoReflect.Descriptor instead.
 func (*RequestProofsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RequestProofsResponse) GetTasks() []string {
@@ -2430,7 +2687,7 @@ type ProofTask struct {
 
 func (x *ProofTask) Reset() {
 	*x = ProofTask{}
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +2699,7 @@ func (x *ProofTask) String() string {
 func (*ProofTask) ProtoMessage() {}
 
 func (x *ProofTask) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +2712,7 @@ func (x *ProofTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofTask.ProtoReflect.Descriptor instead.
 func (*ProofTask) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ProofTask) GetTask() string {
@@ -2511,7 +2768,7 @@ type Proof struct {
 
 func (x *Proof) Reset() {
 	*x = Proof{}
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2523,7 +2780,7 @@ func (x *Proof) String() string {
 func (*Proof) ProtoMessage() {}
 
 func (x *Proof) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2536,7 +2793,7 @@ func (x *Proof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proof.ProtoReflect.Descriptor instead.
 func (*Proof) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Proof) GetPort() *Port {
@@ -2599,7 +2856,7 @@ type ReportProofRequest struct {
 
 func (x *ReportProofRequest) Reset() {
 	*x = ReportProofRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2611,7 +2868,7 @@ func (x *ReportProofRequest) String() string {
 func (*ReportProofRequest) ProtoMessage() {}
 
 func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2624,7 +2881,7 @@ func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofRequest.ProtoReflect.Descriptor instead.
 func (*ReportProofRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReportProofRequest) GetTask() string {
@@ -2650,7 +2907,7 @@ type ReportProofResponse struct {
 
 func (x *ReportProofResponse) Reset() {
 	*x = ReportProofResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2662,7 +2919,7 @@ func (x *ReportProofResponse) String() string {
 func (*ReportProofResponse) ProtoMessage() {}
 
 func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2675,7 +2932,7 @@ func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofResponse.ProtoReflect.Descriptor instead.
 func (*ReportProofResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 // ProofResult tells the node what a neighbour saw.
@@ -2689,7 +2946,7 @@ type ProofResult struct {
 
 func (x *ProofResult) Reset() {
 	*x = ProofResult{}
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2701,7 +2958,7 @@ func (x *ProofResult) String() string {
 func (*ProofResult) ProtoMessage() {}
 
 func (x *ProofResult) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2714,7 +2971,7 @@ func (x *ProofResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofResult.ProtoReflect.Descriptor instead.
 func (*ProofResult) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ProofResult) GetTask() string {
@@ -2749,7 +3006,7 @@ type ReportMoveRequest struct {
 
 func (x *ReportMoveRequest) Reset() {
 	*x = ReportMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2761,7 +3018,7 @@ func (x *ReportMoveRequest) String() string {
 func (*ReportMoveRequest) ProtoMessage() {}
 
 func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +3031,7 @@ func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveRequest.ProtoReflect.Descriptor instead.
 func (*ReportMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReportMoveRequest) GetClaim() string {
@@ -2842,7 +3099,7 @@ type ReportMoveResponse struct {
 
 func (x *ReportMoveResponse) Reset() {
 	*x = ReportMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2854,7 +3111,7 @@ func (x *ReportMoveResponse) String() string {
 func (*ReportMoveResponse) ProtoMessage() {}
 
 func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2867,7 +3124,7 @@ func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveResponse.ProtoReflect.Descriptor instead.
 func (*ReportMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 // ReportInventoryRequest is everything the node's scan sees now.
@@ -2880,7 +3137,7 @@ type ReportInventoryRequest struct {
 
 func (x *ReportInventoryRequest) Reset() {
 	*x = ReportInventoryRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2892,7 +3149,7 @@ func (x *ReportInventoryRequest) String() string {
 func (*ReportInventoryRequest) ProtoMessage() {}
 
 func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2905,7 +3162,7 @@ func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryRequest.ProtoReflect.Descriptor instead.
 func (*ReportInventoryRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReportInventoryRequest) GetFound() []*FoundCertificate {
@@ -2933,7 +3190,7 @@ type FoundCertificate struct {
 
 func (x *FoundCertificate) Reset() {
 	*x = FoundCertificate{}
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2945,7 +3202,7 @@ func (x *FoundCertificate) String() string {
 func (*FoundCertificate) ProtoMessage() {}
 
 func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2958,7 +3215,7 @@ func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundCertificate.ProtoReflect.Descriptor instead.
 func (*FoundCertificate) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *FoundCertificate) GetDer() []byte {
@@ -3019,7 +3276,7 @@ type ReportInventoryResponse struct {
 
 func (x *ReportInventoryResponse) Reset() {
 	*x = ReportInventoryResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3031,7 +3288,7 @@ func (x *ReportInventoryResponse) String() string {
 func (*ReportInventoryResponse) ProtoMessage() {}
 
 func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3044,7 +3301,7 @@ func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryResponse.ProtoReflect.Descriptor instead.
 func (*ReportInventoryResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 var File_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -3110,14 +3367,25 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"generation\x12\x1f\n" +
 	"\x06detail\x18\v \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06detail\x120\n" +
 	"\x05ports\x18\f \x03(\v2\x12.csm.agent.v1.PortB\x06\xea\xe0\x18\x02\x10\bR\x05ports\x12#\n" +
-	"\aanchors\x18\r \x03(\fB\t\xea\xe0\x18\x05\b \x10\x80\x02R\aanchors\"\xfb\x01\n" +
+	"\aanchors\x18\r \x03(\fB\t\xea\xe0\x18\x05\b \x10\x80\x02R\aanchors\"\x87\x03\n" +
 	"\vJoinRequest\x12\x1e\n" +
 	"\x06method\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b R\x06method\x12$\n" +
 	"\bevidence\x18\x02 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x01R\bevidence\x12\x1a\n" +
 	"\x03csr\x18\x03 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x01R\x03csr\x12!\n" +
 	"\acluster\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\acluster\x12.\n" +
 	"\x05agent\x18\x05 \x01(\v2\x18.csm.agent.v1.AgentFactsR\x05agent\x127\n" +
-	"\binstance\x18\x06 \x01(\v2\x1b.csm.agent.v1.InstanceFactsR\binstance\"\xd9\x01\n" +
+	"\binstance\x18\x06 \x01(\v2\x1b.csm.agent.v1.InstanceFactsR\binstance\x12:\n" +
+	"\n" +
+	"possession\x18( \x01(\v2\x18.csm.agent.v1.PossessionH\x00R\n" +
+	"possession\x12\x1a\n" +
+	"\x04node\x18) \x01(\tB\x06\xea\xe0\x18\x02\b?R\x04node\x12)\n" +
+	"\x05names\x18* \x01(\v2\x13.csm.agent.v1.NamesR\x05namesB\a\n" +
+	"\x05proof\"U\n" +
+	"\n" +
+	"Possession\x12 \n" +
+	"\x05chain\x18\x01 \x03(\fB\n" +
+	"\xea\xe0\x18\x06\b\x80\x80\x04\x10\bR\x05chain\x12%\n" +
+	"\tsignature\x18\x02 \x01(\fB\a\xea\xe0\x18\x03\b\x80 R\tsignature\"\xd9\x01\n" +
 	"\fJoinResponse\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12\x18\n" +
 	"\x03uid\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x03uid\x12 \n" +
@@ -3137,23 +3405,35 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\vSyncRequest\x12+\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.csm.agent.v1.HelloH\x00R\x05hello\x12.\n" +
 	"\x06report\x18\x02 \x01(\v2\x14.csm.agent.v1.ReportH\x00R\x06reportB\t\n" +
-	"\amessage\"\xd9\x01\n" +
+	"\amessage\"\x85\x02\n" +
 	"\x05Hello\x12.\n" +
 	"\x05agent\x18\x01 \x01(\v2\x18.csm.agent.v1.AgentFactsR\x05agent\x127\n" +
 	"\binstance\x18\x02 \x01(\v2\x1b.csm.agent.v1.InstanceFactsR\binstance\x128\n" +
 	"\x06stores\x18\x03 \x03(\v2\x18.csm.agent.v1.StoreFactsB\x06\xea\xe0\x18\x02\x10\x10R\x06stores\x12-\n" +
-	"\x12highest_generation\x18\x04 \x01(\x04R\x11highestGeneration\"\xab\x01\n" +
+	"\x12highest_generation\x18\x04 \x01(\x04R\x11highestGeneration\x12*\n" +
+	"\x04ring\x18( \x01(\v2\x16.csm.agent.v1.RingViewR\x04ring\"\xd7\x01\n" +
 	"\x06Report\x12.\n" +
 	"\x05agent\x18\x01 \x01(\v2\x18.csm.agent.v1.AgentFactsR\x05agent\x127\n" +
 	"\binstance\x18\x02 \x01(\v2\x1b.csm.agent.v1.InstanceFactsR\binstance\x128\n" +
-	"\x06stores\x18\x03 \x03(\v2\x18.csm.agent.v1.StoreFactsB\x06\xea\xe0\x18\x02\x10\x10R\x06stores\"\xf6\x01\n" +
+	"\x06stores\x18\x03 \x03(\v2\x18.csm.agent.v1.StoreFactsB\x06\xea\xe0\x18\x02\x10\x10R\x06stores\x12*\n" +
+	"\x04ring\x18( \x01(\v2\x16.csm.agent.v1.RingViewR\x04ring\"G\n" +
+	"\bRingView\x12;\n" +
+	"\amembers\x18\x01 \x03(\v2\x18.csm.agent.v1.RingMemberB\a\xea\xe0\x18\x03\x10\xe8\aR\amembers\"\x9e\x01\n" +
+	"\n" +
+	"RingMember\x12&\n" +
+	"\taddresses\x18\x01 \x03(\tB\b\xea\xe0\x18\x04\b@\x10\x04R\taddresses\x12\x1f\n" +
+	"\ahost_id\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b$R\x06hostId\x12\x1e\n" +
+	"\x06status\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02\b R\x06status\x12'\n" +
+	"\n" +
+	"datacenter\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\n" +
+	"datacenter\"\xf6\x01\n" +
 	"\fSyncResponse\x12.\n" +
 	"\x06target\x18\x01 \x01(\v2\x14.csm.agent.v1.TargetH\x00R\x06target\x128\n" +
 	"\n" +
 	"proof_task\x18\x02 \x01(\v2\x17.csm.agent.v1.ProofTaskH\x00R\tproofTask\x12>\n" +
 	"\fproof_result\x18\x03 \x01(\v2\x19.csm.agent.v1.ProofResultH\x00R\vproofResult\x121\n" +
 	"\acontrol\x18\x04 \x01(\v2\x15.csm.agent.v1.ControlH\x00R\acontrolB\t\n" +
-	"\amessage\"\xc9\x02\n" +
+	"\amessage\"\xee\x02\n" +
 	"\x06Target\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1e\n" +
@@ -3165,12 +3445,13 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x0ebundle_version\x18\x06 \x01(\x04R\rbundleVersion\x12$\n" +
 	"\aanchors\x18\a \x03(\fB\n" +
 	"\xea\xe0\x18\x06\b\x80\x80\x04\x10@R\aanchors\x12,\n" +
-	"\x06frozen\x18\b \x01(\v2\x14.csm.agent.v1.FrozenR\x06frozen\"\x7f\n" +
+	"\x06frozen\x18\b \x01(\v2\x14.csm.agent.v1.FrozenR\x06frozen\x12#\n" +
+	"\breleased\x18( \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\breleased\"\x7f\n" +
 	"\x06Frozen\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\bR\x06active\x12\x1d\n" +
 	"\x05scope\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05scope\x12\x1d\n" +
 	"\x05actor\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05actor\x12\x1f\n" +
-	"\x06reason\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"\xc9\x02\n" +
+	"\x06reason\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"\xe8\x02\n" +
 	"\vStoreTarget\x12\x1c\n" +
 	"\x05store\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b?R\x05store\x12\x1e\n" +
 	"\n" +
@@ -3182,7 +3463,9 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\vleaf_sha256\x18\x06 \x01(\fB\x06\xea\xe0\x18\x02\b R\n" +
 	"leafSha256\x12+\n" +
 	"\rkey_algorithm\x18\a \x01(\tB\x06\xea\xe0\x18\x02\b R\fkeyAlgorithm\x12\x1f\n" +
-	"\x06reason\x18\b \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"_\n" +
+	"\x06reason\x18\b \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x12\x1d\n" +
+	"\n" +
+	"trust_only\x18( \x01(\bR\ttrustOnly\"_\n" +
 	"\x05Names\x12\x1b\n" +
 	"\x03dns\x18\x01 \x03(\tB\t\xea\xe0\x18\x05\b\xfd\x01\x10@R\x03dns\x12\x1a\n" +
 	"\x03ips\x18\x02 \x03(\tB\b\xea\xe0\x18\x04\b@\x10@R\x03ips\x12\x1d\n" +
@@ -3344,7 +3627,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(Mode)(0),                        // 0: csm.agent.v1.Mode
 	(StoreFormat)(0),                 // 1: csm.agent.v1.StoreFormat
@@ -3359,105 +3642,113 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*Port)(nil),                     // 10: csm.agent.v1.Port
 	(*StoreFacts)(nil),               // 11: csm.agent.v1.StoreFacts
 	(*JoinRequest)(nil),              // 12: csm.agent.v1.JoinRequest
-	(*JoinResponse)(nil),             // 13: csm.agent.v1.JoinResponse
-	(*RenewIdentityRequest)(nil),     // 14: csm.agent.v1.RenewIdentityRequest
-	(*RenewIdentityResponse)(nil),    // 15: csm.agent.v1.RenewIdentityResponse
-	(*SyncRequest)(nil),              // 16: csm.agent.v1.SyncRequest
-	(*Hello)(nil),                    // 17: csm.agent.v1.Hello
-	(*Report)(nil),                   // 18: csm.agent.v1.Report
-	(*SyncResponse)(nil),             // 19: csm.agent.v1.SyncResponse
-	(*Target)(nil),                   // 20: csm.agent.v1.Target
-	(*Frozen)(nil),                   // 21: csm.agent.v1.Frozen
-	(*StoreTarget)(nil),              // 22: csm.agent.v1.StoreTarget
-	(*Names)(nil),                    // 23: csm.agent.v1.Names
-	(*Control)(nil),                  // 24: csm.agent.v1.Control
-	(*ClaimMoveRequest)(nil),         // 25: csm.agent.v1.ClaimMoveRequest
-	(*ClaimMoveResponse)(nil),        // 26: csm.agent.v1.ClaimMoveResponse
-	(*IssueCertificateRequest)(nil),  // 27: csm.agent.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil), // 28: csm.agent.v1.IssueCertificateResponse
-	(*RequestProofsRequest)(nil),     // 29: csm.agent.v1.RequestProofsRequest
-	(*RequestProofsResponse)(nil),    // 30: csm.agent.v1.RequestProofsResponse
-	(*ProofTask)(nil),                // 31: csm.agent.v1.ProofTask
-	(*Proof)(nil),                    // 32: csm.agent.v1.Proof
-	(*ReportProofRequest)(nil),       // 33: csm.agent.v1.ReportProofRequest
-	(*ReportProofResponse)(nil),      // 34: csm.agent.v1.ReportProofResponse
-	(*ProofResult)(nil),              // 35: csm.agent.v1.ProofResult
-	(*ReportMoveRequest)(nil),        // 36: csm.agent.v1.ReportMoveRequest
-	(*ReportMoveResponse)(nil),       // 37: csm.agent.v1.ReportMoveResponse
-	(*ReportInventoryRequest)(nil),   // 38: csm.agent.v1.ReportInventoryRequest
-	(*FoundCertificate)(nil),         // 39: csm.agent.v1.FoundCertificate
-	(*ReportInventoryResponse)(nil),  // 40: csm.agent.v1.ReportInventoryResponse
-	(*timestamppb.Timestamp)(nil),    // 41: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 42: google.protobuf.Duration
+	(*Possession)(nil),               // 13: csm.agent.v1.Possession
+	(*JoinResponse)(nil),             // 14: csm.agent.v1.JoinResponse
+	(*RenewIdentityRequest)(nil),     // 15: csm.agent.v1.RenewIdentityRequest
+	(*RenewIdentityResponse)(nil),    // 16: csm.agent.v1.RenewIdentityResponse
+	(*SyncRequest)(nil),              // 17: csm.agent.v1.SyncRequest
+	(*Hello)(nil),                    // 18: csm.agent.v1.Hello
+	(*Report)(nil),                   // 19: csm.agent.v1.Report
+	(*RingView)(nil),                 // 20: csm.agent.v1.RingView
+	(*RingMember)(nil),               // 21: csm.agent.v1.RingMember
+	(*SyncResponse)(nil),             // 22: csm.agent.v1.SyncResponse
+	(*Target)(nil),                   // 23: csm.agent.v1.Target
+	(*Frozen)(nil),                   // 24: csm.agent.v1.Frozen
+	(*StoreTarget)(nil),              // 25: csm.agent.v1.StoreTarget
+	(*Names)(nil),                    // 26: csm.agent.v1.Names
+	(*Control)(nil),                  // 27: csm.agent.v1.Control
+	(*ClaimMoveRequest)(nil),         // 28: csm.agent.v1.ClaimMoveRequest
+	(*ClaimMoveResponse)(nil),        // 29: csm.agent.v1.ClaimMoveResponse
+	(*IssueCertificateRequest)(nil),  // 30: csm.agent.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil), // 31: csm.agent.v1.IssueCertificateResponse
+	(*RequestProofsRequest)(nil),     // 32: csm.agent.v1.RequestProofsRequest
+	(*RequestProofsResponse)(nil),    // 33: csm.agent.v1.RequestProofsResponse
+	(*ProofTask)(nil),                // 34: csm.agent.v1.ProofTask
+	(*Proof)(nil),                    // 35: csm.agent.v1.Proof
+	(*ReportProofRequest)(nil),       // 36: csm.agent.v1.ReportProofRequest
+	(*ReportProofResponse)(nil),      // 37: csm.agent.v1.ReportProofResponse
+	(*ProofResult)(nil),              // 38: csm.agent.v1.ProofResult
+	(*ReportMoveRequest)(nil),        // 39: csm.agent.v1.ReportMoveRequest
+	(*ReportMoveResponse)(nil),       // 40: csm.agent.v1.ReportMoveResponse
+	(*ReportInventoryRequest)(nil),   // 41: csm.agent.v1.ReportInventoryRequest
+	(*FoundCertificate)(nil),         // 42: csm.agent.v1.FoundCertificate
+	(*ReportInventoryResponse)(nil),  // 43: csm.agent.v1.ReportInventoryResponse
+	(*timestamppb.Timestamp)(nil),    // 44: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 45: google.protobuf.Duration
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	0,  // 0: csm.agent.v1.AgentFacts.mode:type_name -> csm.agent.v1.Mode
-	41, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
+	44, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
 	9,  // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
 	3,  // 3: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
 	1,  // 4: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
-	41, // 5: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
+	44, // 5: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
 	2,  // 6: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
 	10, // 7: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
 	7,  // 8: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
 	8,  // 9: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
-	17, // 10: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
-	18, // 11: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
-	7,  // 12: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
-	8,  // 13: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
-	11, // 14: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
-	7,  // 15: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
-	8,  // 16: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
-	11, // 17: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
-	20, // 18: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
-	31, // 19: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
-	35, // 20: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
-	24, // 21: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
-	22, // 22: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
-	21, // 23: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
-	23, // 24: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
-	41, // 25: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
-	41, // 26: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
-	5,  // 27: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
-	41, // 28: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
-	41, // 29: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
-	10, // 30: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
-	10, // 31: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
-	41, // 32: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
-	10, // 33: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
-	4,  // 34: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
-	42, // 35: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
-	41, // 36: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
-	32, // 37: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
-	32, // 38: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
-	6,  // 39: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
-	11, // 40: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
-	32, // 41: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
-	42, // 42: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
-	39, // 43: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
-	12, // 44: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
-	14, // 45: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
-	16, // 46: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
-	25, // 47: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
-	27, // 48: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
-	29, // 49: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
-	33, // 50: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
-	36, // 51: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
-	38, // 52: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
-	13, // 53: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
-	15, // 54: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
-	19, // 55: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
-	26, // 56: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
-	28, // 57: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
-	30, // 58: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
-	34, // 59: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
-	37, // 60: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
-	40, // 61: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
-	53, // [53:62] is the sub-list for method output_type
-	44, // [44:53] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	13, // 10: csm.agent.v1.JoinRequest.possession:type_name -> csm.agent.v1.Possession
+	26, // 11: csm.agent.v1.JoinRequest.names:type_name -> csm.agent.v1.Names
+	18, // 12: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
+	19, // 13: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
+	7,  // 14: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
+	8,  // 15: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
+	11, // 16: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
+	20, // 17: csm.agent.v1.Hello.ring:type_name -> csm.agent.v1.RingView
+	7,  // 18: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
+	8,  // 19: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
+	11, // 20: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
+	20, // 21: csm.agent.v1.Report.ring:type_name -> csm.agent.v1.RingView
+	21, // 22: csm.agent.v1.RingView.members:type_name -> csm.agent.v1.RingMember
+	23, // 23: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
+	34, // 24: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
+	38, // 25: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
+	27, // 26: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
+	25, // 27: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
+	24, // 28: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
+	26, // 29: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
+	44, // 30: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
+	44, // 31: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
+	5,  // 32: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
+	44, // 33: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
+	44, // 34: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
+	10, // 35: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
+	10, // 36: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
+	44, // 37: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
+	10, // 38: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
+	4,  // 39: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
+	45, // 40: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
+	44, // 41: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
+	35, // 42: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
+	35, // 43: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
+	6,  // 44: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
+	11, // 45: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
+	35, // 46: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
+	45, // 47: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
+	42, // 48: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
+	12, // 49: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
+	15, // 50: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
+	17, // 51: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
+	28, // 52: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
+	30, // 53: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
+	32, // 54: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
+	36, // 55: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
+	39, // 56: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
+	41, // 57: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
+	14, // 58: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
+	16, // 59: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
+	22, // 60: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
+	29, // 61: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
+	31, // 62: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
+	33, // 63: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
+	37, // 64: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
+	40, // 65: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
+	43, // 66: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
+	58, // [58:67] is the sub-list for method output_type
+	49, // [49:58] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -3465,11 +3756,14 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[9].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[5].OneofWrappers = []any{
+		(*JoinRequest_Possession)(nil),
+	}
+	file_agent_v1_agent_proto_msgTypes[10].OneofWrappers = []any{
 		(*SyncRequest_Hello)(nil),
 		(*SyncRequest_Report)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[12].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[15].OneofWrappers = []any{
 		(*SyncResponse_Target)(nil),
 		(*SyncResponse_ProofTask)(nil),
 		(*SyncResponse_ProofResult)(nil),
@@ -3481,7 +3775,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   34,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
