@@ -164,6 +164,8 @@ func (s *server) routes() {
 	s.health()
 	s.certificates()
 	s.clusters()
+	s.trust()
+	s.requests()
 	s.nodes()
 	s.authorities()
 	s.controllers()
