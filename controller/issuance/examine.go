@@ -17,6 +17,7 @@ type wish struct {
 	spki      []byte
 	algorithm algorithm.Key
 	names     certificate.Names
+	subject   string
 }
 
 // examine reads a request from outside: size, form, proof of possession, key floor, names in normal form.
@@ -39,7 +40,7 @@ func (s *Issuance) examine(csr []byte) (*wish, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &wish{public: r.PublicKey, spki: r.RawSubjectPublicKeyInfo, algorithm: alg, names: names}, nil
+	return &wish{public: r.PublicKey, spki: r.RawSubjectPublicKeyInfo, algorithm: alg, names: names, subject: r.Subject.CommonName}, nil
 }
 
 // grant decides the names of the certificate: exactly the allowed ones, and a request may not ask for any other.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
+	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/controller/state"
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
@@ -39,8 +40,9 @@ type Request struct {
 	CSR []byte
 	// Names are what the certificate carries: exactly these.
 	Names certificate.Names
-	// NamesFromCSR takes the names that the request asks for, when Names is empty: for a caller who may ask for any name.
-	NamesFromCSR bool
+	// FromCSR takes the names that the request asks for when Names is empty, and its common name when Subject is: for a caller
+	// who may ask for any name.
+	FromCSR bool
 	// Subject is the common name, at most 64 bytes; the node's id, else the first name, when empty.
 	Subject string
 	// Node (full name), Incarnation, Store and Claim of a node's certificate: Apply looks at them again.
@@ -67,6 +69,8 @@ type Issued struct {
 	RenewAt time.Time
 	// Repeated: the same request had been answered before.
 	Repeated bool
+	// Record is what the ledger keeps of it, so that nobody reads back what was just written; nil when Repeated.
+	Record *ledger.Certificate
 }
 
 // Leaf is the certificate itself, DER.
