@@ -45,9 +45,13 @@ func TestEachRuleFindsItsTroubleAndNothingElse(t *testing.T) {
 			f.status, f.nodes, f.authorities = nil, nil, nil
 			f.err = fault.New(fault.Unavailable, "unreachable", "no controller")
 		}, []string{"critical no-controller"}},
-		"login":     {func(f *facts) { f.status, f.nodes, f.err = nil, nil, fault.New(fault.Unauthenticated, "x", "who are you") }, []string{"critical not-asked"}},
-		"one away":  {func(f *facts) { f.servers[0].err = fault.New(fault.Unavailable, "unreachable", "csm1 is away") }, []string{"warning unreachable"}},
-		"sealed":    {func(f *facts) { f.servers[0].err = fault.New(fault.Unavailable, "not-ready", "keys: sealed").Do("look at seal") }, []string{"warning not-ready"}},
+		"login": {func(f *facts) {
+			f.status, f.nodes, f.err = nil, nil, fault.New(fault.Unauthenticated, "x", "who are you")
+		}, []string{"critical not-asked"}},
+		"one away": {func(f *facts) { f.servers[0].err = fault.New(fault.Unavailable, "unreachable", "csm1 is away") }, []string{"warning unreachable"}},
+		"sealed": {func(f *facts) {
+			f.servers[0].err = fault.New(fault.Unavailable, "not-ready", "keys: sealed").Do("look at seal")
+		}, []string{"warning not-ready"}},
 		"disk":      {func(f *facts) { f.status.Problems = []string{"the disk of csm2 has 1 % free: it takes no writes"} }, []string{"critical problem"}},
 		"clock":     {func(f *facts) { f.status.Problems = []string{"the clock of csm2 is off by 11m: set it"} }, []string{"warning problem"}},
 		"joining":   {func(f *facts) { f.status.Problems = []string{"csm4 waits for approval: compare"} }, []string{"info approval"}},
