@@ -289,7 +289,13 @@ func TestControllersJoinByTokenAndApproval(t *testing.T) {
 	u.w.Quorum.Pending("csm4", strings.Repeat("ab", 32))
 	u.golden("system_controllers", u.ok(u.run("system", "controllers")).out)
 	u.exits(3, u.run("system", "approve", "csm4", "--fingerprint", strings.Repeat("00", 32)))
-	u.ok(u.run("system", "approve", "csm4", "--fingerprint", strings.Repeat("ab", 32)))
+	for _, malformed := range []string{"", "abab", strings.Repeat("xy", 32), strings.Repeat("ab", 33)} {
+		r := u.exits(2, u.run("system", "approve", "csm4", "--fingerprint", malformed))
+		if !strings.Contains(r.err, "64 hexadecimal digits") || !strings.Contains(r.err, "csm-controller join") {
+			t.Errorf("%q: %s", malformed, r.err)
+		}
+	}
+	u.ok(u.run("system", "approve", "csm4", "--fingerprint", "SHA256:"+strings.Repeat("AB:", 31)+"AB"))
 }
 
 func TestNamesAreCompleted(t *testing.T) {

@@ -91,6 +91,7 @@ func assemble(cfg Config, in installation, kek *keyring.KEK, store *state.Store,
 	d.ledger = ledger.NewReplicated(store, clock)
 	d.issuance = issuance.New(d.authorities, log, clock, rand.Reader, issuance.Options{AllowBenchmark: benchmark, HourlyCap: hourlyCap, Observe: d.metrics.observeIssue})
 	d.fleet = fleet.New(store, log, clock, d.anchors)
+	d.fleet.Holders(node.Answers)
 	d.people = people.New(store, log)
 	return d
 }
