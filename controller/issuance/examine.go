@@ -62,8 +62,8 @@ func grant(wished, allowed certificate.Names, fromCSR bool) (certificate.Names, 
 const maxCommonName = 64 // ub-common-name, RFC 5280, A.1
 
 func (r *Request) check(t Template) error {
-	if r.RequestID == "" || len(r.RequestID) > 64 {
-		return fault.New(fault.Invalid, "bad-request-id", "a request id has 1 to 64 bytes").Do("use a fresh UUID, and the same one when asking again")
+	if len(r.RequestID) > 64 || (r.RequestID == "" && t.Name == nodeTemplate.Name) {
+		return fault.New(fault.Invalid, "bad-request-id", "a request id has 1 to 64 bytes; only who asks for an application may do without").Do("use a fresh UUID, and the same one when asking again")
 	}
 	if resource.Segment(r.Authority, "tenants") != r.Tenant || r.Tenant == "" {
 		return fault.New(fault.Refused, "wrong-tenant", "%.200s is not an authority of tenant %.63q", r.Authority, r.Tenant).Do("use an authority of the same tenant")

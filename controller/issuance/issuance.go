@@ -26,7 +26,8 @@ import (
 
 // Request asks for a leaf of a tenant's authority.
 type Request struct {
-	// RequestID makes a repeat safe: the same id with the same key, for the same node, returns the recorded certificate. 1 to 64 bytes.
+	// RequestID makes a repeat safe: the same id with the same key, for the same node, returns the recorded certificate. At most
+	// 64 bytes; empty for an application whose caller cannot repeat.
 	RequestID string
 	// Actor who asks: a SPIFFE ID or name.
 	Actor  string

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/google/uuid"
 
 	"github.com/cassandra-security-manager/csm/controller/issuance"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
@@ -113,11 +112,7 @@ func (s *server) issueRequest(ctx context.Context, tenant string, b IssueBody) (
 	if b.Region == "" {
 		b.Region = s.Region
 	}
-	id := requestOf(ctx).idempotency
-	if id == "" {
-		id = uuid.NewString()
-	}
-	return issuance.Request{RequestID: id, Actor: actor(ctx), Reason: requestOf(ctx).reason, Tenant: tenant, Authority: s.fullName(tenant, "authority", b.Authority), Region: b.Region,
+	return issuance.Request{RequestID: requestOf(ctx).idempotency, Actor: actor(ctx), Reason: requestOf(ctx).reason, Tenant: tenant, Authority: s.fullName(tenant, "authority", b.Authority), Region: b.Region,
 		Template: "application", CSR: der, FromCSR: true, Names: names, Subject: b.Subject, Validity: validity}, nil
 }
 
