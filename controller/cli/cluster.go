@@ -219,7 +219,7 @@ func (a *app) joinCommand() *cobra.Command {
 		if len(controllers) == 0 {
 			controllers = agentAddresses(st)
 		}
-		_, err = fmt.Fprint(s.Out, pasteLines(controllers, st.CAPin, cluster, "{method: token, file: /etc/csm/join.token}", mode, conf, "echo '"+t.Token+"' > /etc/csm/join.token\n"))
+		_, err = fmt.Fprint(s.Out, pasteLines(controllers, st.CAPin, cluster, "{method: token, file: /etc/csm/join.token}", mode, conf, tokenLines(t.Token)))
 		s.Say("# the token is shown once and ends in %s", ui.Span(ttl))
 		return err
 	})
@@ -236,10 +236,12 @@ func agentAddresses(st statusView) []string {
 	return out
 }
 
+// pasteLines begin as root, who alone may make the folders, and go on as the user of Cassandra, whom the agent runs as.
 func pasteLines(controllers []string, pin, cluster, join, mode, conf, evidence string) string {
-	return fmt.Sprintf(`# on the node, as the user that Cassandra runs as:
-mkdir -p /etc/csm && umask 077
-cat > /etc/csm/agent.yaml <<'EOF'
+	return fmt.Sprintf(`# on the node, as root; AS is the user that Cassandra runs as:
+AS=cassandra
+install -d -m 0750 -o $AS /etc/csm /var/lib/csm-agent
+install -m 0600 -o $AS /dev/stdin /etc/csm/agent.yaml <<'EOF'
 controllers: [%s]
 pin: %s
 cluster: %s
@@ -247,7 +249,7 @@ join: %s
 mode: %s
 cassandra: [{config: %s}]
 EOF
-%scsm-agent join && csm-agent run
+%srunuser -u $AS -- csm-agent join && runuser -u $AS -- csm-agent run
 `, strings.Join(controllers, ", "), pin, cluster, join, mode, conf, evidence)
 }
 
@@ -277,4 +279,9 @@ func (s *session) possessionLines(node string, controllers []string, mode, conf 
 	}
 	lines := pasteLines(controllers, st.CAPin, cluster, "{method: possession, node: "+resource.Last(node)+"}", mode, conf, "")
 	return s.Print(ui.View{Object: map[string]any{"node": node, "method": "possession", "lines": lines}, Text: lines})
+}
+
+// tokenLines put the token where agent.yaml names it.
+func tokenLines(token string) string {
+	return "install -m 0600 -o $AS /dev/stdin /etc/csm/join.token <<'EOF'\n" + token + "\nEOF\n"
 }

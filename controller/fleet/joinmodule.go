@@ -8,7 +8,6 @@ func joinCommands(r *state.Registry) {
 	state.Handle(r, applyRemoveExternalAnchor)
 	state.Handle(r, applyJoinByPossession)
 	state.Handle(r, applyDecideJoinRequest)
-	state.Handle(r, applyRingSeen)
 	state.Handle(r, applyOnboardCluster)
 	state.Handle(r, applyReleaseCluster)
 }
@@ -67,13 +66,6 @@ CREATE TABLE join_requests (
 	revision INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX join_requests_cluster ON join_requests (cluster, state);
-CREATE TABLE ring_views (
-	node TEXT PRIMARY KEY,
-	cluster TEXT NOT NULL,
-	view BLOB NOT NULL,
-	changed_ms INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX ring_views_cluster ON ring_views (cluster);
 CREATE TABLE cluster_lives (
 	cluster TEXT PRIMARY KEY,
 	onboarded_ms INTEGER NOT NULL,

@@ -9,6 +9,7 @@ func Module() state.Module {
 		Migrations: []state.Migration{
 			{Number: 500, SQL: schema},
 			{Number: 510, SQL: joinSchema},
+			{Number: 530, SQL: ringSchema},
 		},
 		Commands: func(r *state.Registry) {
 			state.Handle(r, applyCreateCluster)

@@ -231,7 +231,11 @@ func doubtsOf(ctx context.Context, q state.Querier, c *clusterv1.JoinByPossessio
 	if err := takenNames(ctx, q, c.Cluster, node, w.taken); err != nil {
 		return nil, err
 	}
-	if w.enrolled, w.seenBy, err = gossip(ctx, q, c.Cluster, node); err != nil {
+	var instance agentv1.InstanceFacts
+	if err := proto.Unmarshal(c.Instance, &instance); err != nil {
+		return nil, fault.Wrap(err, fault.Invalid, "bad-facts", "the instance's facts cannot be read")
+	}
+	if w.enrolled, w.seenBy, err = gossip(ctx, q, c.Cluster, node, instance.HostId, w.names.IPs); err != nil {
 		return nil, err
 	}
 	return doubts(rule, w), nil

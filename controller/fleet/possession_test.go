@@ -59,35 +59,30 @@ func (w *world) holder(a fleet.Anchor, node string) fleet.PossessionSpec {
 		Agent: &agentv1.AgentFacts{Mode: agentv1.Mode_MODE_MANAGE, GenerationCounter: 1}, Instance: &agentv1.InstanceFacts{ClusterName: "ring"}}
 }
 
-func (w *world) sees(j fleet.Joined, addresses ...string) {
-	w.t.Helper()
-	v := &agentv1.RingView{}
-	for _, a := range addresses {
-		v.Members = append(v.Members, &agentv1.RingMember{Addresses: []string{a}, Status: "NORMAL"})
-	}
-	if err := w.RingSeen(ctx, j.UID, j.Incarnation, v); err != nil {
-		w.t.Fatal(err)
-	}
+// member makes a connected member of a node that has joined.
+func (w *world) member(j fleet.Joined) *member {
+	return &member{w: w, name: j.Node, uid: j.UID, incarnation: j.Incarnation, agent: &agentv1.AgentFacts{Mode: agentv1.Mode_MODE_MANAGE, GenerationCounter: 1},
+		instance: &agentv1.InstanceFacts{ClusterName: "ring"}, store: &agentv1.StoreFacts{Store: "node"}}
 }
 
 func TestTwoNodesJoinByTheRuleAndTheThirdByTheirGossip(t *testing.T) {
 	w := newWorld(t)
 	a := w.anchor(wide)
-	var first []fleet.Joined
+	var first []*member
 	for _, n := range []string{"n1", "n2"} {
 		j, err := w.JoinByPossession(ctx, w.holder(a, n))
 		if err != nil {
 			t.Fatal(err)
 		}
-		first = append(first, j)
+		first = append(first, w.member(j))
 	}
 	third := w.holder(a, "n3")
 	_, err := w.JoinByPossession(ctx, third)
 	wantReason(t, err, "approval-pending")
-	w.sees(first[0], "10.0.0.1", "10.0.0.2", "10.0.0.3")
+	first[0].sees(1, 1, 2, 3)
 	_, err = w.JoinByPossession(ctx, third)
 	wantReason(t, err, "approval-pending")
-	w.sees(first[1], "10.0.0.1", "10.0.0.2", "10.0.0.3")
+	first[1].sees(2, 1, 2, 3)
 	j, err := w.JoinByPossession(ctx, third)
 	if err != nil || j.Node != cluster+"/nodes/n3" || j.Incarnation != 1 {
 		t.Fatalf("%+v, %v", j, err)
@@ -103,20 +98,24 @@ func TestTwoNodesJoinByTheRuleAndTheThirdByTheirGossip(t *testing.T) {
 	}
 }
 
-func TestAMemberThatLeftConfirmsNobody(t *testing.T) {
+func TestPeersThatSeeAnotherHostThereConfirmNobody(t *testing.T) {
 	w := newWorld(t)
 	a := w.anchor(wide)
-	for _, n := range []string{"n1", "n2"} {
+	for i, n := range []string{"n1", "n2"} {
 		j, err := w.JoinByPossession(ctx, w.holder(a, n))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := w.RingSeen(ctx, j.UID, 1, &agentv1.RingView{Members: []*agentv1.RingMember{{Addresses: []string{"10.0.0.3"}, Status: "LEFT"}}}); err != nil {
-			t.Fatal(err)
-		}
+		w.member(j).sees(i+1, 1, 2, 3)
 	}
-	_, err := w.JoinByPossession(ctx, w.holder(a, "n3"))
+	s := w.holder(a, "n3")
+	_, s.Instance.HostId = hostID(9)
+	_, err := w.JoinByPossession(ctx, s)
 	wantReason(t, err, "approval-pending")
+	_, s.Instance.HostId = hostID(3)
+	if _, err := w.JoinByPossession(ctx, s); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestALostReplyToAProofOfPossessionIsAnsweredTheSame(t *testing.T) {

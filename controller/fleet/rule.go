@@ -21,8 +21,8 @@ type Rule struct {
 	AnySource  bool     `json:"anySource,omitempty" doc:"the join may come from an address that is not one of the node's"`
 }
 
-// witnesses is how many peers' gossip must know an address.
-const witnesses = 2
+// enough is how many peers' gossip must know an address.
+const enough = 2
 
 // Normalise gives the rule's one form, or refuses it.
 func (r Rule) Normalise() (Rule, error) {
@@ -41,8 +41,8 @@ func (r Rule) Normalise() (Rule, error) {
 		}
 		out.Networks = append(out.Networks, p.Masked().String())
 	}
-	if r.FirstNodes < 0 || r.FirstNodes > witnesses {
-		return Rule{}, fault.New(fault.Invalid, "bad-rule", "%d first nodes may join alone, at most %d make sense", r.FirstNodes, witnesses)
+	if r.FirstNodes < 0 || r.FirstNodes > enough {
+		return Rule{}, fault.New(fault.Invalid, "bad-rule", "%d first nodes may join alone, at most %d make sense", r.FirstNodes, enough)
 	}
 	slices.Sort(out.DNS)
 	slices.Sort(out.Networks)
@@ -144,12 +144,12 @@ func doubts(rule Rule, c claimant) (out []string) {
 	if !rule.AnySource && !slices.Contains(c.names.IPs, c.peer) {
 		say("the request came from %s, which is none of the node's addresses", c.peer)
 	}
-	if c.enrolled < witnesses && c.enrolled < rule.FirstNodes {
+	if c.enrolled < enough && c.enrolled < rule.FirstNodes {
 		return out
 	}
 	for _, i := range c.names.IPs {
-		if k := c.seenBy[i]; k < witnesses {
-			say("%s is known to the gossip of %d enrolled peers, %d are needed", i, k, witnesses)
+		if k := c.seenBy[i]; k < enough {
+			say("%s is known to the gossip of %d enrolled peers, %d are needed", i, k, enough)
 		}
 	}
 	return out

@@ -322,6 +322,62 @@ func (Verdict) EnumDescriptor() ([]byte, []int) {
 	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
+// RingState is what gossip says of a member.
+type RingState int32
+
+const (
+	RingState_RING_STATE_UNSPECIFIED RingState = 0
+	RingState_RING_STATE_NORMAL      RingState = 1
+	RingState_RING_STATE_JOINING     RingState = 2
+	RingState_RING_STATE_LEAVING     RingState = 3
+	RingState_RING_STATE_MOVING      RingState = 4
+)
+
+// Enum value maps for RingState.
+var (
+	RingState_name = map[int32]string{
+		0: "RING_STATE_UNSPECIFIED",
+		1: "RING_STATE_NORMAL",
+		2: "RING_STATE_JOINING",
+		3: "RING_STATE_LEAVING",
+		4: "RING_STATE_MOVING",
+	}
+	RingState_value = map[string]int32{
+		"RING_STATE_UNSPECIFIED": 0,
+		"RING_STATE_NORMAL":      1,
+		"RING_STATE_JOINING":     2,
+		"RING_STATE_LEAVING":     3,
+		"RING_STATE_MOVING":      4,
+	}
+)
+
+func (x RingState) Enum() *RingState {
+	p := new(RingState)
+	*p = x
+	return p
+}
+
+func (x RingState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RingState) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_v1_agent_proto_enumTypes[5].Descriptor()
+}
+
+func (RingState) Type() protoreflect.EnumType {
+	return &file_agent_v1_agent_proto_enumTypes[5]
+}
+
+func (x RingState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RingState.Descriptor instead.
+func (RingState) EnumDescriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
 // MoveKind says what a move does.
 type MoveKind int32
 
@@ -362,11 +418,11 @@ func (x MoveKind) String() string {
 }
 
 func (MoveKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_v1_agent_proto_enumTypes[5].Descriptor()
+	return file_agent_v1_agent_proto_enumTypes[6].Descriptor()
 }
 
 func (MoveKind) Type() protoreflect.EnumType {
-	return &file_agent_v1_agent_proto_enumTypes[5]
+	return &file_agent_v1_agent_proto_enumTypes[6]
 }
 
 func (x MoveKind) Number() protoreflect.EnumNumber {
@@ -375,7 +431,7 @@ func (x MoveKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MoveKind.Descriptor instead.
 func (MoveKind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 // MoveOutcome ends a claim.
@@ -426,11 +482,11 @@ func (x MoveOutcome) String() string {
 }
 
 func (MoveOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_v1_agent_proto_enumTypes[6].Descriptor()
+	return file_agent_v1_agent_proto_enumTypes[7].Descriptor()
 }
 
 func (MoveOutcome) Type() protoreflect.EnumType {
-	return &file_agent_v1_agent_proto_enumTypes[6]
+	return &file_agent_v1_agent_proto_enumTypes[7]
 }
 
 func (x MoveOutcome) Number() protoreflect.EnumNumber {
@@ -439,7 +495,7 @@ func (x MoveOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MoveOutcome.Descriptor instead.
 func (MoveOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 // AgentFacts is what the agent says of itself.
@@ -571,8 +627,10 @@ type InstanceFacts struct {
 	CassandraVersion string                 `protobuf:"bytes,11,opt,name=cassandra_version,json=cassandraVersion,proto3" json:"cassandra_version,omitempty"`
 	Running          bool                   `protobuf:"varint,12,opt,name=running,proto3" json:"running,omitempty"`
 	Findings         []*Finding             `protobuf:"bytes,13,rep,name=findings,proto3" json:"findings,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The ring as this Cassandra sees it; absent while it is not known.
+	Ring          *RingView `protobuf:"bytes,60,opt,name=ring,proto3" json:"ring,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InstanceFacts) Reset() {
@@ -696,6 +754,157 @@ func (x *InstanceFacts) GetFindings() []*Finding {
 	return nil
 }
 
+func (x *InstanceFacts) GetRing() *RingView {
+	if x != nil {
+		return x.Ring
+	}
+	return nil
+}
+
+// RingView is the ring as one Cassandra sees it by gossip.
+type RingView struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How it was read: "nodetool".
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// Sorted by host id.
+	Members []*RingMember `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
+	// There are more members than are told: who is not among them may still be there.
+	Truncated bool `protobuf:"varint,3,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	// Why it could not be read; then there are no members.
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RingView) Reset() {
+	*x = RingView{}
+	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RingView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RingView) ProtoMessage() {}
+
+func (x *RingView) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RingView.ProtoReflect.Descriptor instead.
+func (*RingView) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RingView) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *RingView) GetMembers() []*RingMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *RingView) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+func (x *RingView) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// RingMember is a node of the ring.
+type RingMember struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUID, 16 bytes.
+	HostId []byte `protobuf:"bytes,1,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	// 4 or 16 bytes.
+	Address       []byte    `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Up            bool      `protobuf:"varint,3,opt,name=up,proto3" json:"up,omitempty"`
+	State         RingState `protobuf:"varint,4,opt,name=state,proto3,enum=csm.agent.v1.RingState" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RingMember) Reset() {
+	*x = RingMember{}
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RingMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RingMember) ProtoMessage() {}
+
+func (x *RingMember) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RingMember.ProtoReflect.Descriptor instead.
+func (*RingMember) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RingMember) GetHostId() []byte {
+	if x != nil {
+		return x.HostId
+	}
+	return nil
+}
+
+func (x *RingMember) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *RingMember) GetUp() bool {
+	if x != nil {
+		return x.Up
+	}
+	return false
+}
+
+func (x *RingMember) GetState() RingState {
+	if x != nil {
+		return x.State
+	}
+	return RingState_RING_STATE_UNSPECIFIED
+}
+
 // Finding is something wrong or worth knowing, with its remedy.
 type Finding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -711,7 +920,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -723,7 +932,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -736,7 +945,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Finding) GetCode() string {
@@ -779,7 +988,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -791,7 +1000,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -804,7 +1013,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Port) GetKind() PortKind {
@@ -854,7 +1063,7 @@ type StoreFacts struct {
 
 func (x *StoreFacts) Reset() {
 	*x = StoreFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -866,7 +1075,7 @@ func (x *StoreFacts) String() string {
 func (*StoreFacts) ProtoMessage() {}
 
 func (x *StoreFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -879,7 +1088,7 @@ func (x *StoreFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreFacts.ProtoReflect.Descriptor instead.
 func (*StoreFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *StoreFacts) GetStore() string {
@@ -1002,7 +1211,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1014,7 +1223,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1027,7 +1236,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *JoinRequest) GetMethod() string {
@@ -1125,7 +1334,7 @@ type Possession struct {
 
 func (x *Possession) Reset() {
 	*x = Possession{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1137,7 +1346,7 @@ func (x *Possession) String() string {
 func (*Possession) ProtoMessage() {}
 
 func (x *Possession) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1150,7 +1359,7 @@ func (x *Possession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Possession.ProtoReflect.Descriptor instead.
 func (*Possession) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Possession) GetChain() [][]byte {
@@ -1185,7 +1394,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1406,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1419,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *JoinResponse) GetNode() string {
@@ -1265,7 +1474,7 @@ type RenewIdentityRequest struct {
 
 func (x *RenewIdentityRequest) Reset() {
 	*x = RenewIdentityRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1486,7 @@ func (x *RenewIdentityRequest) String() string {
 func (*RenewIdentityRequest) ProtoMessage() {}
 
 func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1499,7 @@ func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityRequest.ProtoReflect.Descriptor instead.
 func (*RenewIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RenewIdentityRequest) GetCsr() []byte {
@@ -1311,7 +1520,7 @@ type RenewIdentityResponse struct {
 
 func (x *RenewIdentityResponse) Reset() {
 	*x = RenewIdentityResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1532,7 @@ func (x *RenewIdentityResponse) String() string {
 func (*RenewIdentityResponse) ProtoMessage() {}
 
 func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1545,7 @@ func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityResponse.ProtoReflect.Descriptor instead.
 func (*RenewIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RenewIdentityResponse) GetChain() [][]byte {
@@ -1367,7 +1576,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +1588,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1392,7 +1601,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SyncRequest) GetMessage() isSyncRequest_Message {
@@ -1444,15 +1653,13 @@ type Hello struct {
 	Stores   []*StoreFacts          `protobuf:"bytes,3,rep,name=stores,proto3" json:"stores,omitempty"`
 	// Highest target generation ever taken: a lagging controller cannot turn the node back.
 	HighestGeneration uint64 `protobuf:"varint,4,opt,name=highest_generation,json=highestGeneration,proto3" json:"highest_generation,omitempty"`
-	// What this node's gossip says of the ring; absent where it cannot be read.
-	Ring          *RingView `protobuf:"bytes,40,opt,name=ring,proto3" json:"ring,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1671,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1684,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Hello) GetAgent() *AgentFacts {
@@ -1508,27 +1715,19 @@ func (x *Hello) GetHighestGeneration() uint64 {
 	return 0
 }
 
-func (x *Hello) GetRing() *RingView {
-	if x != nil {
-		return x.Ring
-	}
-	return nil
-}
-
 // Report replaces what the controller knows of the node.
 type Report struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Agent         *AgentFacts            `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"`
 	Instance      *InstanceFacts         `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
 	Stores        []*StoreFacts          `protobuf:"bytes,3,rep,name=stores,proto3" json:"stores,omitempty"`
-	Ring          *RingView              `protobuf:"bytes,40,opt,name=ring,proto3" json:"ring,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1739,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1752,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Report) GetAgent() *AgentFacts {
@@ -1575,129 +1774,6 @@ func (x *Report) GetStores() []*StoreFacts {
 		return x.Stores
 	}
 	return nil
-}
-
-func (x *Report) GetRing() *RingView {
-	if x != nil {
-		return x.Ring
-	}
-	return nil
-}
-
-// RingView is the ring as one node's gossip knows it, the node itself included.
-type RingView struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Members       []*RingMember          `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RingView) Reset() {
-	*x = RingView{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RingView) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RingView) ProtoMessage() {}
-
-func (x *RingView) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RingView.ProtoReflect.Descriptor instead.
-func (*RingView) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
-}
-
-func (x *RingView) GetMembers() []*RingMember {
-	if x != nil {
-		return x.Members
-	}
-	return nil
-}
-
-// RingMember is one endpoint in gossip.
-type RingMember struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The endpoint's address first, then its internal and its CQL address where they differ.
-	Addresses []string `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	HostId    string   `protobuf:"bytes,2,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
-	// First word of STATUS: "NORMAL", "BOOT", "LEAVING", "LEFT", "MOVING", "shutdown", "removed"; empty when it has none.
-	Status        string `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
-	Datacenter    string `protobuf:"bytes,4,opt,name=datacenter,proto3" json:"datacenter,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RingMember) Reset() {
-	*x = RingMember{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RingMember) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RingMember) ProtoMessage() {}
-
-func (x *RingMember) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RingMember.ProtoReflect.Descriptor instead.
-func (*RingMember) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
-}
-
-func (x *RingMember) GetAddresses() []string {
-	if x != nil {
-		return x.Addresses
-	}
-	return nil
-}
-
-func (x *RingMember) GetHostId() string {
-	if x != nil {
-		return x.HostId
-	}
-	return ""
-}
-
-func (x *RingMember) GetStatus() string {
-	if x != nil {
-		return x.Status
-	}
-	return ""
-}
-
-func (x *RingMember) GetDatacenter() string {
-	if x != nil {
-		return x.Datacenter
-	}
-	return ""
 }
 
 // SyncResponse is what the controller sends.
@@ -3319,7 +3395,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x12generation_counter\x18\x06 \x01(\x04R\x11generationCounter\x12&\n" +
 	"\x04mode\x18\a \x01(\x0e2\x12.csm.agent.v1.ModeR\x04mode\x120\n" +
 	"\x05clock\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\x12\x1b\n" +
-	"\x04hold\x18\t \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x04hold\"\xaa\x04\n" +
+	"\x04hold\x18\t \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x04hold\"\xd6\x04\n" +
 	"\rInstanceFacts\x12*\n" +
 	"\fcluster_name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\vclusterName\x12\x1f\n" +
 	"\ahost_id\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06hostId\x12(\n" +
@@ -3339,7 +3415,19 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	" \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\x04rack\x123\n" +
 	"\x11cassandra_version\x18\v \x01(\tB\x06\xea\xe0\x18\x02\b@R\x10cassandraVersion\x12\x18\n" +
 	"\arunning\x18\f \x01(\bR\arunning\x129\n" +
-	"\bfindings\x18\r \x03(\v2\x15.csm.agent.v1.FindingB\x06\xea\xe0\x18\x02\x10dR\bfindings\"\x8d\x01\n" +
+	"\bfindings\x18\r \x03(\v2\x15.csm.agent.v1.FindingB\x06\xea\xe0\x18\x02\x10dR\bfindings\x12*\n" +
+	"\x04ring\x18< \x01(\v2\x16.csm.agent.v1.RingViewR\x04ring\"\xa4\x01\n" +
+	"\bRingView\x12\x1e\n" +
+	"\x06source\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x06source\x12;\n" +
+	"\amembers\x18\x02 \x03(\v2\x18.csm.agent.v1.RingMemberB\a\xea\xe0\x18\x03\x10\xe8\aR\amembers\x12\x1c\n" +
+	"\ttruncated\x18\x03 \x01(\bR\ttruncated\x12\x1d\n" +
+	"\x05error\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05error\"\x8e\x01\n" +
+	"\n" +
+	"RingMember\x12\x1f\n" +
+	"\ahost_id\x18\x01 \x01(\fB\x06\xea\xe0\x18\x02\b\x10R\x06hostId\x12 \n" +
+	"\aaddress\x18\x02 \x01(\fB\x06\xea\xe0\x18\x02\b\x10R\aaddress\x12\x0e\n" +
+	"\x02up\x18\x03 \x01(\bR\x02up\x12-\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x17.csm.agent.v1.RingStateR\x05state\"\x8d\x01\n" +
 	"\aFinding\x12\x1a\n" +
 	"\x04code\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x04code\x12\"\n" +
 	"\bseverity\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\bseverity\x12!\n" +
@@ -3405,28 +3493,16 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\vSyncRequest\x12+\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.csm.agent.v1.HelloH\x00R\x05hello\x12.\n" +
 	"\x06report\x18\x02 \x01(\v2\x14.csm.agent.v1.ReportH\x00R\x06reportB\t\n" +
-	"\amessage\"\x85\x02\n" +
+	"\amessage\"\xd9\x01\n" +
 	"\x05Hello\x12.\n" +
 	"\x05agent\x18\x01 \x01(\v2\x18.csm.agent.v1.AgentFactsR\x05agent\x127\n" +
 	"\binstance\x18\x02 \x01(\v2\x1b.csm.agent.v1.InstanceFactsR\binstance\x128\n" +
 	"\x06stores\x18\x03 \x03(\v2\x18.csm.agent.v1.StoreFactsB\x06\xea\xe0\x18\x02\x10\x10R\x06stores\x12-\n" +
-	"\x12highest_generation\x18\x04 \x01(\x04R\x11highestGeneration\x12*\n" +
-	"\x04ring\x18( \x01(\v2\x16.csm.agent.v1.RingViewR\x04ring\"\xd7\x01\n" +
+	"\x12highest_generation\x18\x04 \x01(\x04R\x11highestGeneration\"\xab\x01\n" +
 	"\x06Report\x12.\n" +
 	"\x05agent\x18\x01 \x01(\v2\x18.csm.agent.v1.AgentFactsR\x05agent\x127\n" +
 	"\binstance\x18\x02 \x01(\v2\x1b.csm.agent.v1.InstanceFactsR\binstance\x128\n" +
-	"\x06stores\x18\x03 \x03(\v2\x18.csm.agent.v1.StoreFactsB\x06\xea\xe0\x18\x02\x10\x10R\x06stores\x12*\n" +
-	"\x04ring\x18( \x01(\v2\x16.csm.agent.v1.RingViewR\x04ring\"G\n" +
-	"\bRingView\x12;\n" +
-	"\amembers\x18\x01 \x03(\v2\x18.csm.agent.v1.RingMemberB\a\xea\xe0\x18\x03\x10\xe8\aR\amembers\"\x9e\x01\n" +
-	"\n" +
-	"RingMember\x12&\n" +
-	"\taddresses\x18\x01 \x03(\tB\b\xea\xe0\x18\x04\b@\x10\x04R\taddresses\x12\x1f\n" +
-	"\ahost_id\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b$R\x06hostId\x12\x1e\n" +
-	"\x06status\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02\b R\x06status\x12'\n" +
-	"\n" +
-	"datacenter\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\n" +
-	"datacenter\"\xf6\x01\n" +
+	"\x06stores\x18\x03 \x03(\v2\x18.csm.agent.v1.StoreFactsB\x06\xea\xe0\x18\x02\x10\x10R\x06stores\"\xf6\x01\n" +
 	"\fSyncResponse\x12.\n" +
 	"\x06target\x18\x01 \x01(\v2\x14.csm.agent.v1.TargetH\x00R\x06target\x128\n" +
 	"\n" +
@@ -3589,7 +3665,13 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x0fVERDICT_REFUSED\x10\x02\x12\x13\n" +
 	"\x0fVERDICT_UNKNOWN\x10\x03\x12\x16\n" +
 	"\x12VERDICT_WRONG_LEAF\x10\x04\x12\x10\n" +
-	"\fVERDICT_DOWN\x10\x05*d\n" +
+	"\fVERDICT_DOWN\x10\x05*\x85\x01\n" +
+	"\tRingState\x12\x1a\n" +
+	"\x16RING_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11RING_STATE_NORMAL\x10\x01\x12\x16\n" +
+	"\x12RING_STATE_JOINING\x10\x02\x12\x16\n" +
+	"\x12RING_STATE_LEAVING\x10\x03\x12\x15\n" +
+	"\x11RING_STATE_MOVING\x10\x04*d\n" +
 	"\bMoveKind\x12\x19\n" +
 	"\x15MOVE_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fMOVE_KIND_FIRST\x10\x01\x12\x13\n" +
@@ -3626,7 +3708,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_agent_v1_agent_proto_rawDescData
 }
 
-var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
 var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(Mode)(0),                        // 0: csm.agent.v1.Mode
@@ -3634,116 +3716,117 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(InstallState)(0),                // 2: csm.agent.v1.InstallState
 	(PortKind)(0),                    // 3: csm.agent.v1.PortKind
 	(Verdict)(0),                     // 4: csm.agent.v1.Verdict
-	(MoveKind)(0),                    // 5: csm.agent.v1.MoveKind
-	(MoveOutcome)(0),                 // 6: csm.agent.v1.MoveOutcome
-	(*AgentFacts)(nil),               // 7: csm.agent.v1.AgentFacts
-	(*InstanceFacts)(nil),            // 8: csm.agent.v1.InstanceFacts
-	(*Finding)(nil),                  // 9: csm.agent.v1.Finding
-	(*Port)(nil),                     // 10: csm.agent.v1.Port
-	(*StoreFacts)(nil),               // 11: csm.agent.v1.StoreFacts
-	(*JoinRequest)(nil),              // 12: csm.agent.v1.JoinRequest
-	(*Possession)(nil),               // 13: csm.agent.v1.Possession
-	(*JoinResponse)(nil),             // 14: csm.agent.v1.JoinResponse
-	(*RenewIdentityRequest)(nil),     // 15: csm.agent.v1.RenewIdentityRequest
-	(*RenewIdentityResponse)(nil),    // 16: csm.agent.v1.RenewIdentityResponse
-	(*SyncRequest)(nil),              // 17: csm.agent.v1.SyncRequest
-	(*Hello)(nil),                    // 18: csm.agent.v1.Hello
-	(*Report)(nil),                   // 19: csm.agent.v1.Report
-	(*RingView)(nil),                 // 20: csm.agent.v1.RingView
-	(*RingMember)(nil),               // 21: csm.agent.v1.RingMember
-	(*SyncResponse)(nil),             // 22: csm.agent.v1.SyncResponse
-	(*Target)(nil),                   // 23: csm.agent.v1.Target
-	(*Frozen)(nil),                   // 24: csm.agent.v1.Frozen
-	(*StoreTarget)(nil),              // 25: csm.agent.v1.StoreTarget
-	(*Names)(nil),                    // 26: csm.agent.v1.Names
-	(*Control)(nil),                  // 27: csm.agent.v1.Control
-	(*ClaimMoveRequest)(nil),         // 28: csm.agent.v1.ClaimMoveRequest
-	(*ClaimMoveResponse)(nil),        // 29: csm.agent.v1.ClaimMoveResponse
-	(*IssueCertificateRequest)(nil),  // 30: csm.agent.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil), // 31: csm.agent.v1.IssueCertificateResponse
-	(*RequestProofsRequest)(nil),     // 32: csm.agent.v1.RequestProofsRequest
-	(*RequestProofsResponse)(nil),    // 33: csm.agent.v1.RequestProofsResponse
-	(*ProofTask)(nil),                // 34: csm.agent.v1.ProofTask
-	(*Proof)(nil),                    // 35: csm.agent.v1.Proof
-	(*ReportProofRequest)(nil),       // 36: csm.agent.v1.ReportProofRequest
-	(*ReportProofResponse)(nil),      // 37: csm.agent.v1.ReportProofResponse
-	(*ProofResult)(nil),              // 38: csm.agent.v1.ProofResult
-	(*ReportMoveRequest)(nil),        // 39: csm.agent.v1.ReportMoveRequest
-	(*ReportMoveResponse)(nil),       // 40: csm.agent.v1.ReportMoveResponse
-	(*ReportInventoryRequest)(nil),   // 41: csm.agent.v1.ReportInventoryRequest
-	(*FoundCertificate)(nil),         // 42: csm.agent.v1.FoundCertificate
-	(*ReportInventoryResponse)(nil),  // 43: csm.agent.v1.ReportInventoryResponse
-	(*timestamppb.Timestamp)(nil),    // 44: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 45: google.protobuf.Duration
+	(RingState)(0),                   // 5: csm.agent.v1.RingState
+	(MoveKind)(0),                    // 6: csm.agent.v1.MoveKind
+	(MoveOutcome)(0),                 // 7: csm.agent.v1.MoveOutcome
+	(*AgentFacts)(nil),               // 8: csm.agent.v1.AgentFacts
+	(*InstanceFacts)(nil),            // 9: csm.agent.v1.InstanceFacts
+	(*RingView)(nil),                 // 10: csm.agent.v1.RingView
+	(*RingMember)(nil),               // 11: csm.agent.v1.RingMember
+	(*Finding)(nil),                  // 12: csm.agent.v1.Finding
+	(*Port)(nil),                     // 13: csm.agent.v1.Port
+	(*StoreFacts)(nil),               // 14: csm.agent.v1.StoreFacts
+	(*JoinRequest)(nil),              // 15: csm.agent.v1.JoinRequest
+	(*Possession)(nil),               // 16: csm.agent.v1.Possession
+	(*JoinResponse)(nil),             // 17: csm.agent.v1.JoinResponse
+	(*RenewIdentityRequest)(nil),     // 18: csm.agent.v1.RenewIdentityRequest
+	(*RenewIdentityResponse)(nil),    // 19: csm.agent.v1.RenewIdentityResponse
+	(*SyncRequest)(nil),              // 20: csm.agent.v1.SyncRequest
+	(*Hello)(nil),                    // 21: csm.agent.v1.Hello
+	(*Report)(nil),                   // 22: csm.agent.v1.Report
+	(*SyncResponse)(nil),             // 23: csm.agent.v1.SyncResponse
+	(*Target)(nil),                   // 24: csm.agent.v1.Target
+	(*Frozen)(nil),                   // 25: csm.agent.v1.Frozen
+	(*StoreTarget)(nil),              // 26: csm.agent.v1.StoreTarget
+	(*Names)(nil),                    // 27: csm.agent.v1.Names
+	(*Control)(nil),                  // 28: csm.agent.v1.Control
+	(*ClaimMoveRequest)(nil),         // 29: csm.agent.v1.ClaimMoveRequest
+	(*ClaimMoveResponse)(nil),        // 30: csm.agent.v1.ClaimMoveResponse
+	(*IssueCertificateRequest)(nil),  // 31: csm.agent.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil), // 32: csm.agent.v1.IssueCertificateResponse
+	(*RequestProofsRequest)(nil),     // 33: csm.agent.v1.RequestProofsRequest
+	(*RequestProofsResponse)(nil),    // 34: csm.agent.v1.RequestProofsResponse
+	(*ProofTask)(nil),                // 35: csm.agent.v1.ProofTask
+	(*Proof)(nil),                    // 36: csm.agent.v1.Proof
+	(*ReportProofRequest)(nil),       // 37: csm.agent.v1.ReportProofRequest
+	(*ReportProofResponse)(nil),      // 38: csm.agent.v1.ReportProofResponse
+	(*ProofResult)(nil),              // 39: csm.agent.v1.ProofResult
+	(*ReportMoveRequest)(nil),        // 40: csm.agent.v1.ReportMoveRequest
+	(*ReportMoveResponse)(nil),       // 41: csm.agent.v1.ReportMoveResponse
+	(*ReportInventoryRequest)(nil),   // 42: csm.agent.v1.ReportInventoryRequest
+	(*FoundCertificate)(nil),         // 43: csm.agent.v1.FoundCertificate
+	(*ReportInventoryResponse)(nil),  // 44: csm.agent.v1.ReportInventoryResponse
+	(*timestamppb.Timestamp)(nil),    // 45: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 46: google.protobuf.Duration
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	0,  // 0: csm.agent.v1.AgentFacts.mode:type_name -> csm.agent.v1.Mode
-	44, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
-	9,  // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
-	3,  // 3: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
-	1,  // 4: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
-	44, // 5: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
-	2,  // 6: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
-	10, // 7: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
-	7,  // 8: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
-	8,  // 9: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
-	13, // 10: csm.agent.v1.JoinRequest.possession:type_name -> csm.agent.v1.Possession
-	26, // 11: csm.agent.v1.JoinRequest.names:type_name -> csm.agent.v1.Names
-	18, // 12: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
-	19, // 13: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
-	7,  // 14: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
-	8,  // 15: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
-	11, // 16: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
-	20, // 17: csm.agent.v1.Hello.ring:type_name -> csm.agent.v1.RingView
-	7,  // 18: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
-	8,  // 19: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
-	11, // 20: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
-	20, // 21: csm.agent.v1.Report.ring:type_name -> csm.agent.v1.RingView
-	21, // 22: csm.agent.v1.RingView.members:type_name -> csm.agent.v1.RingMember
-	23, // 23: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
-	34, // 24: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
-	38, // 25: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
-	27, // 26: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
-	25, // 27: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
-	24, // 28: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
-	26, // 29: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
-	44, // 30: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
-	44, // 31: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
-	5,  // 32: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
-	44, // 33: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
-	44, // 34: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
-	10, // 35: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
-	10, // 36: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
-	44, // 37: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
-	10, // 38: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
+	45, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
+	12, // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
+	10, // 3: csm.agent.v1.InstanceFacts.ring:type_name -> csm.agent.v1.RingView
+	11, // 4: csm.agent.v1.RingView.members:type_name -> csm.agent.v1.RingMember
+	5,  // 5: csm.agent.v1.RingMember.state:type_name -> csm.agent.v1.RingState
+	3,  // 6: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
+	1,  // 7: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
+	45, // 8: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
+	2,  // 9: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
+	13, // 10: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
+	8,  // 11: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 12: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
+	16, // 13: csm.agent.v1.JoinRequest.possession:type_name -> csm.agent.v1.Possession
+	27, // 14: csm.agent.v1.JoinRequest.names:type_name -> csm.agent.v1.Names
+	21, // 15: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
+	22, // 16: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
+	8,  // 17: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 18: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
+	14, // 19: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
+	8,  // 20: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 21: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
+	14, // 22: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
+	24, // 23: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
+	35, // 24: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
+	39, // 25: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
+	28, // 26: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
+	26, // 27: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
+	25, // 28: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
+	27, // 29: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
+	45, // 30: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
+	45, // 31: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
+	6,  // 32: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
+	45, // 33: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
+	45, // 34: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
+	13, // 35: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
+	13, // 36: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
+	45, // 37: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
+	13, // 38: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
 	4,  // 39: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
-	45, // 40: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
-	44, // 41: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
-	35, // 42: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
-	35, // 43: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
-	6,  // 44: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
-	11, // 45: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
-	35, // 46: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
-	45, // 47: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
-	42, // 48: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
-	12, // 49: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
-	15, // 50: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
-	17, // 51: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
-	28, // 52: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
-	30, // 53: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
-	32, // 54: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
-	36, // 55: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
-	39, // 56: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
-	41, // 57: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
-	14, // 58: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
-	16, // 59: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
-	22, // 60: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
-	29, // 61: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
-	31, // 62: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
-	33, // 63: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
-	37, // 64: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
-	40, // 65: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
-	43, // 66: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
+	46, // 40: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
+	45, // 41: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
+	36, // 42: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
+	36, // 43: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
+	7,  // 44: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
+	14, // 45: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
+	36, // 46: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
+	46, // 47: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
+	43, // 48: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
+	15, // 49: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
+	18, // 50: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
+	20, // 51: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
+	29, // 52: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
+	31, // 53: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
+	33, // 54: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
+	37, // 55: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
+	40, // 56: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
+	42, // 57: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
+	17, // 58: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
+	19, // 59: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
+	23, // 60: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
+	30, // 61: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
+	32, // 62: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
+	34, // 63: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
+	38, // 64: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
+	41, // 65: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
+	44, // 66: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
 	58, // [58:67] is the sub-list for method output_type
 	49, // [49:58] is the sub-list for method input_type
 	49, // [49:49] is the sub-list for extension type_name
@@ -3756,10 +3839,10 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[5].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[7].OneofWrappers = []any{
 		(*JoinRequest_Possession)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[10].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[12].OneofWrappers = []any{
 		(*SyncRequest_Hello)(nil),
 		(*SyncRequest_Report)(nil),
 	}
@@ -3774,7 +3857,7 @@ func file_agent_v1_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
-			NumEnums:      7,
+			NumEnums:      8,
 			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,

@@ -453,67 +453,6 @@ func (x *DecideJoinRequest) GetReason() string {
 	return ""
 }
 
-// RingSeen replaces what a node's gossip says of its ring.
-type RingSeen struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
-	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	View          *v1.RingView           `protobuf:"bytes,3,opt,name=view,proto3" json:"view,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RingSeen) Reset() {
-	*x = RingSeen{}
-	mi := &file_cluster_v1_join_proto_msgTypes[5]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RingSeen) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RingSeen) ProtoMessage() {}
-
-func (x *RingSeen) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_join_proto_msgTypes[5]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RingSeen.ProtoReflect.Descriptor instead.
-func (*RingSeen) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_join_proto_rawDescGZIP(), []int{5}
-}
-
-func (x *RingSeen) GetUid() string {
-	if x != nil {
-		return x.Uid
-	}
-	return ""
-}
-
-func (x *RingSeen) GetIncarnation() uint64 {
-	if x != nil {
-		return x.Incarnation
-	}
-	return 0
-}
-
-func (x *RingSeen) GetView() *v1.RingView {
-	if x != nil {
-		return x.View
-	}
-	return nil
-}
-
 // OnboardCluster lets stores that another CA's tools wrote take our anchors; their leaves and anchors stay.
 type OnboardCluster struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -525,7 +464,7 @@ type OnboardCluster struct {
 
 func (x *OnboardCluster) Reset() {
 	*x = OnboardCluster{}
-	mi := &file_cluster_v1_join_proto_msgTypes[6]
+	mi := &file_cluster_v1_join_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -537,7 +476,7 @@ func (x *OnboardCluster) String() string {
 func (*OnboardCluster) ProtoMessage() {}
 
 func (x *OnboardCluster) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_join_proto_msgTypes[6]
+	mi := &file_cluster_v1_join_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -550,7 +489,7 @@ func (x *OnboardCluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OnboardCluster.ProtoReflect.Descriptor instead.
 func (*OnboardCluster) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_join_proto_rawDescGZIP(), []int{6}
+	return file_cluster_v1_join_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *OnboardCluster) GetCluster() string {
@@ -578,7 +517,7 @@ type ReleaseCluster struct {
 
 func (x *ReleaseCluster) Reset() {
 	*x = ReleaseCluster{}
-	mi := &file_cluster_v1_join_proto_msgTypes[7]
+	mi := &file_cluster_v1_join_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +529,7 @@ func (x *ReleaseCluster) String() string {
 func (*ReleaseCluster) ProtoMessage() {}
 
 func (x *ReleaseCluster) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_join_proto_msgTypes[7]
+	mi := &file_cluster_v1_join_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +542,7 @@ func (x *ReleaseCluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseCluster.ProtoReflect.Descriptor instead.
 func (*ReleaseCluster) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_join_proto_rawDescGZIP(), []int{7}
+	return file_cluster_v1_join_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ReleaseCluster) GetCluster() string {
@@ -664,11 +603,7 @@ const file_cluster_v1_join_proto_rawDesc = "" +
 	"\x11DecideJoinRequest\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04name\x12\x18\n" +
 	"\aapprove\x18\x02 \x01(\bR\aapprove\x12\x1f\n" +
-	"\x06reason\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"r\n" +
-	"\bRingSeen\x12\x18\n" +
-	"\x03uid\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x03uid\x12 \n" +
-	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12*\n" +
-	"\x04view\x18\x03 \x01(\v2\x16.csm.agent.v1.RingViewR\x04view\"T\n" +
+	"\x06reason\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"T\n" +
 	"\x0eOnboardCluster\x12!\n" +
 	"\acluster\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\acluster\x12\x1f\n" +
 	"\x06reason\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"T\n" +
@@ -688,29 +623,26 @@ func file_cluster_v1_join_proto_rawDescGZIP() []byte {
 	return file_cluster_v1_join_proto_rawDescData
 }
 
-var file_cluster_v1_join_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_cluster_v1_join_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_cluster_v1_join_proto_goTypes = []any{
 	(*AddExternalAnchor)(nil),    // 0: csm.cluster.v1.AddExternalAnchor
 	(*JoinRule)(nil),             // 1: csm.cluster.v1.JoinRule
 	(*RemoveExternalAnchor)(nil), // 2: csm.cluster.v1.RemoveExternalAnchor
 	(*JoinByPossession)(nil),     // 3: csm.cluster.v1.JoinByPossession
 	(*DecideJoinRequest)(nil),    // 4: csm.cluster.v1.DecideJoinRequest
-	(*RingSeen)(nil),             // 5: csm.cluster.v1.RingSeen
-	(*OnboardCluster)(nil),       // 6: csm.cluster.v1.OnboardCluster
-	(*ReleaseCluster)(nil),       // 7: csm.cluster.v1.ReleaseCluster
-	(*v1.Names)(nil),             // 8: csm.agent.v1.Names
-	(*v1.RingView)(nil),          // 9: csm.agent.v1.RingView
+	(*OnboardCluster)(nil),       // 5: csm.cluster.v1.OnboardCluster
+	(*ReleaseCluster)(nil),       // 6: csm.cluster.v1.ReleaseCluster
+	(*v1.Names)(nil),             // 7: csm.agent.v1.Names
 }
 var file_cluster_v1_join_proto_depIdxs = []int32{
 	1, // 0: csm.cluster.v1.AddExternalAnchor.rule:type_name -> csm.cluster.v1.JoinRule
-	8, // 1: csm.cluster.v1.JoinByPossession.attested:type_name -> csm.agent.v1.Names
-	8, // 2: csm.cluster.v1.JoinByPossession.names:type_name -> csm.agent.v1.Names
-	9, // 3: csm.cluster.v1.RingSeen.view:type_name -> csm.agent.v1.RingView
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	7, // 1: csm.cluster.v1.JoinByPossession.attested:type_name -> csm.agent.v1.Names
+	7, // 2: csm.cluster.v1.JoinByPossession.names:type_name -> csm.agent.v1.Names
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_cluster_v1_join_proto_init() }
@@ -724,7 +656,7 @@ func file_cluster_v1_join_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cluster_v1_join_proto_rawDesc), len(file_cluster_v1_join_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
