@@ -329,3 +329,37 @@ func TestEachCommandHasHelpWithAnExample(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestCheckSpeaksNagiosAndNothingElse(t *testing.T) {
+	u := newUser(t)
+	if r := u.exits(0, u.run("check", "quorum", "freeze")); r.err != "" || !strings.HasPrefix(r.out, "CSM OK - all is well | voters=1;1:;1:;0;1 freezes=0") {
+		t.Errorf("%q %q", r.out, r.err)
+	}
+	u.w.Quorum.Lose()
+	if r := u.exits(2, u.run("check")); r.err != "" || !strings.HasPrefix(r.out, "CSM CRITICAL - ") {
+		t.Errorf("%q %q", r.out, r.err)
+	}
+	u.exits(2, u.run("check", "--server", "https://127.0.0.1:1"))
+	for _, wrong := range [][]string{{"check", "moon"}, {"check", "--moon"}, {"check", "--context", "nothing"}, {"check", "--ca-pin", "sha256:" + strings.Repeat("00", 32)}} {
+		if r := u.exits(3, u.run(wrong...)); r.err != "" || !strings.HasPrefix(r.out, "CSM UNKNOWN - ") {
+			t.Errorf("%v: %q %q", wrong, r.out, r.err)
+		}
+	}
+}
+
+func TestTheDoctorNamesTheNextCommand(t *testing.T) {
+	u := newUser(t)
+	if r := u.exits(0, u.run("doctor")); r.out != "" || !strings.Contains(r.err, "nothing was found") {
+		t.Errorf("%q %q", r.out, r.err)
+	}
+	u.ok(u.run("system", "freeze", "--reason", "x", "--plan", strings.Fields(u.ok(u.run("system", "freeze", "--reason", "x", "--dry-run")).err)[1][:16]))
+	u.w.Quorum.Lose()
+	r := u.exits(10, u.run("doctor"))
+	if !strings.HasPrefix(r.out, "critical system: the controllers have no quorum") || !strings.Contains(r.out, "next: csm system unfreeze") || !strings.Contains(r.out, "not-ready") && !strings.Contains(r.out, "leader: ") {
+		t.Errorf("%s", r.out)
+	}
+	r = u.exits(10, u.run("doctor", "--server", "https://127.0.0.1:1", "-o", "json"))
+	if !strings.Contains(r.out, `"code": "no-controller"`) && !strings.Contains(r.out, `"code":"no-controller"`) {
+		t.Errorf("%s", r.out)
+	}
+}
