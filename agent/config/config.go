@@ -84,6 +84,8 @@ type Reload struct {
 	Dir     string        `yaml:"dir"`
 	Env     []string      `yaml:"env"`
 	Timeout time.Duration `yaml:"timeout"`
+	// Ring is a command that prints the ring as nodetool status does; not needed where Command ends in reloadssl.
+	Ring []string `yaml:"ring"`
 	// Socket of a helper started by systemd instead of a child process.
 	Socket string `yaml:"socket"`
 }
@@ -247,7 +249,7 @@ func (in Instance) Command() reload.Command {
 	if len(in.Reload.Command) > 0 {
 		c = reload.Command{Path: in.Reload.Command[0], Args: in.Reload.Command[1:]}
 	}
-	c.Dir, c.Env, c.Timeout = in.Reload.Dir, in.Reload.Env, in.Reload.Timeout
+	c.Dir, c.Env, c.Timeout, c.Ring = in.Reload.Dir, in.Reload.Env, in.Reload.Timeout, in.Reload.Ring
 	return c
 }
 

@@ -26,6 +26,7 @@ import (
 
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
@@ -284,7 +285,7 @@ func (f *Folder) NextKey() (crypto.Signer, error) {
 		return nil, err
 	}
 	defer clear(data)
-	if err := writeFile(path, data); err != nil {
+	if err := atomicfile.Replace(path, data, 0o600); err != nil {
 		return nil, unwritable(f.dir, err)
 	}
 	return k, nil
@@ -296,7 +297,7 @@ func (f *Folder) KeepReport(r *agentv1.ReportMoveRequest) error {
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, "report", "the report of a move cannot be encoded")
 	}
-	if err := writeFile(f.report(r.Claim), data); err != nil {
+	if err := atomicfile.Replace(f.report(r.Claim), data, 0o600); err != nil {
 		return unwritable(f.dir, err)
 	}
 	return nil
@@ -311,7 +312,7 @@ func (f *Folder) DropReport(claim string) error {
 	if err := os.Remove(f.report(claim)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return unwritable(f.dir, err)
 	}
-	return syncDir(filepath.Join(f.dir, "reports"))
+	return atomicfile.SyncFolder(filepath.Join(f.dir, "reports"))
 }
 
 // Reports are those not yet acknowledged, oldest first. One that cannot be read is dropped: the store's facts tell the rest.
@@ -368,7 +369,7 @@ func (f *Folder) read(name string, v any) (there bool, err error) {
 func (f *Folder) save(name string, v any) error {
 	data, err := json.MarshalIndent(v, "", "  ")
 	if err == nil {
-		err = writeFile(filepath.Join(f.dir, name), data)
+		err = atomicfile.Replace(filepath.Join(f.dir, name), data, 0o600)
 		clear(data)
 	}
 	if err != nil {

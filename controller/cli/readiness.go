@@ -148,7 +148,7 @@ func (s *session) printExpiries(nodes []readiness.NodeReport) error {
 }
 
 type gathered struct {
-	readiness.Finding
+	readiness.Concern
 	nodes []string
 }
 
@@ -162,7 +162,7 @@ func gatherFindings(nodes []readiness.NodeReport, shown map[readiness.Severity]b
 			}
 			key := [5]string{string(f.Severity), f.Code, f.Store, f.Message, f.Remedy}
 			if at[key] == nil {
-				at[key] = &gathered{Finding: f}
+				at[key] = &gathered{Concern: f}
 				out = append(out, at[key])
 			}
 			at[key].nodes = append(at[key].nodes, n.Node)

@@ -13,14 +13,14 @@ func (j *judge) membership() {
 	n := j.node
 	switch n.State {
 	case "pending":
-		j.add(Finding{Severity: Blocker, Code: "not-joined", Message: "no agent has joined for this node",
+		j.add(Concern{Severity: Blocker, Code: "not-joined", Message: "no agent has joined for this node",
 			Remedy: "run the line of `csm cluster join-command` there"})
 	case "suspended", "revoked":
-		j.add(Finding{Severity: Blocker, Code: "agent-" + n.State, Message: "the agent's identity is " + n.State, Evidence: n.StateReason,
+		j.add(Concern{Severity: Blocker, Code: "agent-" + n.State, Message: "the agent's identity is " + n.State, Evidence: n.StateReason,
 			Remedy: "`csm node get` says more; a host that was replaced joins anew: `csm cluster join-command --rejoin`"})
 	case "active":
 		if !n.Connected {
-			j.add(Finding{Severity: Warning, Code: "agent-away", Message: "the agent is not connected: what follows is what it knew then",
+			j.add(Concern{Severity: Warning, Code: "agent-away", Message: "the agent is not connected: what follows is what it knew then",
 				Evidence: since(n.Since), Remedy: "see `csm-agent status` on the host"})
 		}
 	}
@@ -29,10 +29,10 @@ func (j *judge) membership() {
 	}
 	j.report.Mode = strings.ToLower(strings.TrimPrefix(n.Agent.Mode.String(), "MODE_"))
 	if n.Agent.Mode == agentv1.Mode_MODE_OBSERVE {
-		j.add(Finding{Severity: Info, Code: "mode-observe", Message: "the agent observes and changes nothing", Remedy: "set mode: manage in agent.yaml once this report is clean"})
+		j.add(Concern{Severity: Info, Code: "mode-observe", Message: "the agent observes and changes nothing", Remedy: "set mode: manage in agent.yaml once this report is clean"})
 	}
 	if n.Agent.Hold != "" {
-		j.add(Finding{Severity: Warning, Code: "held", Message: "a HOLD file stops the agent", Evidence: n.Agent.Hold, Remedy: "`csm-agent release` on the host"})
+		j.add(Concern{Severity: Warning, Code: "held", Message: "a HOLD file stops the agent", Evidence: n.Agent.Hold, Remedy: "`csm-agent release` on the host"})
 	}
 }
 
@@ -60,7 +60,7 @@ func (j *judge) configuration() {
 		if f.Line > 0 {
 			evidence = fmt.Sprintf("%s:%d", evidence, f.Line)
 		}
-		j.add(Finding{Severity: s, Code: f.Code, Store: f.Store, Message: f.Message, Evidence: evidence, Remedy: f.Remedy})
+		j.add(Concern{Severity: s, Code: f.Code, Store: f.Store, Message: f.Message, Evidence: evidence, Remedy: f.Remedy})
 	}
 }
 
@@ -76,13 +76,13 @@ func (j *judge) jmx() {
 		return // bound to loopback: who is on the host is in already
 	}
 	if !x.Authenticated {
-		j.add(Finding{Severity: Error, Code: "jmx-open", Message: "anyone who reaches the JMX port commands the node", Evidence: where, Remedy: "set LOCAL_JMX=yes, or authentication, in cassandra-env.sh"})
+		j.add(Concern{Severity: Error, Code: "jmx-open", Message: "anyone who reaches the JMX port commands the node", Evidence: where, Remedy: "set LOCAL_JMX=yes, or authentication, in cassandra-env.sh"})
 	}
 	if !x.Tls {
-		j.add(Finding{Severity: Error, Code: "jmx-plaintext", Message: "remote JMX is not encrypted: passwords cross the network in clear", Evidence: where, Remedy: "set com.sun.management.jmxremote.ssl=true, or LOCAL_JMX=yes"})
+		j.add(Concern{Severity: Error, Code: "jmx-plaintext", Message: "remote JMX is not encrypted: passwords cross the network in clear", Evidence: where, Remedy: "set com.sun.management.jmxremote.ssl=true, or LOCAL_JMX=yes"})
 		return
 	}
-	j.add(Finding{Severity: Warning, Code: "jmx-not-reloaded", Message: "the certificate of JMX is read once: a renewed one needs a restart of Cassandra", Evidence: where,
+	j.add(Concern{Severity: Warning, Code: "jmx-not-reloaded", Message: "the certificate of JMX is read once: a renewed one needs a restart of Cassandra", Evidence: where,
 		Remedy: "plan it with the next rolling restart, or keep JMX on loopback"})
 }
 
@@ -101,7 +101,7 @@ func (j *judge) clients() {
 		if c != nil {
 			why = c.Unseen
 		}
-		j.unseen("plaintext clients", why, "give it one that may read system_views: `cql: {user: ..., password_file: ...}` in agent.yaml")
+		j.unseen("plaintext clients", why, "ask Cassandra: SELECT address, username, driver_name FROM system_views.clients WHERE ssl_enabled = false ALLOW FILTERING")
 		return
 	}
 	if c.Plaintext == 0 {
@@ -111,7 +111,7 @@ func (j *judge) clients() {
 	for _, p := range c.PlaintextClients {
 		who = append(who, strings.TrimSpace(p.Address+" "+strings.Trim(p.User+" "+p.Driver, " ")))
 	}
-	j.add(Finding{Severity: Warning, Code: "plaintext-clients", Message: fmt.Sprintf("%d CQL connections are not encrypted; they break when TLS is made mandatory", c.Plaintext),
+	j.add(Concern{Severity: Warning, Code: "plaintext-clients", Message: fmt.Sprintf("%d CQL connections are not encrypted; they break when TLS is made mandatory", c.Plaintext),
 		Evidence: some(who), Remedy: "move these clients to TLS before optional: false"})
 }
 

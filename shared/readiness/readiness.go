@@ -75,8 +75,8 @@ type Node struct {
 	Found    []Found
 }
 
-// Finding is one thing to know, with what shows it and what to do.
-type Finding struct {
+// Concern is one thing to know, with what shows it and what to do.
+type Concern struct {
 	Severity Severity `json:"severity" enum:"blocker,error,warning,info"`
 	Code     string   `json:"code" doc:"stable word"`
 	Store    string   `json:"store,omitempty" doc:"store it concerns; empty: the whole node"`
@@ -109,7 +109,7 @@ type NodeReport struct {
 	Mode      string    `json:"mode,omitempty"`
 	Version   string    `json:"version,omitempty" doc:"of Cassandra"`
 	HotReload string    `json:"hotReload" enum:"yes,limited,no,unknown"`
-	Findings  []Finding `json:"findings"`
+	Findings  []Concern `json:"findings"`
 	Expires   []Expiry  `json:"expires,omitempty" doc:"the nearest first"`
 	Unseen    []Unseen  `json:"unseen,omitempty"`
 }
@@ -131,7 +131,7 @@ func Judge(nodes []Node, now time.Time) Report {
 	r := newRing(nodes)
 	out := Report{Time: now, Total: len(nodes), Nodes: make([]NodeReport, 0, len(nodes))}
 	for i := range nodes {
-		j := &judge{node: &nodes[i], ring: r, now: now, report: NodeReport{Node: nodes[i].Name, HotReload: "unknown", Findings: []Finding{}}}
+		j := &judge{node: &nodes[i], ring: r, now: now, report: NodeReport{Node: nodes[i].Name, HotReload: "unknown", Findings: []Concern{}}}
 		for _, c := range checks {
 			c(j)
 		}
@@ -176,14 +176,14 @@ type check func(*judge)
 // checks in the order in which findings of one severity are told.
 var checks = []check{(*judge).membership, (*judge).configuration, (*judge).version, (*judge).jmx, (*judge).clients, (*judge).stores, (*judge).otherFiles}
 
-func (j *judge) add(f Finding) { j.report.Findings = append(j.report.Findings, f) }
+func (j *judge) add(f Concern) { j.report.Findings = append(j.report.Findings, f) }
 
 func (j *judge) unseen(what, why, remedy string) {
 	j.report.Unseen = append(j.report.Unseen, Unseen{what, why, remedy})
 }
 
 func (j *judge) finish() NodeReport {
-	slices.SortStableFunc(j.report.Findings, func(a, b Finding) int { return rank[a.Severity] - rank[b.Severity] })
+	slices.SortStableFunc(j.report.Findings, func(a, b Concern) int { return rank[a.Severity] - rank[b.Severity] })
 	slices.SortStableFunc(j.report.Expires, func(a, b Expiry) int { return cmp.Compare(a.NotAfter.Unix(), b.NotAfter.Unix()) })
 	j.report.Ready = len(j.report.Findings) == 0 || j.report.Findings[0].Severity != Blocker
 	return j.report

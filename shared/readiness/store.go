@@ -10,6 +10,7 @@ import (
 
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
+	"github.com/cassandra-security-manager/csm/shared/resource"
 	"github.com/cassandra-security-manager/csm/shared/scan"
 )
 
@@ -32,7 +33,7 @@ func (j *judge) stores() {
 
 func (j *judge) state(s *agentv1.StoreFacts) {
 	say := func(sev Severity, code, message, remedy string) {
-		j.add(Finding{Severity: sev, Code: code, Store: s.Store, Message: message, Evidence: first(s.Detail, s.KeystorePath), Remedy: remedy})
+		j.add(Concern{Severity: sev, Code: code, Store: s.Store, Message: message, Evidence: first(s.Detail, s.KeystorePath), Remedy: remedy})
 	}
 	switch s.State {
 	case agentv1.InstallState_INSTALL_STATE_CONTESTED:
@@ -82,7 +83,7 @@ func (j *judge) expires(s *agentv1.StoreFacts, kind string, p *Parsed, path stri
 func (j *judge) leaf(s *agentv1.StoreFacts, leaf *Found) {
 	shown := certificate.Subject(leaf.X) + " in " + s.KeystorePath
 	for _, w := range scan.Weaknesses(leaf.X, j.now, Soon) {
-		f := Finding{Severity: Severity(w.Severity), Code: w.Code, Store: s.Store, Message: "the certificate: " + w.Message, Evidence: shown, Remedy: "a certificate of CSM has none of this"}
+		f := Concern{Severity: Severity(w.Severity), Code: w.Code, Store: s.Store, Message: "the certificate: " + w.Message, Evidence: shown, Remedy: "a certificate of CSM has none of this"}
 		switch w.Code {
 		case "expired":
 			f.Severity, f.Remedy = Blocker, "do not restart Cassandra: it could not join the ring; renew first"
@@ -98,7 +99,7 @@ func (j *judge) leaf(s *agentv1.StoreFacts, leaf *Found) {
 			continue
 		}
 		if len(leaf.X.ExtKeyUsage)+len(leaf.X.UnknownExtKeyUsage) > 0 && !slices.Contains(leaf.X.ExtKeyUsage, u) && !slices.Contains(leaf.X.ExtKeyUsage, x509.ExtKeyUsageAny) {
-			j.add(Finding{Severity: Error, Code: "wrong-usage", Store: s.Store, Message: "the certificate lacks the usage " + certificate.UsageName(u) + ", which links between nodes need", Evidence: shown, Remedy: "issue it with serverAuth and clientAuth"})
+			j.add(Concern{Severity: Error, Code: "wrong-usage", Store: s.Store, Message: "the certificate lacks the usage " + certificate.UsageName(u) + ", which links between nodes need", Evidence: shown, Remedy: "issue it with serverAuth and clientAuth"})
 		}
 	}
 }
@@ -117,7 +118,7 @@ func (j *judge) names(s *agentv1.StoreFacts, leaf *Found) {
 	if have.Contains(want) {
 		return
 	}
-	f := Finding{Severity: Warning, Code: "names-missing", Store: s.Store, Message: "the certificate lacks " + have.Missing(want).String() + ": require_endpoint_verification, and drivers that verify names, would refuse this node",
+	f := Concern{Severity: Warning, Code: "names-missing", Store: s.Store, Message: "the certificate lacks " + have.Missing(want).String() + ": require_endpoint_verification, and drivers that verify names, would refuse this node",
 		Evidence: "it carries " + first(have.String(), "no names"), Remedy: "a certificate of CSM carries them; keep endpoint verification off until then"}
 	if i := j.node.Instance; s.Store != "client" && i.GetInternode().GetEndpointVerification() {
 		f.Severity, f.Message = Blocker, "endpoint verification is on and the certificate lacks "+have.Missing(want).String()+": links to this node fail when they reconnect"
@@ -143,11 +144,11 @@ func (j *judge) shared(s *agentv1.StoreFacts, leaf *Found) {
 	var others []string
 	for _, at := range j.ring.keys[leaf.SPKI] {
 		if at != j.node {
-			others = append(others, at.Name)
+			others = append(others, resource.Last(at.Name))
 		}
 	}
 	if len(others) > 0 {
-		j.add(Finding{Severity: Error, Code: "shared-key", Store: s.Store, Message: fmt.Sprintf("the same private key serves %d nodes: who takes one host can be each of them", len(others)+1),
+		j.add(Concern{Severity: Error, Code: "shared-key", Store: s.Store, Message: fmt.Sprintf("the same private key serves %d nodes: who takes one host can be each of them", len(others)+1),
 			Evidence: "also on " + some(others), Remedy: "give each node a key of its own; with CSM keys are made on the node and never leave it"})
 	}
 	var copies []string
@@ -157,7 +158,7 @@ func (j *judge) shared(s *agentv1.StoreFacts, leaf *Found) {
 		}
 	}
 	if len(copies) > 0 {
-		j.add(Finding{Severity: Warning, Code: "key-copied", Store: s.Store, Message: "the private key lies in other files as well", Evidence: some(copies), Remedy: "remove the copies that nobody needs"})
+		j.add(Concern{Severity: Warning, Code: "key-copied", Store: s.Store, Message: "the private key lies in other files as well", Evidence: some(copies), Remedy: "remove the copies that nobody needs"})
 	}
 }
 
@@ -169,15 +170,15 @@ func (j *judge) trust(s *agentv1.StoreFacts, leaf *Found) {
 	var refused []string
 	for _, l := range j.ring.leaves {
 		if l.node != j.node && !j.ring.trusts(s, l) {
-			refused = append(refused, l.node.Name)
+			refused = append(refused, resource.Last(l.node.Name))
 		}
 	}
 	if len(refused) > 0 {
-		j.add(Finding{Severity: Blocker, Code: "peer-untrusted", Store: s.Store, Message: fmt.Sprintf("the truststore does not hold the CA of %d other nodes: links to them fail when they reconnect", len(refused)),
+		j.add(Concern{Severity: Blocker, Code: "peer-untrusted", Store: s.Store, Message: fmt.Sprintf("the truststore does not hold the CA of %d other nodes: links to them fail when they reconnect", len(refused)),
 			Evidence: some(refused), Remedy: "add their CA to " + s.TruststorePath + " before any restart"})
 	}
 	if own := j.ring.leafOf(j.node, s.Store); own != nil && !j.ring.trusts(s, own) {
-		j.add(Finding{Severity: Warning, Code: "own-ca-untrusted", Store: s.Store, Message: "the truststore does not hold the CA of the node's own certificate", Evidence: certificate.Subject(leaf.X), Remedy: "add it: the other nodes need it too"})
+		j.add(Concern{Severity: Warning, Code: "own-ca-untrusted", Store: s.Store, Message: "the truststore does not hold the CA of the node's own certificate", Evidence: certificate.Subject(leaf.X), Remedy: "add it: the other nodes need it too"})
 	}
 }
 
@@ -195,16 +196,16 @@ func (j *judge) anchors(s *agentv1.StoreFacts) {
 		shown := fmt.Sprintf("%s (sha256 %s) in %s", certificate.Subject(p.X), hex.EncodeToString(p.SHA256[:8]), s.TruststorePath)
 		switch {
 		case j.now.After(p.X.NotAfter):
-			j.add(Finding{Severity: Warning, Code: "anchor-expired", Store: s.Store, Message: "a trust anchor expired on " + p.X.NotAfter.UTC().Format(time.DateOnly), Evidence: shown, Remedy: "remove it once nothing chains to it"})
+			j.add(Concern{Severity: Warning, Code: "anchor-expired", Store: s.Store, Message: "a trust anchor expired on " + p.X.NotAfter.UTC().Format(time.DateOnly), Evidence: shown, Remedy: "remove it once nothing chains to it"})
 		case !j.ring.used[p.SHA256]:
 			sev := Warning
 			if s.Store == "client" {
 				sev = Info
 			}
-			j.add(Finding{Severity: sev, Code: "anchor-unused", Store: s.Store, Message: "no certificate seen on any node chains to this trust anchor; whoever holds a certificate of it is let in", Evidence: shown, Remedy: "find out whose it is (clients may use it), else remove it"})
+			j.add(Concern{Severity: sev, Code: "anchor-unused", Store: s.Store, Message: "no certificate seen on any node chains to this trust anchor; whoever holds a certificate of it is let in", Evidence: shown, Remedy: "find out whose it is (clients may use it), else remove it"})
 		}
 		if !p.X.IsCA && p.X.BasicConstraintsValid {
-			j.add(Finding{Severity: Info, Code: "anchor-not-ca", Store: s.Store, Message: "a leaf is trusted by itself instead of by its CA", Evidence: shown, Remedy: "a common CA saves touching each truststore at each renewal"})
+			j.add(Concern{Severity: Info, Code: "anchor-not-ca", Store: s.Store, Message: "a leaf is trusted by itself instead of by its CA", Evidence: shown, Remedy: "a common CA saves touching each truststore at each renewal"})
 		}
 	}
 }
@@ -218,6 +219,6 @@ func (j *judge) otherFiles() {
 		}
 	}
 	if len(open) > 0 {
-		j.add(Finding{Severity: Error, Code: "key-readable", Message: "every user of the host may read private keys", Evidence: some(open), Remedy: "chmod 0600, or remove what nobody needs"})
+		j.add(Concern{Severity: Error, Code: "key-readable", Message: "every user of the host may read private keys", Evidence: some(open), Remedy: "chmod 0600, or remove what nobody needs"})
 	}
 }

@@ -51,16 +51,16 @@ func (j *judge) version() {
 	switch {
 	case r.before(release{4, 0, 0}):
 		j.report.HotReload = "no"
-		j.add(Finding{Severity: Blocker, Code: "no-hot-reload", Message: "this release reads its stores at start only: each new certificate needs a restart", Evidence: seen, Remedy: "upgrade to 4.1 or newer"})
+		j.add(Concern{Severity: Blocker, Code: "no-hot-reload", Message: "this release reads its stores at start only: each new certificate needs a restart", Evidence: seen, Remedy: "upgrade to 4.1 or newer"})
 	case r.before(release{4, 1, 0}):
 		j.report.HotReload = "limited"
-		j.add(Finding{Severity: Warning, Code: "reload-joint", Message: "both TLS sections are reloaded as one: a broken client store keeps the internode certificate old as well", Evidence: seen, Remedy: "nothing to do; upgrade to 4.1.4 or newer to be rid of it"})
+		j.add(Concern{Severity: Warning, Code: "reload-joint", Message: "both TLS sections are reloaded as one: a broken client store keeps the internode certificate old as well", Evidence: seen, Remedy: "nothing to do; upgrade to 4.1.4 or newer to be rid of it"})
 	case r.before(release{4, 1, 4}):
 		j.report.HotReload = "limited"
-		j.add(Finding{Severity: Warning, Code: "reload-by-time", Message: "a reload looks at file times only, and the legacy port 7001 keeps its old certificate (CASSANDRA-18681)", Evidence: seen, Remedy: "nothing to do; upgrade to 4.1.4 or newer to be rid of it"})
+		j.add(Concern{Severity: Warning, Code: "reload-by-time", Message: "a reload looks at file times only, and the legacy port 7001 keeps its old certificate (CASSANDRA-18681)", Evidence: seen, Remedy: "nothing to do; upgrade to 4.1.4 or newer to be rid of it"})
 	}
 	if strings.HasPrefix(i.Authenticator, "MutualTls") && !r.before(release{5, 0, 0}) && r.before(release{5, 0, 7}) {
-		j.add(Finding{Severity: Error, Code: "cve-2026-27314", Message: "whoever may create one role can map a certificate onto a superuser (ADD IDENTITY)",
+		j.add(Concern{Severity: Error, Code: "cve-2026-27314", Message: "whoever may create one role can map a certificate onto a superuser (ADD IDENTITY)",
 			Evidence: fmt.Sprintf("%s with %s", seen, i.Authenticator), Remedy: "upgrade to 5.0.7 or newer"})
 	}
 }
