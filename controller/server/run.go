@@ -108,7 +108,8 @@ func (s *Server) serve(ctx context.Context, ready func()) error {
 	// Shutdown waits for every request, and a watch never ends by itself: requests are told to end first.
 	requests, endRequests := context.WithCancel(context.WithoutCancel(ctx))
 	defer endRequests()
-	api := s.httpServer(rest.New(s.restDeps()))
+	routes := rest.New(s.restDeps())
+	api := s.httpServer(routes)
 	api.BaseContext = func(net.Listener) context.Context { return requests }
 	api.TLSConfig = rest.TLSConfig(s.id.certificate)
 	pki := s.httpServer(s.dom.authorities.PKIHandler())
@@ -120,7 +121,7 @@ func (s *Server) serve(ctx context.Context, ready func()) error {
 		{"listen.agents", s.cfg.Listen.Agents, agentServer.Serve, func(context.Context) { agents.Close(); agentServer.Stop() }},
 	}
 	if s.cfg.Metrics != "" {
-		metrics := s.httpServer(s.metricsHandler())
+		metrics := s.httpServer(s.metricsHandler(routes))
 		doors = append(doors, door{"metrics", s.cfg.Metrics, metrics.Serve, stopHTTP(metrics)})
 	}
 	admin, err := s.adminDoor()
@@ -147,6 +148,7 @@ func (s *Server) serve(ctx context.Context, ready func()) error {
 	group.Go(func() error { return admin.run(ctx) })
 	group.Go(func() error { return s.unsealLoop(ctx) })
 	group.Go(func() error { return s.identityLoop(ctx) })
+	group.Go(func() error { return s.verifyLoop(ctx) })
 	group.Go(func() error { return s.agentsLoop(ctx, agents) })
 	s.log.Info("controller runs", "region", s.cfg.Region, "api", s.cfg.Listen.API, "agents", s.cfg.Listen.Agents,
 		"cluster", s.cfg.Listen.Cluster, "pki", s.cfg.Listen.PKI)

@@ -224,6 +224,7 @@ type Quorum struct {
 	age    time.Duration
 	extra  []consensus.MemberStatus
 	differ bool
+	health consensus.Health
 	tokens map[string]consensus.Token
 	// Linearized counts the linearizable reads asked for.
 	Linearized int
@@ -246,6 +247,9 @@ func (q *Quorum) Pending(name, fingerprint string) {
 
 // Differ makes the checksums of two controllers unequal.
 func (q *Quorum) Differ() { q.set(func() { q.differ = true }) }
+
+// SetHealth says what the controller knows of itself.
+func (q *Quorum) SetHealth(h consensus.Health) { q.set(func() { q.health = h }) }
 
 func (q *Quorum) set(f func()) {
 	q.mu.Lock()
