@@ -15,7 +15,7 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
-var severities = []string{string(readiness.Blocker), string(readiness.Error), string(readiness.Warning), string(readiness.Info)}
+var gravities = []string{string(readiness.Blocker), string(readiness.Error), string(readiness.Warning), string(readiness.Info)}
 
 func (a *app) clusterReadiness() *cobra.Command {
 	var least, node string
@@ -26,9 +26,9 @@ func (a *app) clusterReadiness() *cobra.Command {
 			"-o wide adds what shows each finding; -o json has all of it, node by node, with the end of every certificate in use.",
 		Example: "  csm cluster readiness prod-eu\n  csm cluster readiness prod-eu --node n7 --severity info -o wide\n" +
 			"  csm cluster readiness prod-eu -o json | jq '.nodes[] | select(.ready | not) | .node'"}
-	c.Flags().StringVar(&least, "severity", string(readiness.Warning), "show these and graver ones: "+strings.Join(severities, ", "))
+	c.Flags().StringVar(&least, "severity", string(readiness.Warning), "show these and graver ones: "+strings.Join(gravities, ", "))
 	c.Flags().StringVar(&node, "node", "", "show one node only")
-	_ = c.RegisterFlagCompletionFunc("severity", cobra.FixedCompletions(severities, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("severity", cobra.FixedCompletions(gravities, cobra.ShellCompDirectiveNoFileComp))
 	return a.run(c, func(s *session, args []string) error {
 		name, err := s.clusterName(first(args))
 		if err != nil {
@@ -36,7 +36,7 @@ func (a *app) clusterReadiness() *cobra.Command {
 		}
 		shown := upTo(least)
 		if shown == nil {
-			return fault.New(fault.Invalid, "bad-severity", "%.40q is no severity", least).Do("one of %s", strings.Join(severities, ", "))
+			return fault.New(fault.Invalid, "bad-severity", "%.40q is no severity", least).Do("one of %s", strings.Join(gravities, ", "))
 		}
 		r, raw, err := read[readiness.Report](s, name+":checkReadiness", nil)
 		if err != nil {
@@ -57,10 +57,10 @@ func (a *app) clusterReadiness() *cobra.Command {
 	})
 }
 
-// upTo are the severities from the gravest to the least one, nil when it is none.
+// upTo are the gravities from the gravest to the least one, nil when it is none.
 func upTo(least string) map[readiness.Severity]bool {
 	out := map[readiness.Severity]bool{}
-	for _, s := range severities {
+	for _, s := range gravities {
 		out[readiness.Severity(s)] = true
 		if s == least {
 			return out
@@ -94,7 +94,7 @@ func (s *session) printReadiness(cluster string, r readiness.Report, raw any, sh
 	if err := s.Print(ui.View{Pairs: p}); err != nil {
 		return err
 	}
-	t := &ui.Table{Columns: []ui.Column{{Name: "SEVERITY", Style: severityStyle}, {Name: "NODES"}, {Name: "FINDING"}, {Name: "WHAT"}, {Name: "SHOWN BY", Wide: true}, {Name: "DO"}}}
+	t := &ui.Table{Columns: []ui.Column{{Name: "SEVERITY", Style: gravityStyle}, {Name: "NODES"}, {Name: "FINDING"}, {Name: "WHAT"}, {Name: "SHOWN BY", Wide: true}, {Name: "DO"}}}
 	for _, g := range gatherFindings(r.Nodes, shown) {
 		code := g.Code
 		if g.Store != "" {
@@ -169,7 +169,7 @@ func gatherFindings(nodes []readiness.NodeReport, shown map[readiness.Severity]b
 		}
 	}
 	order := map[readiness.Severity]int64{}
-	for i, s := range severities {
+	for i, s := range gravities {
 		order[readiness.Severity(s)] = int64(i)
 	}
 	sortBy(out, func(g *gathered) int64 { return order[g.Severity] })
@@ -197,7 +197,7 @@ func gatherUnseen(nodes []readiness.NodeReport) []string {
 	return order
 }
 
-func severityStyle(cell string) ui.Style {
+func gravityStyle(cell string) ui.Style {
 	switch readiness.Severity(cell) {
 	case readiness.Blocker, readiness.Error:
 		return ui.Bad
