@@ -165,6 +165,7 @@ func (s *server) routes() {
 	s.health()
 	s.certificates()
 	s.clusters()
+	s.readiness()
 	s.trust()
 	s.requests()
 	s.nodes()
