@@ -16,6 +16,7 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/config"
 	"github.com/cassandra-security-manager/csm/shared/identity"
+	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
 // Defaults.
@@ -41,6 +42,9 @@ type Config struct {
 	Cassandra []Instance `yaml:"cassandra"`
 	// StateDir holds identities, journals and the status file.
 	StateDir string `yaml:"state_dir"`
+	// ReloadSocket is where systemd starts the helper that reloads, for instances that name no socket of their own. Empty: the
+	// agent starts the helper itself. The packaged unit sets it by CSM_RELOAD_SOCKET.
+	ReloadSocket string `yaml:"reload_socket"`
 	// HoldFile is the kill switch: while it is there, nothing is changed.
 	HoldFile string `yaml:"hold_file"`
 	// Scan is the inventory.
@@ -50,10 +54,12 @@ type Config struct {
 
 // Join says by what evidence an identity is asked for.
 type Join struct {
-	// Method is "token".
+	// Method is "token", or "possession" of the key that Cassandra uses today.
 	Method string `yaml:"method"`
 	// File holds the token; it is removed by nobody but is useless once used.
 	File string `yaml:"file"`
+	// Node is the short name that a node asks for by possession; the default is the host's name.
+	Node string `yaml:"node"`
 }
 
 // Instance is one Cassandra on this host.
@@ -124,6 +130,9 @@ func (c *Config) Check(p *config.Problems) {
 	if c.HoldFile == "" || !filepath.IsAbs(c.HoldFile) {
 		p.Add("hold_file", "the path of the HOLD file is not absolute", "write "+install.DefaultHold)
 	}
+	if c.ReloadSocket != "" && !filepath.IsAbs(c.ReloadSocket) {
+		p.Add("reload_socket", "the path of the helper's socket is not absolute", "write /run/csm-agent/reload.sock, or leave it out")
+	}
 	if c.Scan.Every < time.Hour {
 		p.Add("scan.every", "scanning more often than each hour costs more than it tells", "write 24h; changes in store folders are seen at once")
 	}
@@ -152,8 +161,13 @@ type discard struct{}
 func (discard) Write(b []byte) (int, error) { return len(b), nil }
 
 func checkJoin(p *config.Problems, key string, j Join) {
-	if j.Method != "" && j.Method != "token" {
-		p.Add(key+".method", fmt.Sprintf("%q is not a way to join", j.Method), "write token")
+	if j.Method != "" && j.Method != "token" && j.Method != "possession" {
+		p.Add(key+".method", fmt.Sprintf("%q is not a way to join", j.Method), "write token, or possession")
+	}
+	if j.Node != "" {
+		if err := resource.CheckID("node", j.Node); err != nil {
+			p.Add(key+".node", err.Error(), "write a short name like n7")
+		}
 	}
 	if j.File != "" && !filepath.IsAbs(j.File) {
 		p.Add(key+".file", "the path of the token is not absolute", "write /etc/csm/join.token")
@@ -178,6 +192,9 @@ func (in Instance) check(p *config.Problems, key string) {
 	}
 	if len(in.Reload.Command) > 0 && in.Reload.Command[0] == "" {
 		p.Add(key+".reload.command", "the command has no program", "write [nodetool, reloadssl], or leave it out")
+	}
+	if in.Reload.Socket != "" && !filepath.IsAbs(in.Reload.Socket) {
+		p.Add(key+".reload.socket", "the path of the helper's socket is not absolute", "write /run/csm-agent/reload.sock, or leave it out")
 	}
 	if in.Reload.Timeout < 0 {
 		p.Add(key+".reload.timeout", "a command cannot end before it begins", "write 30s")
@@ -217,6 +234,9 @@ func (c *Config) JoinFor(in Instance) Join {
 	if in.Join.File != "" {
 		j.File = in.Join.File
 	}
+	if in.Join.Node != "" {
+		j.Node = in.Join.Node
+	}
 	return j
 }
 
@@ -226,6 +246,14 @@ func (in Instance) StateName() string {
 		return "cassandra"
 	}
 	return in.Name
+}
+
+// Socket is where the reload helper of the instance listens; empty when the agent starts it.
+func (c *Config) Socket(in Instance) string {
+	if in.Reload.Socket != "" {
+		return in.Reload.Socket
+	}
+	return c.ReloadSocket
 }
 
 // Folder is the instance's part of the state folder.

@@ -24,7 +24,7 @@ type Condition struct {
 func conditions(ctx context.Context, q state.Querier, name string, z *Freeze, now time.Time) ([]Condition, error) {
 	var out []Condition
 	if z != nil {
-		e, err := expiring(ctx, q, name, *z, now)
+		e, err := expiringUnder(ctx, q, name, *z, now)
 		if err != nil {
 			return nil, err
 		}

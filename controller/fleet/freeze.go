@@ -52,7 +52,7 @@ func (f *Fleet) ListFreezes(ctx context.Context) ([]Freeze, error) {
 				break
 			}
 			var e expiry
-			e, err = expiring(ctx, q, list[i].Scope, list[i], now)
+			e, err = expiringUnder(ctx, q, list[i].Scope, list[i], now)
 			list[i].Expiring, list[i].FirstExpiry = e.stores, e.first
 			if e.stores > 0 {
 				list[i].Alarm = e.message(list[i])
@@ -105,8 +105,8 @@ const expireMargin = 24 * time.Hour
 // noEnd is how far ahead a freeze without an end is looked at: the repair floor, below which a node is red.
 const noEnd = 21 * 24 * time.Hour
 
-// expiring finds the stores that CSM wrote, within a scope, that a freeze lets expire.
-func expiring(ctx context.Context, q state.Querier, scope string, z Freeze, now time.Time) (e expiry, err error) {
+// expiringUnder finds the stores that CSM wrote, within a scope, that a freeze lets expire.
+func expiringUnder(ctx context.Context, q state.Querier, scope string, z Freeze, now time.Time) (e expiry, err error) {
 	limit := now.Add(noEnd)
 	if !z.Until.IsZero() {
 		limit = z.Until.Add(expireMargin)
@@ -166,7 +166,7 @@ func applyAlarmFreeze(a *state.Apply, c *clusterv1.AlarmFreeze) (*clusterv1.Empt
 
 // alarmFreeze says what will expire under a freeze, when it is more than was said.
 func alarmFreeze(a *state.Apply, z Freeze) error {
-	e, err := expiring(a.Context(), a.Querier(), z.Scope, z, a.Now)
+	e, err := expiringUnder(a.Context(), a.Querier(), z.Scope, z, a.Now)
 	if err != nil {
 		return err
 	}

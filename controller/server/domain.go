@@ -44,7 +44,7 @@ type domain struct {
 	issuance    *issuance.Issuance
 	fleet       *fleet.Fleet
 	people      *people.People
-	metrics     *issueMetrics
+	metrics     *metrics
 }
 
 // openStore opens the replicated state of this installation.
@@ -83,13 +83,13 @@ func listen(key, addr string) (net.Listener, error) {
 // assemble puts the domain packages on top of a store and a quorum.
 func assemble(cfg Config, in installation, kek *keyring.KEK, store *state.Store, node *consensus.Node) *domain {
 	clock := clockwork.NewRealClock()
-	d := &domain{store: store, node: node, metrics: newIssueMetrics()}
+	d := &domain{store: store, node: node, metrics: newMetrics()}
 	// Requests over REST carry their correlation, reason and idempotency into the log; other proposals pass unchanged.
-	log := rest.Log(node)
+	log := rest.Log(timedLog{node, d.metrics.commit})
 	d.keyring = keyring.New(store, log, kek, in.Name)
 	d.authorities = authority.New(store, log, d.keyring, clock, rand.Reader, authority.Options{BaseURLs: []string{cfg.PKIURL}, AllowBenchmark: benchmark})
 	d.ledger = ledger.NewReplicated(store, clock)
-	d.issuance = issuance.New(d.authorities, log, clock, rand.Reader, issuance.Options{AllowBenchmark: benchmark, HourlyCap: hourlyCap, Observe: d.metrics.issued})
+	d.issuance = issuance.New(d.authorities, log, clock, rand.Reader, issuance.Options{AllowBenchmark: benchmark, HourlyCap: hourlyCap, Observe: d.metrics.observeIssue})
 	d.fleet = fleet.New(store, log, clock, d.anchors)
 	d.fleet.Holders(node.Answers)
 	d.people = people.New(store, log)

@@ -35,6 +35,7 @@ type Quorum interface {
 	Linearize(ctx context.Context) error
 	Age() time.Duration
 	IsLeader() bool
+	Health() consensus.Health
 	Status(ctx context.Context) (consensus.Status, error)
 	Verify(ctx context.Context, actor string) ([]consensus.MemberChecksum, error)
 	CreateJoinToken(ctx context.Context, spec consensus.TokenSpec, actor string) (token string, info consensus.Token, err error)
@@ -165,6 +166,9 @@ func (s *server) routes() {
 	s.certificates()
 	s.tenants()
 	s.clusters()
+	s.readiness()
+	s.trust()
+	s.requests()
 	s.nodes()
 	s.authorities()
 	s.controllers()
