@@ -183,10 +183,12 @@ func TestStatusExitsByTheWorstOfWhatItTells(t *testing.T) {
 		code   int
 		says   string
 	}{
-		"as it should be":        {func(*node.Status) {}, 0, "proven"},
-		"no controller":          {func(s *node.Status) { s.Link = node.Link{Error: "refused"} }, 10, "no controller can be reached"},
-		"it expires in ten days": {func(s *node.Status) { s.Stores[0].NotBefore, s.Stores[0].NotAfter = now.AddDate(0, 0, -80), now.AddDate(0, 0, 10) }, 1, "good only until"},
-		"suspended":              {func(s *node.Status) { s.Suspended = "copied" }, 1, "suspended"},
+		"as it should be": {func(*node.Status) {}, 0, "proven"},
+		"no controller":   {func(s *node.Status) { s.Link = node.Link{Error: "refused"} }, 10, "no controller can be reached"},
+		"it expires in ten days": {func(s *node.Status) {
+			s.Stores[0].NotBefore, s.Stores[0].NotAfter = now.AddDate(0, 0, -80), now.AddDate(0, 0, 10)
+		}, 1, "good only until"},
+		"suspended": {func(s *node.Status) { s.Suspended = "copied" }, 1, "suspended"},
 	} {
 		s := good()
 		c.change(&s)
