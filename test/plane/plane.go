@@ -30,6 +30,8 @@ type Options struct {
 	Regions []string
 	// Root is init's --root: "lab" or "none".
 	Root string
+	// Extra is added to every controller.yaml.
+	Extra string
 }
 
 // Controller is one csm-controller.
@@ -37,7 +39,8 @@ type Controller struct {
 	Name, Region, Config, Log string
 	IP                        netip.Addr
 	process                   *process.Process
-	bin, dir                  string
+	// joinAt overrides join_peers.
+	bin, dir, joinAt string
 }
 
 // Address of a port of this controller.
@@ -101,8 +104,8 @@ data_dir: %s
 join_peers: ["%s"]
 listen: {api: "%s", agents: "%s", cluster: "%s", pki: "%s"}
 metrics: "%s"
-`, c.Name, region, c.IP, filepath.Join(c.dir, "data"), net.JoinHostPort(o.Host(1).String(), "9642"),
-		c.Address(9640), c.Address(9641), c.Address(9642), c.Address(9643), c.Address(9644)), 0o600)
+%s`, c.Name, region, c.IP, filepath.Join(c.dir, "data"), net.JoinHostPort(o.Host(1).String(), "9642"),
+		c.Address(9640), c.Address(9641), c.Address(9642), c.Address(9643), c.Address(9644), o.Extra), 0o600)
 }
 
 // Start starts the controller's process.
@@ -118,9 +121,29 @@ func (c *Controller) Kill() { c.process.Kill() }
 // Running says whether its process lives.
 func (c *Controller) Running() bool { return c.process.Running() }
 
+// JoinAt makes it ask another controller when it joins, instead of the first.
+func (c *Controller) JoinAt(at *Controller) { c.joinAt = at.Address(9642) }
+
+// Data is its data folder.
+func (c *Controller) Data() string { return filepath.Join(c.dir, "data") }
+
+// Command runs csm-controller once with this controller's configuration and gives the end of what it printed.
+func (c *Controller) Command(ctx context.Context, args ...string) (string, error) {
+	return c.command(ctx, append(args, "--config", c.Config)...)
+}
+
+// Admit lets a controller in: token, fingerprint, approval; it runs afterwards.
+func (p *Plane) Admit(ctx context.Context, c *Controller) error { return p.admit(ctx, c) }
+
+// Wait until n controllers vote.
+func (p *Plane) Wait(ctx context.Context, n int) error { return p.wait(ctx, n) }
+
+// Recovery is the file of the recovery share.
+func (p *Plane) Recovery() string { return filepath.Join(p.Dir, "recovery.key") }
+
 func (c *Controller) command(ctx context.Context, args ...string) (string, error) {
 	log := filepath.Join(c.dir, args[0]+".log")
-	proc, err := process.Start(process.Spec{Name: c.Name + " " + args[0], Path: filepath.Join(c.bin, "csm-controller"), Args: args, Dir: c.dir, Log: log})
+	proc, err := process.Start(process.Spec{Name: c.Name + " " + args[0], Path: filepath.Join(c.bin, "csm-controller"), Args: args, Dir: c.dir, Log: log, Env: c.environment()})
 	if err != nil {
 		return "", err
 	}
@@ -131,6 +154,13 @@ func (c *Controller) command(ctx context.Context, args ...string) (string, error
 	case <-ctx.Done():
 		return proc.Tail(10), ctx.Err()
 	}
+}
+
+func (c *Controller) environment() []string {
+	if c.joinAt == "" {
+		return nil
+	}
+	return []string{"CSM_JOIN_PEERS=" + c.joinAt}
 }
 
 var fingerprint = regexp.MustCompile(`--fingerprint ([0-9a-f]{64})`)
@@ -154,10 +184,11 @@ func (p *Plane) admit(ctx context.Context, c *Controller) error {
 		ended <- err
 	}()
 	approve := func() error {
-		m := fingerprint.FindStringSubmatch(process.Tail(filepath.Join(c.dir, "join.log"), 20))
-		if m == nil {
+		all := fingerprint.FindAllStringSubmatch(process.Tail(filepath.Join(c.dir, "join.log"), 20), -1)
+		if all == nil {
 			return fmt.Errorf("no fingerprint was printed")
 		}
+		m := all[len(all)-1] // an earlier join of this controller may stand above
 		return p.API.Do(ctx, http.MethodPost, "/v1/system/controllers/"+c.Name+":approve", map[string]string{"fingerprint": m[1]}, nil)
 	}
 	if err := Eventually(ctx, 20*time.Second, approve); err != nil {
