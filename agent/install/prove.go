@@ -134,7 +134,7 @@ func (t *transaction) askNeighbour(ctx context.Context) error {
 	go t.shortenWhenHeld(ctx, cancel)
 	proofs, err := t.site.Neighbour(ctx, t.new.leaf(), t.ports())
 	if err != nil {
-		return fault.Wrap(err, fault.Unavailable, "neighbour-unknown", "no neighbour has proved this node").Do("`csm node proofs` shows who was asked")
+		return unproved(err)
 	}
 	t.proofs = append(t.proofs, proofs...)
 	leaf := t.new.leaf()
@@ -145,6 +145,14 @@ func (t *transaction) askNeighbour(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// unproved tells a neighbour that gave no answer from controllers that could not even name one.
+func unproved(err error) error {
+	if fault.HasReason(err, "proof-not-asked") {
+		return err
+	}
+	return fault.Wrap(err, fault.Unavailable, "neighbour-unknown", "no neighbour has proved this node").Do("`csm node moves` shows who was asked")
 }
 
 // shortenWhenHeld ends the wait HoldGrace after a HOLD file appeared: a running transaction ends or rolls back within 30 s.

@@ -110,6 +110,8 @@ type Node struct {
 	snapshot  *agentv1.Hello
 	ownCert   *cassandra.Instance
 	roots     [][]byte
+	up        bool // all of Cassandra's ports listen
+	ring      ring
 }
 
 // Link is what is known of the stream.
@@ -136,7 +138,7 @@ func Open(o Options) (*Node, error) {
 	}
 	n := &Node{o: o, folder: f, log: o.Logger.With("instance", o.Instance.StateName()), wake: make(chan struct{}, 1), tasks: make(chan *agentv1.ProofTask, 32),
 		births: map[string]time.Time{}, attempts: map[string]*Attempt{}, failures: map[string]int{}, rest: map[string]time.Time{}, actions: map[string]Action{},
-		stamps: map[string]string{}, waiting: map[string]chan *agentv1.Proof{}, early: map[string]*agentv1.Proof{}, doing: map[string]bool{}, pace: firstTick}
+		stamps: map[string]string{}, waiting: map[string]chan *agentv1.Proof{}, early: map[string]*agentv1.Proof{}, doing: map[string]bool{}, pace: firstTick, ring: ring{soon: make(chan struct{}, 1)}}
 	io := o.Install
 	io.StateDir, io.Hold, io.Reloader, io.Clock, io.Logger = f.InstallDir(), o.Config.HoldFile, o.Reloader, o.Clock, n.log
 	io.Budget = reload.NewBudget(filepath.Join(f.Dir(), "reloads.json"), o.Clock)
@@ -179,6 +181,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	n.look(ctx, true)
 	n.publish()
+	n.listRing(ctx)
 	if n.folder.Identity() == nil {
 		if err := n.join(ctx); err != nil {
 			return err
@@ -190,6 +193,7 @@ func (n *Node) Run(ctx context.Context) error {
 	var wg stdsync.WaitGroup
 	wg.Go(func() { _ = n.client.Run(ctx) })
 	wg.Go(func() { n.probeNeighbours(ctx) })
+	wg.Go(func() { n.watchRing(ctx) })
 	defer wg.Wait()
 	for ctx.Err() == nil {
 		again := n.step(ctx)
@@ -310,6 +314,7 @@ func (n *Node) look(ctx context.Context, full bool) {
 	n.presence = n.o.Detect(ctx, n.inst)
 	if was != n.presence {
 		n.pace = firstTick
+		n.ringMoved()
 	}
 	if full {
 		n.stores = n.stores[:0]
@@ -324,7 +329,7 @@ func (n *Node) look(ctx context.Context, full bool) {
 		}
 	}
 	n.mu.Lock()
-	n.ownCert = n.inst
+	n.ownCert, n.up = n.inst, n.presence.Normal()
 	n.mu.Unlock()
 	n.prepareHello()
 }
@@ -391,6 +396,10 @@ func (n *Node) instanceFacts() *agentv1.InstanceFacts {
 		return f
 	}
 	f := n.inst.Facts(!n.presence.Down())
+	n.mu.Lock()
+	f.Ring = n.ring.view
+	n.mu.Unlock()
+	f.HostId = n.inst.HostID(f.Ring)
 	if n.folder.Copied() {
 		f.Findings = append(f.Findings, &agentv1.Finding{Code: "copied-state", Severity: "error",
 			Message: "the agent's state folder was copied from another machine", Remedy: "remove it on the copy and join again with a new token"})

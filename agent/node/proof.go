@@ -54,8 +54,11 @@ func (n *Node) askOnce(ctx context.Context, claim, store string, leaf [32]byte, 
 	if err := n.call(ctx, claimFor, func(ctx context.Context, c agentv1.AgentServiceClient) (err error) {
 		r, err = c.RequestProofs(ctx, req)
 		return err
-	}); err != nil || len(r.Tasks) == 0 {
-		return nil, err
+	}); err != nil {
+		return nil, notAsked(err)
+	}
+	if len(r.Tasks) == 0 {
+		return nil, nil
 	}
 	n.log.Info("proof asked", "store", store, "prober", r.Prober, "ports", len(ports))
 	defer n.forget(r.Tasks)
@@ -76,6 +79,15 @@ func (n *Node) askOnce(ctx context.Context, claim, store string, leaf [32]byte, 
 		}
 	}
 	return out, nil
+}
+
+// notAsked says of a proof that no controller could ask for why that is: it is not the neighbours, if there are any.
+func notAsked(err error) error {
+	if !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Unknown) {
+		return err
+	}
+	return fault.Wrap(err, fault.Unavailable, "proof-not-asked", "the controllers could not be asked who proves this node").
+		Do("bring back a quorum of controllers (`csm status`); the move is then tried again by itself")
 }
 
 // probeNeighbours proves other nodes when asked, one port after the other.

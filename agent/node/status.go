@@ -13,6 +13,7 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/install"
 	"github.com/cassandra-security-manager/csm/agent/state"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/cli"
 )
 
@@ -137,7 +138,7 @@ func (n *Node) publish() {
 	s.Updated = n.o.Clock.Now().UTC()
 	data, err := json.MarshalIndent(s, "", "  ")
 	if err == nil {
-		err = state.WriteFile(filepath.Join(n.folder.Dir(), StatusFile), data)
+		err = atomicfile.Replace(filepath.Join(n.folder.Dir(), StatusFile), data, 0o600)
 	}
 	if err != nil {
 		n.log.Error("the status could not be written", "error", err)

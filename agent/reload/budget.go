@@ -11,6 +11,7 @@ import (
 
 	"github.com/jonboulle/clockwork"
 
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
@@ -56,7 +57,10 @@ func (b *Budget) Take() error {
 	}
 	data, err := json.Marshal(append(used, now))
 	if err == nil {
-		err = replace(b.path, data)
+		err = os.MkdirAll(filepath.Dir(b.path), 0o700)
+	}
+	if err == nil {
+		err = atomicfile.Replace(b.path, data, 0o600)
 	}
 	if err != nil {
 		return fault.Wrap(err, fault.Unavailable, "state-unwritable", "the reload budget cannot be kept").Do("free space in %s", filepath.Dir(b.path))
@@ -94,15 +98,4 @@ func (b *Budget) load() []time.Time {
 		times = append(times, since)
 	}
 	return times
-}
-
-func replace(path string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
 }

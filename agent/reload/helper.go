@@ -16,12 +16,12 @@ import (
 )
 
 // maxFrame bounds a message between agent and helper, in bytes.
-const maxFrame = 64 << 10
+const maxFrame = 512 << 10
 
 // request names what to do. There is no field for a program: that is the point.
 type request struct {
 	ID       uint64 `json:"id"`
-	Do       string `json:"do"` // "reload"
+	Do       string `json:"do"` // "reload" or "ring"
 	Instance string `json:"instance"`
 }
 
@@ -49,12 +49,14 @@ func Serve(ctx context.Context, rw io.ReadWriter, commands map[string]Command) e
 		c, known := commands[q.Instance]
 		var err error
 		switch {
-		case q.Do != "reload":
-			err = fault.New(fault.Refused, "helper-refused", "the helper does not do %.40q", q.Do).Do("agent and helper must be of one version")
 		case !known:
 			err = fault.New(fault.Refused, "helper-refused", "the helper has no command for %.300q", q.Instance).Do("restart the agent after changing agent.yaml")
+		case q.Do == "reload":
+			a.Output, err = c.run(ctx, maxOutput)
+		case q.Do == "ring":
+			a.Output, err = c.list(ctx)
 		default:
-			a.Output, err = c.run(ctx)
+			err = fault.New(fault.Refused, "helper-refused", "the helper does not do %.40q", q.Do).Do("agent and helper must be of one version")
 		}
 		if err != nil {
 			f := fault.From(err)
@@ -71,6 +73,8 @@ func Serve(ctx context.Context, rw io.ReadWriter, commands map[string]Command) e
 type Helper struct {
 	open func() (io.ReadWriteCloser, error)
 	turn chan struct{}
+	// once ends the helper after each answer: systemd starts the next one.
+	once bool
 
 	mu     sync.Mutex
 	closed bool
@@ -84,9 +88,20 @@ func Start(program string, args ...string) (*Helper, error) {
 	return open(func() (io.ReadWriteCloser, error) { return startChild(program, args) })
 }
 
-// Dial connects to a helper that listens on a unix socket (systemd socket activation), anew for each reload if need be.
-func Dial(socket string) (*Helper, error) {
-	return open(func() (io.ReadWriteCloser, error) { return net.DialTimeout("unix", socket, 5*time.Second) })
+// Dial uses a unix socket on which systemd starts a helper for each connection. It connects for each reload and no longer,
+// so that nothing stays in memory between two, and a socket that is not there yet is no reason not to start.
+func Dial(socket string) *Helper {
+	dial := func() (io.ReadWriteCloser, error) { return net.DialTimeout("unix", socket, 5*time.Second) }
+	return &Helper{open: dial, turn: make(chan struct{}, 1), once: true}
+}
+
+// Check says whether the helper can be reached now.
+func (h *Helper) Check() error {
+	conn, _, err := h.connect()
+	if err == nil && h.once {
+		h.drop(conn)
+	}
+	return err
 }
 
 // Over uses any connection maker; tests and other platforms need it.
@@ -129,10 +144,28 @@ type instanceReloader struct {
 }
 
 func (r instanceReloader) Reload(ctx context.Context) (Output, error) {
-	return r.h.do(ctx, r.instance)
+	return r.h.do(ctx, "reload", r.instance)
 }
 
-func (h *Helper) do(ctx context.Context, instance string) (Output, error) {
+// Ring is of Lister.
+func (r instanceReloader) Ring(ctx context.Context) (string, error) {
+	out, err := r.h.do(ctx, "ring", r.instance)
+	if err == nil && out.ExitCode != 0 {
+		err = fault.New(fault.Unavailable, "ring-unknown", "listing the ring ended with %d: %.300s", out.ExitCode, out.Stderr).Do("run nodetool status by hand as the agent's user")
+	}
+	return out.Stdout, err
+}
+
+// list runs the command that lists the ring.
+func (c Command) list(ctx context.Context) (Output, error) {
+	l, err := c.lister()
+	if err != nil {
+		return Output{ExitCode: -1}, err
+	}
+	return l.run(ctx, maxRing)
+}
+
+func (h *Helper) do(ctx context.Context, what, instance string) (Output, error) {
 	select {
 	case h.turn <- struct{}{}:
 		defer func() { <-h.turn }()
@@ -146,8 +179,11 @@ func (h *Helper) do(ctx context.Context, instance string) (Output, error) {
 	// A caller that gives up breaks the connection: the answer that still comes must not be taken for the next one's.
 	stop := context.AfterFunc(ctx, func() { h.drop(conn) })
 	defer stop()
+	if h.once {
+		defer h.drop(conn)
+	}
 	var a answer
-	err = send(conn, request{ID: id, Do: "reload", Instance: instance})
+	err = send(conn, request{ID: id, Do: what, Instance: instance})
 	if err == nil {
 		err = receive(conn, &a)
 	}

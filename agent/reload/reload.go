@@ -1,7 +1,8 @@
 // Package reload makes a running Cassandra read its TLS stores again, by a command fixed in the local configuration.
 //
-// It owns the helper: a small child process started once as `csm-agent helper`, which alone may execute something, so
-// that the agent's own process runs under a policy that forbids exec and writable code pages. It refuses every command
+// It owns the helper: a small process, `csm-agent helper`, which alone may execute something, so that the agent's own
+// process runs under a policy that forbids exec and writable code pages. systemd starts it for each reload behind a socket
+// (packaging/systemd); without systemd the agent starts it once as a child. It refuses every command
 // that is not in the helper's own configuration: a request names an instance, never a program, so nothing that came
 // over a network can be run. The exit code is carried and never believed: since 4.1.4 nodetool exits 0 when the new
 // stores could not be loaded. One command runs at a time; package install proves the outcome by handshakes.
@@ -9,12 +10,18 @@ package reload
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"time"
+
+	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
 // DefaultTimeout bounds one command. A JVM that starts cold on a busy machine needs some seconds.
 const DefaultTimeout = 30 * time.Second
+
+// ringTimeout is shorter: a reload may wait behind it.
+const ringTimeout = 15 * time.Second
 
 // Reloader makes one Cassandra instance reload its stores. An error means that the command could not be run to its end;
 // a nil error says nothing about whether the stores were loaded.
@@ -41,6 +48,31 @@ type Command struct {
 	Env []string `json:"env,omitempty"`
 	// Timeout after which the command and its children are killed; 0 is DefaultTimeout.
 	Timeout time.Duration `json:"timeout,omitempty"`
+	// Ring is a whole command that prints the ring as `nodetool status` does. Empty: where the last argument is reloadssl,
+	// the same command with status in its place; otherwise the ring cannot be listed.
+	Ring []string `json:"ring,omitempty"`
+}
+
+// Lister is a Reloader that can also list the ring, by a command that is as fixed as the other.
+type Lister interface {
+	// Ring gives what `nodetool status` printed.
+	Ring(ctx context.Context) (string, error)
+}
+
+// lister is the command that lists the ring.
+func (c Command) lister() (Command, error) {
+	out := c
+	out.Timeout = ringTimeout
+	switch n := len(c.Args); {
+	case len(c.Ring) > 0:
+		out.Path, out.Args = c.Ring[0], c.Ring[1:]
+	case n > 0 && c.Args[n-1] == "reloadssl":
+		out.Args = append(slices.Clone(c.Args[:n-1]), "status")
+	default:
+		return out, fault.New(fault.Unavailable, "no-ring-command", "the reload command is not nodetool reloadssl, so it does not tell how to list the ring").
+			Do("add ring: [nodetool, status] to reload in agent.yaml")
+	}
+	return out, nil
 }
 
 // Nodetool is the default command: `nodetool -h HOST -p PORT reloadssl`. JMX of a default Cassandra listens on 127.0.0.1:7199.

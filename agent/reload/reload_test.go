@@ -34,6 +34,9 @@ func TestMain(m *testing.M) {
 		os.Stdout.WriteString(strings.Repeat("x", 40<<10) + "last words")
 		os.Stderr.WriteString("a warning")
 		os.Exit(3)
+	case len(os.Args) == 3 && os.Args[1] == "ringtool" && os.Args[2] == "status":
+		os.Stdout.WriteString(strings.Repeat("UN 10.0.0.1\n", 10_000))
+		os.Exit(0)
 	case len(os.Args) == 2 && os.Args[1] == "sleep":
 		time.Sleep(time.Hour)
 	}
@@ -46,6 +49,7 @@ func commands(self string) map[string]reload.Command {
 		"slow":  {Path: self, Args: []string{"sleep"}, Timeout: 100 * time.Millisecond},
 		"stuck": {Path: self, Args: []string{"sleep"}},
 		"none":  {Path: "/no/such/nodetool"},
+		"ring":  {Path: self, Args: []string{"ringtool", "reloadssl"}},
 	}
 }
 
@@ -207,5 +211,16 @@ func TestABudgetThatCannotBeReadOrKeptIsUsedUp(t *testing.T) {
 	err := reload.NewBudget(filepath.Join(dir, "file", "budget.json"), clockwork.NewRealClock()).Take()
 	if err == nil || errors.Is(err, context.Canceled) {
 		t.Error("a budget that cannot be kept must not be spent")
+	}
+}
+
+func TestTheRingIsListedByTheSameCommandWithAnotherWord(t *testing.T) {
+	h := start(t)
+	out, err := h.Reloader("ring").(reload.Lister).Ring(context.Background())
+	if err != nil || strings.Count(out, "\n") != 10_000 {
+		t.Errorf("%d lines, %v", strings.Count(out, "\n"), err)
+	}
+	if _, err := h.Reloader("good").(reload.Lister).Ring(context.Background()); !fault.HasReason(err, "no-ring-command") {
+		t.Errorf("a command that is not nodetool: %v", err)
 	}
 }

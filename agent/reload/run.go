@@ -14,8 +14,11 @@ import (
 // maxOutput bounds what is kept of each of stdout and stderr, in bytes.
 const maxOutput = 16 << 10
 
-// run executes the command to its end or its timeout, and kills what it has started.
-func (c Command) run(ctx context.Context) (Output, error) {
+// maxRing bounds what is kept of the list of a ring: some two thousand members.
+const maxRing = 192 << 10
+
+// run executes the command to its end or its timeout, and kills what it has started. It keeps the last of what was printed.
+func (c Command) run(ctx context.Context, kept int) (Output, error) {
 	timeout := c.Timeout
 	if timeout <= 0 {
 		timeout = DefaultTimeout
@@ -23,7 +26,7 @@ func (c Command) run(ctx context.Context) (Output, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
-	var stdout, stderr tail
+	stdout, stderr := tail{max: kept}, tail{max: maxOutput}
 	cmd.Stdout, cmd.Stderr, cmd.Dir, cmd.Env = &stdout, &stderr, c.Dir, c.Env
 	if cmd.Env == nil {
 		cmd.Env = keep("PATH", "HOME", "JAVA_HOME", "CASSANDRA_HOME", "CASSANDRA_CONF", "SystemRoot")
@@ -58,15 +61,18 @@ func keep(names ...string) []string {
 	return env
 }
 
-// tail keeps the last maxOutput bytes written.
-type tail struct{ b bytes.Buffer }
+// tail keeps the last max bytes written.
+type tail struct {
+	max int
+	b   bytes.Buffer
+}
 
 func (t *tail) Write(p []byte) (int, error) {
 	n := len(p)
-	if len(p) > maxOutput {
-		p = p[len(p)-maxOutput:]
+	if len(p) > t.max {
+		p = p[len(p)-t.max:]
 	}
-	if over := t.b.Len() + len(p) - maxOutput; over > 0 {
+	if over := t.b.Len() + len(p) - t.max; over > 0 {
 		t.b.Next(over)
 	}
 	t.b.Write(p)

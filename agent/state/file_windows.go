@@ -8,9 +8,6 @@ import (
 	"golang.org/x/sys/windows/registry"
 )
 
-// syncDir does nothing: NTFS journals a rename itself.
-func syncDir(string) error { return nil }
-
 func lock(path string) (func(), error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

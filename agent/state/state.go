@@ -26,8 +26,10 @@ import (
 
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/owner"
 )
 
 const format = 1
@@ -81,7 +83,12 @@ type Folder struct {
 
 // Open locks the folder, makes it if need be, and counts this start. machine is the hash of the host's machine id, zero
 // when the host has none.
+//
+// Root is refused in the folder of another user: the agent could not read what root leaves there.
 func Open(dir string, machine [32]byte) (*Folder, error) {
+	if err := owner.Check(dir); err != nil {
+		return nil, err
+	}
 	for _, d := range []string{dir, filepath.Join(dir, "reports"), filepath.Join(dir, "install")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, unwritable(dir, err)
@@ -162,7 +169,11 @@ func (f *Folder) Close() { f.unlock() }
 
 // InUse says whether an agent has the folder open.
 func InUse(dir string) bool {
-	unlock, err := lock(filepath.Join(dir, "lock"))
+	path := filepath.Join(dir, "lock")
+	if _, err := os.Stat(path); err != nil {
+		return false // and none is made: root may be asking, whose file the agent could not open
+	}
+	unlock, err := lock(path)
 	if err == nil {
 		unlock()
 	}
@@ -284,7 +295,7 @@ func (f *Folder) NextKey() (crypto.Signer, error) {
 		return nil, err
 	}
 	defer clear(data)
-	if err := writeFile(path, data); err != nil {
+	if err := atomicfile.Replace(path, data, 0o600); err != nil {
 		return nil, unwritable(f.dir, err)
 	}
 	return k, nil
@@ -296,7 +307,7 @@ func (f *Folder) KeepReport(r *agentv1.ReportMoveRequest) error {
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, "report", "the report of a move cannot be encoded")
 	}
-	if err := writeFile(f.report(r.Claim), data); err != nil {
+	if err := atomicfile.Replace(f.report(r.Claim), data, 0o600); err != nil {
 		return unwritable(f.dir, err)
 	}
 	return nil
@@ -311,7 +322,7 @@ func (f *Folder) DropReport(claim string) error {
 	if err := os.Remove(f.report(claim)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return unwritable(f.dir, err)
 	}
-	return syncDir(filepath.Join(f.dir, "reports"))
+	return atomicfile.SyncFolder(filepath.Join(f.dir, "reports"))
 }
 
 // Reports are those not yet acknowledged, oldest first. One that cannot be read is dropped: the store's facts tell the rest.
@@ -368,7 +379,7 @@ func (f *Folder) read(name string, v any) (there bool, err error) {
 func (f *Folder) save(name string, v any) error {
 	data, err := json.MarshalIndent(v, "", "  ")
 	if err == nil {
-		err = writeFile(filepath.Join(f.dir, name), data)
+		err = atomicfile.Replace(filepath.Join(f.dir, name), data, 0o600)
 		clear(data)
 	}
 	if err != nil {

@@ -21,10 +21,13 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
-// Pauses between rounds over the whole list: doubled each round, then jittered to 50-100 %.
+// Pauses between rounds over the whole list: doubled each round, then jittered to 20-100 %. The longest is short because
+// it is what an agent may still wait when a controller answers again, and long enough for 1000 agents to come back to one
+// controller at 250 a second, about what it can shake hands with on two cores. A controller without a quorum costs few
+// handshakes: it keeps each stream that opens waiting for a leader, for seconds, before it sends it away.
 const (
 	firstPause = time.Second
-	lastPause  = 30 * time.Second
+	lastPause  = 5 * time.Second
 	// settled is how long a stream must live for the next failure to start from the first pause.
 	settled = 30 * time.Second
 	// openFor bounds connecting and the first answer of one controller.
@@ -107,7 +110,7 @@ func (c *Client) Run(ctx context.Context) error {
 func Pause(round int, jitter float64) time.Duration {
 	p := firstPause << min(round, 16)
 	p = min(p, lastPause)
-	return time.Duration(float64(p) * (0.5 + jitter/2))
+	return time.Duration(float64(p) * (0.2 + 0.8*jitter))
 }
 
 // Reconnect ends the stream, so that the next one uses the identity as it is now.

@@ -64,6 +64,9 @@ func Write(src Source, o Order) (w Written, err error) {
 	}
 	w.Path = filepath.Join(o.Folder, w.Header.ID+Extension)
 	beside := filepath.Join(o.Folder, "."+w.Header.ID+Extension+partial)
+	if _, err := os.Lstat(w.Path); err == nil {
+		return w, cannotWrite(o.Folder, os.ErrExist)
+	}
 	f, err := os.OpenFile(beside, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return w, cannotWrite(o.Folder, err)

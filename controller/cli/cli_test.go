@@ -289,7 +289,13 @@ func TestControllersJoinByTokenAndApproval(t *testing.T) {
 	u.w.Quorum.Pending("csm4", strings.Repeat("ab", 32))
 	u.golden("system_controllers", u.ok(u.run("system", "controllers")).out)
 	u.exits(3, u.run("system", "approve", "csm4", "--fingerprint", strings.Repeat("00", 32)))
-	u.ok(u.run("system", "approve", "csm4", "--fingerprint", strings.Repeat("ab", 32)))
+	for _, malformed := range []string{"", "abab", strings.Repeat("xy", 32), strings.Repeat("ab", 33)} {
+		r := u.exits(2, u.run("system", "approve", "csm4", "--fingerprint", malformed))
+		if !strings.Contains(r.err, "64 hexadecimal digits") || !strings.Contains(r.err, "csm-controller join") {
+			t.Errorf("%q: %s", malformed, r.err)
+		}
+	}
+	u.ok(u.run("system", "approve", "csm4", "--fingerprint", "SHA256:"+strings.Repeat("AB:", 31)+"AB"))
 }
 
 func TestNamesAreCompleted(t *testing.T) {
@@ -321,5 +327,39 @@ func TestEachCommandHasHelpWithAnExample(t *testing.T) {
 	var doc map[string]any
 	if err := json.Unmarshal([]byte(u.ok(u.run("version", "-o", "json")).out), &doc); err != nil || doc["version"] == nil {
 		t.Error(err)
+	}
+}
+
+func TestCheckSpeaksNagiosAndNothingElse(t *testing.T) {
+	u := newUser(t)
+	if r := u.exits(0, u.run("check", "quorum", "freeze")); r.err != "" || !strings.HasPrefix(r.out, "CSM OK - all is well | voters=1;1:;1:;0;1 freezes=0") {
+		t.Errorf("%q %q", r.out, r.err)
+	}
+	u.w.Quorum.Lose()
+	if r := u.exits(2, u.run("check")); r.err != "" || !strings.HasPrefix(r.out, "CSM CRITICAL - ") {
+		t.Errorf("%q %q", r.out, r.err)
+	}
+	u.exits(2, u.run("check", "--server", "https://127.0.0.1:1"))
+	for _, wrong := range [][]string{{"check", "moon"}, {"check", "--moon"}, {"check", "--context", "nothing"}, {"check", "--ca-pin", "sha256:" + strings.Repeat("00", 32)}} {
+		if r := u.exits(3, u.run(wrong...)); r.err != "" || !strings.HasPrefix(r.out, "CSM UNKNOWN - ") {
+			t.Errorf("%v: %q %q", wrong, r.out, r.err)
+		}
+	}
+}
+
+func TestTheDoctorNamesTheNextCommand(t *testing.T) {
+	u := newUser(t)
+	if r := u.exits(0, u.run("doctor")); r.out != "" || !strings.Contains(r.err, "nothing was found") {
+		t.Errorf("%q %q", r.out, r.err)
+	}
+	u.ok(u.run("system", "freeze", "--reason", "x", "--plan", strings.Fields(u.ok(u.run("system", "freeze", "--reason", "x", "--dry-run")).err)[1][:16]))
+	u.w.Quorum.Lose()
+	r := u.exits(10, u.run("doctor"))
+	if !strings.HasPrefix(r.out, "critical system: the controllers have no quorum") || !strings.Contains(r.out, "next: csm system unfreeze") || !strings.Contains(r.out, "not-ready") && !strings.Contains(r.out, "leader: ") {
+		t.Errorf("%s", r.out)
+	}
+	r = u.exits(10, u.run("doctor", "--server", "https://127.0.0.1:1", "-o", "json"))
+	if !strings.Contains(r.out, `"code": "no-controller"`) && !strings.Contains(r.out, `"code":"no-controller"`) {
+		t.Errorf("%s", r.out)
 	}
 }

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) clusterCommand() *cobra.Command {
-	return group("cluster", "Cassandra clusters", a.clusterList(), a.clusterGet(), a.clusterCreate(), a.joinCommand(), a.joinTokens(),
+	return group("cluster", "Cassandra clusters", a.clusterList(), a.clusterGet(), a.clusterCreate(), a.joinCommand(), a.joinTokens(), a.clusterReadiness(),
 		a.freezeCommand("cluster", "freeze"), a.freezeCommand("cluster", "unfreeze"))
 }
 
@@ -226,10 +226,12 @@ func agentAddresses(st statusView) []string {
 	return out
 }
 
+// pasteLines begin as root, who alone may make the folders, and go on as the user of Cassandra, whom the agent runs as.
 func pasteLines(controllers []string, pin, cluster, token, mode, conf string) string {
-	return fmt.Sprintf(`# on the node, as the user that Cassandra runs as:
-mkdir -p /etc/csm && umask 077
-cat > /etc/csm/agent.yaml <<'EOF'
+	return fmt.Sprintf(`# on the node, as root; AS is the user that Cassandra runs as:
+AS=cassandra
+install -d -m 0750 -o $AS /etc/csm /var/lib/csm-agent
+install -m 0600 -o $AS /dev/stdin /etc/csm/agent.yaml <<'EOF'
 controllers: [%s]
 pin: %s
 cluster: %s
@@ -237,7 +239,9 @@ join: {method: token, file: /etc/csm/join.token}
 mode: %s
 cassandra: [{config: %s}]
 EOF
-echo '%s' > /etc/csm/join.token
-csm-agent join && csm-agent run
+install -m 0600 -o $AS /dev/stdin /etc/csm/join.token <<'EOF'
+%s
+EOF
+runuser -u $AS -- csm-agent join && runuser -u $AS -- csm-agent run
 `, strings.Join(controllers, ", "), pin, cluster, mode, conf, token)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"gopkg.in/yaml.v3"
 
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	ui "github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/config"
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -54,22 +55,8 @@ func (c Contexts) save(path string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fault.Wrap(err, fault.Invalid, "context", "make %s", dir).Do("check its owner, or set CSM_CONFIG to another file")
 	}
-	tmp, err := os.CreateTemp(dir, ".config-*")
-	if err != nil {
-		return fault.Wrap(err, fault.Invalid, "context", "write below %s", dir).Do("check its owner, or set CSM_CONFIG to another file")
-	}
-	defer os.Remove(tmp.Name())
-	if _, err = tmp.Write(b); err == nil {
-		err = tmp.Sync()
-	}
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return fault.Wrap(err, fault.Invalid, "context", "write %s", path).Do("check its owner and the disk")
+	if err := atomicfile.Replace(path, b, 0o600); err != nil {
+		return fault.Wrap(err, fault.Invalid, "context", "write %s", path).Do("check the owner of its folder and the disk, or set CSM_CONFIG to another file")
 	}
 	return nil
 }

@@ -100,7 +100,7 @@ func (s *session) printNode(n nodeView, raw json.RawMessage) error {
 	}
 	fmt.Fprintln(s.Out)
 	t := &ui.Table{Columns: []ui.Column{{Name: "STORE"}, {Name: "FORMAT"}, {Name: "STATE", Style: stateStyle}, {Name: "LEAF"}, {Name: "PROVEN"}, {Name: "EXPIRES", Style: expiry}, {Name: "RENEWS"},
-		{Name: "GENERATION", Right: true}, {Name: "KEYSTORE"}, {Name: "TRUSTSTORE", Wide: true}, {Name: "DETAIL", Wide: true}}}
+		{Name: "GENERATION"}, {Name: "KEYSTORE"}, {Name: "TRUSTSTORE", Wide: true}, {Name: "DETAIL", Wide: true}}}
 	for _, st := range n.Stores {
 		gen := fmt.Sprint(st.Installed)
 		if st.Generation != st.Installed {

@@ -1,12 +1,16 @@
 package cli
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	ui "github.com/cassandra-security-manager/csm/shared/cli"
+	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
@@ -59,7 +63,11 @@ func (a *app) systemApprove() *cobra.Command {
 	c.Flags().StringVar(&fingerprint, "fingerprint", "", "SHA-256 of its public key, as it prints it")
 	_ = c.MarkFlagRequired("fingerprint")
 	return a.run(c, func(s *session, args []string) error {
-		ans, err := s.post(resource.Controller(args[0])+":approve", map[string]any{"fingerprint": fingerprint})
+		key, err := keyFingerprint(fingerprint)
+		if err != nil {
+			return err
+		}
+		ans, err := s.post(resource.Controller(args[0])+":approve", map[string]any{"fingerprint": key})
 		if err != nil {
 			return err
 		}
@@ -69,6 +77,16 @@ func (a *app) systemApprove() *cobra.Command {
 		}
 		return s.Print(ui.View{Object: ans.body, Table: controllerTable([]controllerView{v})})
 	})
+}
+
+// keyFingerprint takes a fingerprint as people copy it: in capitals, with colons, with "sha256:" before it.
+func keyFingerprint(given string) (string, error) {
+	key := strings.ReplaceAll(strings.TrimPrefix(strings.ToLower(strings.TrimSpace(given)), "sha256:"), ":", "")
+	if b, err := hex.DecodeString(key); err != nil || len(b) != sha256.Size {
+		return "", fault.New(fault.Invalid, "bad-fingerprint", "%.80q is not the fingerprint of a key, which has 64 hexadecimal digits", given).
+			Do("copy it whole from the console of the controller that joins: `csm-controller join` prints it and waits there")
+	}
+	return key, nil
 }
 
 func (a *app) systemRemove() *cobra.Command {

@@ -25,6 +25,8 @@ type Quorum interface {
 	// Age of the local state.
 	Age() time.Duration
 	IsLeader() bool
+	// Health is what this controller knows of itself, without asking anybody.
+	Health() Health
 	// LeaderCh is a new channel that gets whether this controller leads: now, and at each change (the latest value only).
 	LeaderCh() <-chan bool
 	// Leader is the name of the leader; empty when there is none known.

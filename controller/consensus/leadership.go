@@ -19,6 +19,8 @@ type leadership struct {
 	notify chan bool
 	// ready is the term whose TermStart this controller applied as its leader.
 	ready atomic.Uint64
+	// changes counts the leaders that were heard of.
+	changes atomic.Uint64
 
 	mu      sync.Mutex
 	changed chan struct{}
@@ -34,7 +36,10 @@ func (l *leadership) init() {
 func (l *leadership) observe(ctx context.Context, r *raft.Raft) {
 	seen := make(chan raft.Observation, 16)
 	o := raft.NewObserver(seen, false, func(o *raft.Observation) bool {
-		_, leader := o.Data.(raft.LeaderObservation)
+		seen, leader := o.Data.(raft.LeaderObservation)
+		if leader && seen.LeaderID != "" {
+			l.changes.Add(1)
+		}
 		return leader
 	})
 	r.RegisterObserver(o)

@@ -143,6 +143,23 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 	return s, nil
 }
 
+// goneAfter is how long a member may be silent before what it holds counts as gone; a lost ping or an election is shorter.
+const goneAfter = 10 * time.Second
+
+// Answers says whether the controller of that name answered this one within the last 10 s. One that has not been asked
+// yet is taken to answer; one that is no member does not.
+func (n *Node) Answers(name string) bool {
+	m, ok := n.dir.find(func(m Member) bool { return m.Name == name })
+	if !ok || m.ID == n.cfg.NodeID {
+		return ok
+	}
+	c := n.contacts.get(m.ID)
+	if c.at.IsZero() {
+		return c.failed == nil
+	}
+	return time.Since(c.at) < goneAfter
+}
+
 // problems says in words what an administrator should do something about.
 func (n *Node) problems(s Status) []string {
 	var out []string

@@ -74,6 +74,9 @@ func (r Report) Encode() (*clusterv1.AgentReported, error) {
 		return nil, err
 	}
 	c := &clusterv1.AgentReported{Uid: r.UID, Incarnation: r.Incarnation, Agent: agent, Instance: instance}
+	if err := takeRing(c, r.Instance); err != nil {
+		return nil, err
+	}
 	for _, s := range r.Stores {
 		b, err := proto.Marshal(s)
 		if err != nil {
@@ -90,14 +93,27 @@ func (r Report) Encode() (*clusterv1.AgentReported, error) {
 // Connected records that this controller holds the agent's stream. The fault agent-suspended says that the agent may
 // cause nothing, which may have been found out just now (a copied state folder).
 func (f *Fleet) Connected(ctx context.Context, report *clusterv1.AgentReported, controller, stream string) error {
-	r, err := reply[*clusterv1.AgentReportedReply](f.propose(ctx, "", agentActor(report.Uid, report.Incarnation), "",
-		&clusterv1.AgentConnected{Report: report, Controller: controller, Stream: stream}))
-	return suspended(r, err)
+	return f.tell(ctx, report, func(c *clusterv1.AgentReported) proto.Message {
+		return &clusterv1.AgentConnected{Report: c, Controller: controller, Stream: stream}
+	})
 }
 
 // Reported records facts that changed.
 func (f *Fleet) Reported(ctx context.Context, report *clusterv1.AgentReported) error {
-	r, err := reply[*clusterv1.AgentReportedReply](f.propose(ctx, "", agentActor(report.Uid, report.Incarnation), "", report))
+	return f.tell(ctx, report, func(c *clusterv1.AgentReported) proto.Message { return c })
+}
+
+// tell proposes a report without the view of the ring if that is known; with it when it turns out not to be.
+func (f *Fleet) tell(ctx context.Context, report *clusterv1.AgentReported, command func(*clusterv1.AgentReported) proto.Message) error {
+	short, err := f.withoutKnownRing(ctx, report)
+	if err != nil {
+		return err
+	}
+	actor := agentActor(report.Uid, report.Incarnation)
+	r, err := reply[*clusterv1.AgentReportedReply](f.propose(ctx, "", actor, "", command(short)))
+	if err == nil && r.RingWanted {
+		r, err = reply[*clusterv1.AgentReportedReply](f.propose(ctx, "", actor, "", command(report)))
+	}
 	return suspended(r, err)
 }
 
@@ -262,8 +278,12 @@ func report(a *state.Apply, c *clusterv1.AgentReported) (*clusterv1.AgentReporte
 	if err := reportStores(a, n, c.Stores); err != nil {
 		return nil, n, err
 	}
+	wanted, err := reportRing(a, n, c, instance.HostId)
+	if err != nil {
+		return nil, n, err
+	}
 	a.Touch(state.Updated, n.name)
-	return &clusterv1.AgentReportedReply{Node: n.name}, n, nil
+	return &clusterv1.AgentReportedReply{Node: n.name, RingWanted: wanted}, n, nil
 }
 
 // copied says why two hosts or two processes seem to use one state folder, or nothing.

@@ -9,6 +9,7 @@ import (
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
 const (
@@ -276,4 +277,23 @@ func TestAnAgentsIdentityIsNotRecordedOnceItIsSuspended(t *testing.T) {
 	m.must(w.Suspend(ctx, m.name, "odd", ann))
 	wantReason(t, w.propose(c), "agent-suspended")
 	m.must(w.propose(&clusterv1.RecordCertificate{Identity: "spiffe://x.csm/admin/ann"}))
+}
+
+func TestAStreamHeldByAControllerThatDiedIsNotConnected(t *testing.T) {
+	w := newWorld(t)
+	m := w.joined("n1")
+	up := true
+	w.Holders(func(controller string) bool { return controller == "c1" && up })
+	look := func() (fleet.Node, int) {
+		c, err := w.GetCluster(ctx, resource.Parent(m.name))
+		m.must(err)
+		return m.view(), c.Connected
+	}
+	if n, connected := look(); !n.Agent.Connected || connected != 1 {
+		t.Errorf("while c1 answers: %v, %d in the cluster", n.Agent.Connected, connected)
+	}
+	up = false
+	if n, connected := look(); n.Agent.Connected || connected != 0 || !strings.Contains(n.Why, "c1, which held the agent's stream, does not answer") {
+		t.Errorf("when c1 is gone: %v, %d in the cluster: %s", n.Agent.Connected, connected, n.Why)
+	}
 }

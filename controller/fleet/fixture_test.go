@@ -236,3 +236,14 @@ func wantReason(t testing.TB, err error, reason string) {
 		t.Errorf("the fault %q is not for people: %v", reason, err)
 	}
 }
+
+// count reads one number out of the state.
+func (w *world) count(query string, args ...any) (n int) {
+	w.t.Helper()
+	if err := w.log.Store.View(ctx, func(ctx context.Context, q state.Querier) error {
+		return q.QueryRowContext(ctx, query, args...).Scan(&n)
+	}); err != nil {
+		w.t.Fatal(err)
+	}
+	return n
+}

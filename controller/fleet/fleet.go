@@ -55,6 +55,7 @@ type Fleet struct {
 	clock   clockwork.Clock
 	rand    io.Reader
 	anchors Anchors
+	answers func(controller string) bool
 
 	mu      sync.Mutex
 	bundles map[string]bundle
@@ -69,6 +70,13 @@ type bundle struct {
 func New(read Reader, log state.Log, clock clockwork.Clock, anchors Anchors) *Fleet {
 	return &Fleet{read: read, log: log, clock: clock, rand: rand.Reader, anchors: anchors, bundles: map[string]bundle{}}
 }
+
+// Holders sets who knows whether a controller answers. A stream that is held by one that does not counts as lost: a
+// controller that died cannot say that its streams ended, and an agent that died with it never says so either. It is set
+// before the first read; without it every controller is taken to answer.
+func (f *Fleet) Holders(answers func(controller string) bool) { f.answers = answers }
+
+func (f *Fleet) holds(controller string) bool { return f.answers == nil || f.answers(controller) }
 
 // view reads and gives the value back.
 func view[T any](ctx context.Context, r Reader, read func(ctx context.Context, q state.Querier) (T, error)) (T, error) {

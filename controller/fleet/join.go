@@ -79,6 +79,10 @@ func encodeFacts(agent *agentv1.AgentFacts, instance *agentv1.InstanceFacts) (a,
 	if instance == nil {
 		instance = &agentv1.InstanceFacts{}
 	}
+	if instance.Ring != nil { // it is kept apart from the node
+		instance = proto.CloneOf(instance)
+		instance.Ring = nil
+	}
 	if proto.Size(instance) > maxFacts {
 		instance = proto.CloneOf(instance)
 		instance.Findings = instance.Findings[:min(len(instance.Findings), 16)]

@@ -6,7 +6,7 @@ import "github.com/cassandra-security-manager/csm/controller/state"
 func Module() state.Module {
 	return state.Module{
 		Name:       "fleet",
-		Migrations: []state.Migration{{Number: 500, SQL: schema}},
+		Migrations: []state.Migration{{Number: 500, SQL: schema}, {Number: 530, SQL: ringSchema}},
 		Commands: func(r *state.Registry) {
 			state.Handle(r, applyCreateCluster)
 			state.Handle(r, applyGrowTrust)

@@ -43,17 +43,19 @@ func (f *Fleet) ListClusters(ctx context.Context, tenant string, p Page) (list [
 func (f *Fleet) clusters(ctx context.Context, q state.Querier, where string, limit int, args ...any) ([]Cluster, error) {
 	list, err := collect(ctx, q, func(r *sql.Rows) (c Cluster, err error) {
 		var created, updated int64
-		err = r.Scan(&c.Name, &c.UID, &c.CassandraName, &c.Authority, &c.Region, &c.TrustDomain, &c.BundleVersion, &created, &updated, &c.Revision, &c.Nodes, &c.Connected)
+		err = r.Scan(&c.Name, &c.UID, &c.CassandraName, &c.Authority, &c.Region, &c.TrustDomain, &c.BundleVersion, &created, &updated, &c.Revision, &c.Nodes)
 		c.CreateTime, c.UpdateTime = at(created), at(updated)
 		return c, err
 	}, `SELECT c.name, c.uid, c.cassandra_name, c.authority, c.region, c.trust_domain, c.bundle_version, c.created_ms, c.updated_ms, c.revision,
-		(SELECT count(*) FROM nodes n WHERE n.cluster = c.name),
-		(SELECT count(*) FROM nodes n JOIN agents g ON g.uid = n.uid AND g.incarnation = n.incarnation WHERE n.cluster = c.name AND g.connected = 1)
+		(SELECT count(*) FROM nodes n WHERE n.cluster = c.name)
 		FROM clusters c WHERE `+where+` ORDER BY c.name LIMIT ?`, append(args, limit)...)
 	now := f.clock.Now().UnixMilli()
 	for i := range list {
 		c := &list[i]
 		if err != nil {
+			break
+		}
+		if c.Connected, err = f.connected(ctx, q, c.Name); err != nil {
 			break
 		}
 		if c.Frozen, err = frozen(ctx, q, c.Name, now); err != nil {
@@ -65,6 +67,26 @@ func (f *Fleet) clusters(ctx context.Context, q state.Querier, where string, lim
 		c.Anchors, err = collect(ctx, q, scanString, `SELECT lower(hex(sha256)) FROM trust_anchors WHERE trust_domain = ? ORDER BY sha256`, c.TrustDomain)
 	}
 	return list, err
+}
+
+// connected counts the nodes of a cluster whose stream is held by a controller that answers.
+func (f *Fleet) connected(ctx context.Context, q state.Querier, cluster string) (int, error) {
+	type held struct {
+		controller string
+		streams    int
+	}
+	all, err := collect(ctx, q, func(r *sql.Rows) (h held, err error) {
+		err = r.Scan(&h.controller, &h.streams)
+		return h, err
+	}, `SELECT g.controller, count(*) FROM nodes n JOIN agents g ON g.uid = n.uid AND g.incarnation = n.incarnation
+		WHERE n.cluster = ? AND g.connected = 1 GROUP BY g.controller`, cluster)
+	sum := 0
+	for _, h := range all {
+		if f.holds(h.controller) {
+			sum += h.streams
+		}
+	}
+	return sum, err
 }
 
 // GetNode reads one node with its stores, its open claim and why it is as it is.
@@ -148,6 +170,9 @@ func scanNodeView(r *sql.Rows) (n Node, err error) {
 // complete adds what stands in other tables, and the sentence that explains it.
 func (f *Fleet) complete(ctx context.Context, q state.Querier, n *Node) (err error) {
 	now := f.clock.Now()
+	if n.Agent.Connected && !f.holds(n.Agent.Controller) {
+		n.Agent.Connected, n.Agent.orphaned = false, true
+	}
 	if n.Stores, err = storeViews(ctx, q, n.Name); err != nil {
 		return err
 	}

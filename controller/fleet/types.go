@@ -77,10 +77,11 @@ type AgentView struct {
 	Arch       string    `json:"arch,omitempty"`
 	Mode       string    `json:"mode,omitempty" enum:"observe,stage,manage"`
 	Hold       string    `json:"hold,omitempty" doc:"reason of a local HOLD file"`
-	Connected  bool      `json:"connected"`
+	Connected  bool      `json:"connected" doc:"its stream is open, and the controller that holds it answers"`
 	Controller string    `json:"controller,omitempty" doc:"controller that holds, or last held, its stream"`
 	Transition time.Time `json:"transitionTime,omitzero" doc:"when it last connected or disconnected"`
 	Joined     time.Time `json:"joinTime,omitzero"`
+	orphaned   bool      // the controller that held its stream does not answer
 }
 
 // Instance is what the agent understood of Cassandra.

@@ -26,6 +26,8 @@ func whyAgent(n Node, _ *blocking, _ time.Time) string {
 		return fmt.Sprintf("the agent is %s: %s", n.State, n.StateReason)
 	case n.Claim == nil && !n.Agent.Connected && n.Agent.Transition.IsZero():
 		return "the agent has joined and has not connected yet"
+	case n.Claim == nil && n.Agent.orphaned:
+		return fmt.Sprintf("%s, which held the agent's stream, does not answer, and the agent has not come to another controller: files stay as they are", n.Agent.Controller)
 	case n.Claim == nil && !n.Agent.Connected:
 		return "the agent is not connected since " + n.Agent.Transition.Format(time.RFC3339) + ": files stay as they are"
 	case len(n.Stores) == 0:

@@ -4,8 +4,8 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path/filepath"
 
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
@@ -34,29 +34,10 @@ func readPrivate(path string) ([]byte, error) {
 	return b, nil
 }
 
-// writeNew writes a file that does not exist yet, mode 0600, so that after a crash it is there whole or not at all.
+// writeNew writes a private file that does not exist yet.
 func writeNew(path string, data []byte) error {
-	fail := func(err error) error {
+	if err := atomicfile.Create(path, data, 0o600); err != nil {
 		return fault.Wrap(err, fault.Internal, "kek-write", "%s cannot be written", path).Do("check space and owner of its folder")
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*") // CreateTemp makes mode 0600
-	if err != nil {
-		return fail(err)
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(data)
-	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
-		return fail(err)
-	}
-	if err := os.Link(tmp.Name(), path); err != nil { // a link, unlike a rename, never replaces what another made meanwhile
-		return fail(err)
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fail(err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fail(err)
 	}
 	return nil
 }

@@ -12,7 +12,9 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/owner"
 )
 
 // dataDir is the folder of one controller:
@@ -41,6 +43,9 @@ func (d dataDir) socket() string { return d.path("admin.sock") }
 
 // claim makes the folder for a new installation and refuses one that is in use.
 func (d dataDir) claim() error {
+	if err := owner.Check(string(d)); err != nil {
+		return err
+	}
 	if _, err := os.Stat(d.path("node.json")); err == nil {
 		return fault.New(fault.Conflict, "already-initialised", "%s already holds a controller", d).
 			Do("start it with `csm-controller run`, or choose another data_dir")
@@ -85,33 +90,7 @@ func (d dataDir) finish(in installation) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(d.path("node.json"), append(b, '\n'), 0o600)
-}
-
-// writeFile replaces a file as a whole: temporary file, fsync, rename, fsync of the folder.
-func writeFile(path string, data []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	if err := errors.Join(f.Chmod(mode), write(f, data), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
-}
-
-func write(f *os.File, data []byte) error {
-	_, err := f.Write(data)
-	return err
+	return atomicfile.Replace(d.path("node.json"), append(b, '\n'), 0o600)
 }
 
 // credentials are the controller's key, chain (leaf first) and the system bundle.
@@ -134,13 +113,13 @@ func (d dataDir) writeKey(key crypto.Signer) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(d.path("identity", "key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	return atomicfile.Replace(d.path("identity", "key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }
 
 func (d dataDir) writeChain(chain, bundle [][]byte) error {
 	return errors.Join(
-		writeFile(d.path("identity", "bundle.pem"), encodePEM(bundle), 0o644),
-		writeFile(d.path("identity", "chain.pem"), encodePEM(chain), 0o644))
+		atomicfile.Replace(d.path("identity", "bundle.pem"), encodePEM(bundle), 0o644),
+		atomicfile.Replace(d.path("identity", "chain.pem"), encodePEM(chain), 0o644))
 }
 
 func encodePEM(ders [][]byte) []byte {

@@ -46,7 +46,7 @@ type domain struct {
 	issuance    *issuance.Issuance
 	fleet       *fleet.Fleet
 	people      *people.People
-	metrics     *issueMetrics
+	metrics     *metrics
 }
 
 // openStore opens the replicated state of this installation.
@@ -84,19 +84,22 @@ func listen(key, addr string) (net.Listener, error) {
 
 // assemble puts the domain packages on top of a store and a quorum.
 func assemble(cfg Config, in installation, kek *keyring.KEK, store *state.Store, node *consensus.Node) *domain {
+	m := newMetrics()
 	// Requests over REST carry their correlation, reason and idempotency into the log; other proposals pass unchanged.
-	d := assembleOn(cfg, keyring.New(store, rest.Log(node), kek, in.Name), store, rest.Log(node))
+	log := rest.Log(timedLog{node, m.commit})
+	d := assembleOn(cfg, keyring.New(store, log, kek, in.Name), store, log, m)
 	d.node = node
+	d.fleet.Holders(node.Answers)
 	return d
 }
 
 // assembleOn puts them on any log: that of a quorum, or one that writes into a state nobody else has.
-func assembleOn(cfg Config, ring *keyring.Keyring, store *state.Store, log state.Log) *domain {
+func assembleOn(cfg Config, ring *keyring.Keyring, store *state.Store, log state.Log, m *metrics) *domain {
 	clock := clockwork.NewRealClock()
-	d := &domain{store: store, keyring: ring, metrics: newIssueMetrics()}
+	d := &domain{store: store, keyring: ring, metrics: m}
 	d.authorities = authority.New(store, log, d.keyring, clock, rand.Reader, authority.Options{BaseURLs: []string{cfg.PKIURL}, AllowBenchmark: benchmark})
 	d.ledger = ledger.NewReplicated(store, clock)
-	d.issuance = issuance.New(d.authorities, log, clock, rand.Reader, issuance.Options{AllowBenchmark: benchmark, HourlyCap: hourlyCap, Observe: d.metrics.issued})
+	d.issuance = issuance.New(d.authorities, log, clock, rand.Reader, issuance.Options{AllowBenchmark: benchmark, HourlyCap: hourlyCap, Observe: d.metrics.observeIssue})
 	d.fleet = fleet.New(store, log, clock, d.anchors)
 	d.people = people.New(store, log)
 	return d

@@ -15,6 +15,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/identity"
@@ -169,7 +170,7 @@ func (b *birth) keys(ctx context.Context, dom *domain) error {
 		return err
 	}
 	defer share.Zero()
-	if err := writeFile(b.opt.RecoveryOut, append(share.Reveal(), '\n'), 0o600); err != nil {
+	if err := atomicfile.Replace(b.opt.RecoveryOut, append(share.Reveal(), '\n'), 0o600); err != nil {
 		return fault.Wrap(err, fault.Invalid, "recovery-file", "cannot write %s", b.opt.RecoveryOut).Do("choose another place with --recovery-out")
 	}
 	if err := dom.keyring.Initialise(ctx, genesis, public); err != nil {
@@ -222,7 +223,7 @@ func (b *birth) root(ctx context.Context, dom *domain) (root, issuer string, err
 func writeAdmin(path string, key []byte, chain [][]byte, roots []*x509.Certificate) error {
 	out := append(key, encodePEM(chain)...)
 	out = append(out, encodePEM(raw(roots))...)
-	if err := writeFile(path, out, 0o600); err != nil {
+	if err := atomicfile.Replace(path, out, 0o600); err != nil {
 		return fault.Wrap(err, fault.Invalid, "admin-file", "cannot write %s", path).Do("choose another place; the folder must exist: %s", filepath.Dir(path))
 	}
 	return nil

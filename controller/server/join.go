@@ -9,6 +9,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -100,5 +101,5 @@ func joiner(d dataDir, cfg Config) (nodeID string, id *identityHolder, kek *keyr
 		return "", nil, nil, err
 	}
 	nodeID = uuid.NewString()
-	return nodeID, id, kek, writeFile(d.path(joiningFile), []byte(nodeID), 0o600)
+	return nodeID, id, kek, atomicfile.Replace(d.path(joiningFile), []byte(nodeID), 0o600)
 }

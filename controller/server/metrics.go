@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"net/http"
 	"time"
 
@@ -9,97 +11,134 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/cassandra-security-manager/csm/controller/consensus"
+	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
-// quorumCollector asks for the status of the quorum at each scrape.
-type quorumCollector struct {
-	status func(context.Context) (consensus.Status, error)
-}
-
-var (
-	hasLeader     = prometheus.NewDesc("csm_raft_has_leader", "1 if this controller knows a leader and a majority answers.", nil, nil)
-	healthyVoters = prometheus.NewDesc("csm_raft_healthy_voters", "Voters that answer this controller.", nil, nil)
-	appliedIndex  = prometheus.NewDesc("csm_state_applied_index", "Raft index that the state of this controller has reached.", nil, nil)
-	clockOffset   = prometheus.NewDesc("csm_clock_offset_seconds", "Clock of another controller minus this one's.", []string{"peer"}, nil)
-	diskFree      = prometheus.NewDesc("csm_disk_free_ratio", "Free share of the disk that holds the data folder.", nil, nil)
-)
-
-func (q quorumCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{hasLeader, healthyVoters, appliedIndex, clockOffset, diskFree} {
-		ch <- d
-	}
-}
-
-func (q quorumCollector) Collect(ch chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-	}
-	st, err := q.status(ctx)
-	if err != nil {
-		gauge(hasLeader, 0)
-		return
-	}
-	voters, leads := 0.0, 0.0
-	if st.Quorum {
-		leads = 1
-	}
-	for _, m := range st.Members {
-		if m.Voter && m.Reachable {
-			voters++
-		}
-		if m.Name == st.Name {
-			gauge(diskFree, m.DiskFree)
-		} else if m.Reachable {
-			gauge(clockOffset, m.ClockOffset.Seconds(), m.Name)
-		}
-	}
-	gauge(hasLeader, leads)
-	gauge(healthyVoters, voters)
-	gauge(appliedIndex, float64(st.Applied))
-}
-
-// issueMetrics count what passes the one door for signing.
-type issueMetrics struct {
-	requests *prometheus.CounterVec
+// metrics are what this controller counts as it goes; the rest is asked for at each scrape.
+type metrics struct {
+	issued   *prometheus.CounterVec
 	duration prometheus.Histogram
+	commit   prometheus.Histogram
+	mismatch prometheus.Gauge
+	verified prometheus.Gauge
+	proofs   *prometheus.CounterVec
+	rollback *prometheus.CounterVec
 }
 
-func newIssueMetrics() *issueMetrics {
-	return &issueMetrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "csm_issue_requests_total",
+func newMetrics() *metrics {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+	}
+	return &metrics{
+		issued: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "csm_issue_requests_total",
 			Help: "Requests for certificates, by result and by the reason of a refusal."}, []string{"result", "reason"}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "csm_issue_duration_seconds",
 			Help: "Time from a request to the recorded certificate.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
+		commit: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "csm_raft_commit_duration_seconds",
+			Help: "Time from proposing a command here to its decision by a majority.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
+		mismatch: gauge("csm_state_checksum_mismatch", "Controllers whose state differed from the leader's when it was last compared; only the leader compares."),
+		verified: gauge("csm_state_checksum_last_verified_timestamp_seconds", "When the states of all controllers were last proved equal, by this controller as leader; 0 when it never did."),
+		proofs: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "csm_agent_proof_failures_total",
+			Help: "Proofs of a node's port that were not accepted, by port and verdict, since this controller started."}, []string{"cluster", "port", "reason"}),
+		rollback: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "csm_agent_rollbacks_total",
+			Help: "Installs that were rolled back, since this controller started."}, []string{"cluster"}),
 	}
 }
 
-func (m *issueMetrics) issued(_, reason string, took time.Duration) {
+// observeIssue counts what passes the one door for signing.
+func (m *metrics) observeIssue(_, reason string, took time.Duration) {
 	result := "issued"
 	if reason != "" {
 		result = "refused"
 	}
-	m.requests.WithLabelValues(result, reason).Inc()
+	m.issued.WithLabelValues(result, reason).Inc()
 	m.duration.Observe(took.Seconds())
 }
 
-func (s *Server) metricsHandler() http.Handler {
+// timedLog measures how long commands take to be decided.
+type timedLog struct {
+	state.Log
+	took prometheus.Observer
+}
+
+// Propose implements state.Log. What was not decided by a majority (no quorum, outcome unknown) is not a commit.
+func (l timedLog) Propose(ctx context.Context, p state.Proposal) (state.Result, error) {
+	began := time.Now()
+	res, err := l.Log.Propose(ctx, p)
+	if !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Unknown) {
+		l.took.Observe(time.Since(began).Seconds())
+	}
+	return res, err
+}
+
+// metricsHandler serves /metrics, and the two probes for who watches the process and has no client certificate.
+func (s *Server) metricsHandler(api http.Handler) http.Handler {
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "csm_backup_last_verified_timestamp_seconds",
-		Help: "When a backup was last read back whole, anywhere in the system; 0 when that never happened."}, s.lastVerified), quorumCollector{s.dom.node.Status}, s.dom.metrics.requests, s.dom.metrics.duration, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m := s.dom.metrics
+	reg.MustRegister(s.lastVerifiedGauge(), quorumCollector{s.dom.node}, &fleetCollector{s: s}, m.issued, m.duration, m.commit, m.mismatch, m.verified, m.proofs, m.rollback,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)}))
+	mux.Handle("GET /livez", api)
+	mux.Handle("GET /readyz", api)
 	return mux
 }
 
-func (s *Server) lastVerified() float64 {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	at, err := s.copies.LastVerified(ctx)
-	if err != nil || at.IsZero() {
-		return 0
+// verifyEvery is how often the leader has all states compared.
+const verifyEvery = 6 * time.Hour
+
+// verifyLoop proves the states of all controllers equal while this one leads.
+func (s *Server) verifyLoop(ctx context.Context) error {
+	for next := time.Minute; wait(ctx, nil, next); {
+		next = verifyEvery
+		if !s.dom.node.IsLeader() {
+			s.dom.metrics.mismatch.Set(0)
+			next = 10 * time.Minute
+			continue
+		}
+		bounded, cancel := context.WithTimeout(ctx, 5*time.Minute)
+		differ, err := s.compareStates(bounded)
+		cancel()
+		if err != nil {
+			s.log.Warn("the states of the controllers could not be compared", "error", err)
+			next = 10 * time.Minute
+			continue
+		}
+		s.dom.metrics.mismatch.Set(float64(differ))
+		if differ > 0 {
+			s.log.Error("controllers hold different states: `csm status --verify` names them; remove the ones that differ and let them join again", "controllers", differ)
+			continue
+		}
+		s.dom.metrics.verified.SetToCurrentTime()
 	}
-	return float64(at.Unix())
+	return nil
+}
+
+// compareStates counts the controllers whose state is not this one's at the same index. Who does not answer is not counted,
+// but nothing is proved then.
+func (s *Server) compareStates(ctx context.Context) (int, error) {
+	sums, err := s.dom.node.Verify(ctx, "system")
+	if err != nil {
+		return 0, err
+	}
+	own, differ := -1, 0
+	var missing []error
+	for i, c := range sums {
+		if c.Name == s.in.Name && c.Err == nil {
+			own = i
+		}
+	}
+	for _, c := range sums {
+		switch {
+		case c.Err != nil:
+			missing = append(missing, fault.Wrap(c.Err, fault.Unavailable, "no-checksum", "%s gave no checksum", c.Name))
+		case own >= 0 && c.Index == sums[own].Index && c.Sum != sums[own].Sum:
+			differ++
+		}
+	}
+	if differ > 0 {
+		return differ, nil
+	}
+	return 0, errors.Join(missing...)
 }

@@ -85,7 +85,7 @@ func beget(ctx context.Context, cfg Config, in installation, dir string, kek *ke
 		return nil, err
 	}
 	r := &rebirth{cfg: cfg, in: in, store: store, log: &privateLog{store: store, term: max(term, store.AppliedTerm()) + 1}}
-	r.dom = assembleOn(cfg, keyring.New(store, r.log, kek, recipient), store, r.log)
+	r.dom = assembleOn(cfg, keyring.New(store, r.log, kek, recipient), store, r.log, newMetrics())
 	return r, nil
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/controller/state"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -118,7 +119,7 @@ func (d dataDir) claimForRestore() error {
 	if err := d.claim(); err != nil {
 		return err
 	}
-	return writeFile(d.path(restoringFile), nil, 0o600)
+	return atomicfile.Replace(d.path(restoringFile), nil, 0o600)
 }
 
 // abandon empties a folder that a restore had begun to fill: nothing in it was ever used.
@@ -222,4 +223,3 @@ func InspectBackup(ctx context.Context, path string, keys ...age.Identity) (Insp
 	out.Verified = true
 	return out, nil
 }
-

@@ -25,6 +25,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/owner"
 )
 
 // Server is a running controller.
@@ -41,6 +42,9 @@ type Server struct {
 // Run runs a controller until the context ends. ready is called once, when every port is open.
 func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func()) error {
 	d := dataDir(cfg.DataDir)
+	if err := owner.Check(cfg.DataDir); err != nil {
+		return err
+	}
 	in, err := d.installation()
 	if err != nil {
 		return err
@@ -114,7 +118,8 @@ func (s *Server) serve(ctx context.Context, ready func()) error {
 	// Shutdown waits for every request, and a watch never ends by itself: requests are told to end first.
 	requests, endRequests := context.WithCancel(context.WithoutCancel(ctx))
 	defer endRequests()
-	api := s.httpServer(rest.New(s.restDeps()))
+	routes := rest.New(s.restDeps())
+	api := s.httpServer(routes)
 	api.BaseContext = func(net.Listener) context.Context { return requests }
 	api.TLSConfig = rest.TLSConfig(s.id.certificate)
 	pki := s.httpServer(s.dom.authorities.PKIHandler())
@@ -126,7 +131,7 @@ func (s *Server) serve(ctx context.Context, ready func()) error {
 		{"listen.agents", s.cfg.Listen.Agents, agentServer.Serve, func(context.Context) { agents.Close(); agentServer.Stop() }},
 	}
 	if s.cfg.Metrics != "" {
-		metrics := s.httpServer(s.metricsHandler())
+		metrics := s.httpServer(s.metricsHandler(routes))
 		doors = append(doors, door{"metrics", s.cfg.Metrics, metrics.Serve, stopHTTP(metrics)})
 	}
 	admin, err := s.adminDoor()
@@ -153,6 +158,7 @@ func (s *Server) serve(ctx context.Context, ready func()) error {
 	group.Go(func() error { return admin.run(ctx) })
 	group.Go(func() error { return s.unsealLoop(ctx) })
 	group.Go(func() error { return s.identityLoop(ctx) })
+	group.Go(func() error { return s.verifyLoop(ctx) })
 	group.Go(func() error { return s.agentsLoop(ctx, agents) })
 	group.Go(func() error { return s.copies.Run(ctx) })
 	s.log.Info("controller runs", "region", s.cfg.Region, "api", s.cfg.Listen.API, "agents", s.cfg.Listen.Agents,

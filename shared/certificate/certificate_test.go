@@ -132,6 +132,11 @@ func TestAChainMustBeGoodForEachUsage(t *testing.T) {
 	if err != nil || len(back) != 2 || !back[0].Equal(leaf) {
 		t.Errorf("PEM: %v, %v", back, err)
 	}
+	for serial, want := range map[int64]string{0x0a1b2c: "0a1b2c", 0x7f: "7f", 0x1000: "1000"} {
+		if d := certificate.Describe(&x509.Certificate{SerialNumber: big.NewInt(serial)}); d.Serial != want {
+			t.Errorf("serial %q, want %q", d.Serial, want)
+		}
+	}
 	if d := certificate.Describe(leaf); d.KeyAlgorithm != "P-384" || d.ExtKeyUsage[0] != "serverAuth" || len(d.SHA256) != 64 {
 		t.Errorf("%+v", d)
 	}

@@ -48,7 +48,7 @@ func Describe(c *x509.Certificate) Description {
 		KeyAlgorithm: algorithm.Name(c.PublicKey), SignatureAlgorithm: c.SignatureAlgorithm.String(), CA: c.IsCA,
 		SubjectKeyID: hex.EncodeToString(c.SubjectKeyId), AuthorityKeyID: hex.EncodeToString(c.AuthorityKeyId), CRL: c.CRLDistributionPoints}
 	if c.SerialNumber != nil {
-		d.Serial = c.SerialNumber.Text(16)
+		d.Serial = hex.EncodeToString(c.SerialNumber.Bytes()) // whole bytes, as openssl writes it
 	}
 	for _, u := range c.ExtKeyUsage {
 		d.ExtKeyUsage = append(d.ExtKeyUsage, UsageName(u))

@@ -20,6 +20,12 @@ import (
 // ExitInterrupted is the exit code after Ctrl-C; what was asked of a controller goes on there.
 const ExitInterrupted = 130
 
+// Exit ends a command with an exit code of its own and without a word: it has said what there was to say. Only what
+// speaks another program's language (Nagios) needs it.
+type Exit int
+
+func (e Exit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
 // Main runs a program with the arguments of the process and gives its exit code. SIGINT and SIGTERM end the
 // context of the command; a second one ends the process at once.
 func Main(root *cobra.Command) int {
@@ -46,6 +52,10 @@ func Run(ctx context.Context, root *cobra.Command, args []string) int {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		fmt.Fprintln(g.Err, "interrupted; what was asked for goes on where it runs")
 		return ExitInterrupted
+	}
+	var own Exit
+	if errors.As(err, &own) {
+		return int(own)
 	}
 	var f *fault.Error
 	if !entered && !errors.As(err, &f) {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -45,5 +47,17 @@ func TestForeignErrorsAreClassified(t *testing.T) {
 	}
 	if fault.From(nil) != nil || fault.FromGRPC(nil) != nil {
 		t.Error("nil must stay nil")
+	}
+}
+
+func TestALostConnectionIsToldInTheWordsOfTheNetwork(t *testing.T) {
+	for said, want := range map[string]string{
+		`connection error: desc = "transport: Error while dialing: dial tcp 10.0.0.1:9641: connect: connection refused"`: "the other side cannot be reached: dial tcp 10.0.0.1:9641: connect: connection refused",
+		`connection error: desc = "transport: authentication handshake failed: tls: bad certificate"`:                    "the other side cannot be reached: tls: bad certificate",
+		`connection error: desc = "error reading server preface: remote error: tls: bad certificate"`:                    "the other side cannot be reached: remote error: tls: bad certificate",
+	} {
+		if got := fault.From(fault.FromGRPC(status.Error(codes.Unavailable, said))).Error(); !strings.HasPrefix(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package fault
 
 import (
 	"net/http"
+	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -77,7 +78,7 @@ func FromGRPC(err error) error {
 	}
 	// The status's own message, without gRPC's "rpc error: code = … desc = " before it.
 	said := func(code Code, reason, what string) *Error {
-		e := New(code, reason, "%s: %s", what, s.Message())
+		e := New(code, reason, "%s: %s", what, plain(s.Message()))
 		e.cause = err
 		return e
 	}
@@ -94,4 +95,16 @@ func FromGRPC(err error) error {
 		return said(Exhausted, "too-large", "the other side refused the size or rate")
 	}
 	return said(Internal, "rpc", "remote error")
+}
+
+// wrappings are what gRPC puts around the error of a connection.
+var wrappings = []string{"connection error: desc = ", "error reading server preface: ", "transport: Error while dialing: ", "transport: authentication handshake failed: ",
+	"last connection error: "}
+
+// plain takes gRPC's own words off the error of the network or of TLS, which is what a person needs.
+func plain(message string) string {
+	for _, w := range wrappings {
+		message = strings.ReplaceAll(message, w, "")
+	}
+	return strings.ReplaceAll(message, `"`, "")
 }

@@ -2,6 +2,7 @@ package rest
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -17,6 +18,7 @@ type Check struct {
 	Name   string `json:"name"`
 	OK     bool   `json:"ok"`
 	Detail string `json:"detail,omitempty"`
+	Remedy string `json:"remedy,omitempty" doc:"what to do when it is not ok"`
 }
 
 // Health is the answer of /livez and /readyz.
@@ -45,8 +47,17 @@ type WhoAmI struct {
 
 type body[T any] struct{ Body T }
 
-// staleAfter is how old the state may be for a controller that calls itself ready.
-const staleAfter = 10 * time.Second
+// healthAnswer is a Health under its status.
+type healthAnswer struct {
+	Status int
+	Body   Health
+}
+
+// staleAfter is how old the state may be, and lagging how many entries behind, for a controller that calls itself ready.
+const (
+	staleAfter = 10 * time.Second
+	lagging    = 10_000
+)
 
 func (s *server) health() {
 	type verbose struct {
@@ -56,19 +67,26 @@ func (s *server) health() {
 		Summary: "Does the process answer"}, "",
 		func(context.Context, *verbose) (*body[Health], error) { return &body[Health]{Health{OK: true}}, nil })
 	handle(s, huma.Operation{OperationID: "readyz", Method: http.MethodGet, Path: "/readyz", Tags: []string{"health"},
-		Summary: "Can this controller take requests: it follows a leader, and its keys are unsealed"}, "",
-		func(_ context.Context, in *verbose) (*body[Health], error) {
-			checks := s.checks()
-			for _, c := range checks {
-				if !c.OK {
-					return nil, fault.New(fault.Unavailable, "not-ready", "%s: %s", c.Name, c.Detail).Do("`csm status` on any controller shows what is missing")
+		Summary:     "Can this controller take requests: leader, lag, keys, disk, clock",
+		Description: "200 when it can, 503 when it cannot. With verbose both list every check; without it the 503 is a problem document that names the first one that failed."}, "",
+		func(_ context.Context, in *verbose) (*healthAnswer, error) {
+			h := Health{OK: true, Checks: s.checks()}
+			out := &healthAnswer{Status: http.StatusOK}
+			every := in.Verbose != "" && in.Verbose != "false"
+			for _, c := range h.Checks {
+				if c.OK {
+					continue
 				}
+				if !every {
+					return nil, fault.New(fault.Unavailable, "not-ready", "%s: %s", c.Name, c.Detail).Do("%s", c.Remedy)
+				}
+				h.OK, out.Status = false, http.StatusServiceUnavailable
 			}
-			h := Health{OK: true}
-			if in.Verbose != "" && in.Verbose != "false" {
-				h.Checks = checks
+			if !every {
+				h.Checks = nil
 			}
-			return &body[Health]{h}, nil
+			out.Body = h
+			return out, nil
 		})
 	handle(s, huma.Operation{OperationID: "version", Method: http.MethodGet, Path: "/v1/version", Tags: []string{"health"},
 		Summary: "Version of the controller that answers"}, "",
@@ -86,20 +104,58 @@ func (s *server) health() {
 
 // checks look at this controller alone and ask nobody: a probe each second costs nothing.
 func (s *server) checks() []Check {
-	follows := Check{Name: "quorum", OK: true, Detail: "follows a leader"}
-	switch age := s.Quorum.Age(); {
-	case age == consensus.AgeUnknown:
-		follows.OK, follows.Detail = false, "no leader has been heard since the start"
-	case age > staleAfter:
-		follows.OK, follows.Detail = false, "the state is "+cli.Span(age)+" old: no leader, or cut off"
-	}
-	checks := []Check{follows}
+	h := s.Quorum.Health()
+	checks := []Check{leaderCheck(h), lagCheck(h)}
 	if s.Unsealed != nil {
 		c := Check{Name: "keys", OK: s.Unsealed(), Detail: "unsealed"}
 		if !c.OK {
-			c.Detail = "the keys are sealed"
+			c.Detail, c.Remedy = "the keys are sealed", "look at seal in controller.yaml; a new controller must be approved first: csm system approve"
 		}
 		checks = append(checks, c)
 	}
-	return checks
+	return append(checks, diskCheck(h), clockCheck(h))
+}
+
+func leaderCheck(h consensus.Health) Check {
+	c := Check{Name: "leader", OK: true, Detail: "follows " + h.Leader}
+	switch {
+	case h.ShutOut != nil:
+		c.OK, c.Detail, c.Remedy = false, h.ShutOut.Message, h.ShutOut.Remedy
+	case h.Age == consensus.AgeUnknown:
+		c.OK, c.Detail, c.Remedy = false, "no leader has been heard since the start", noLeaderRemedy
+	case h.Age > staleAfter:
+		c.OK, c.Detail, c.Remedy = false, "the state is "+cli.Span(h.Age)+" old: no leader, or cut off", noLeaderRemedy
+	case h.Leader == "":
+		c.Detail = "an election is under way"
+	}
+	return c
+}
+
+const noLeaderRemedy = "`csm status` on any controller says which ones are missing; start them, or mend the network on port 9642"
+
+func lagCheck(h consensus.Health) Check {
+	c := Check{Name: "applied", OK: h.Lag <= lagging, Detail: fmt.Sprintf("index %d, %d behind the leader", h.Applied, h.Lag)}
+	if !c.OK {
+		c.Remedy = "wait: it catches up by itself; if the number does not fall, look at the disk of this controller"
+	}
+	return c
+}
+
+func diskCheck(h consensus.Health) Check {
+	c := Check{Name: "disk", OK: h.DiskLow == nil, Detail: fmt.Sprintf("%.0f %% free", h.DiskFree*100)}
+	if !c.OK {
+		c.Detail, c.Remedy = h.DiskLow.Message, h.DiskLow.Remedy
+	}
+	return c
+}
+
+func clockCheck(h consensus.Health) Check {
+	c := Check{Name: "clock", OK: true, Detail: "agrees with the other controllers"}
+	switch {
+	case h.ClockWrong != nil:
+		c.OK, c.Detail, c.Remedy = false, h.ClockWrong.Message, h.ClockWrong.Remedy
+	case h.ClockAhead > consensus.MaxClockOffset:
+		c.Detail = "the clock of the state is " + cli.Span(h.ClockAhead) + " ahead: writes are dated with it until this clock has caught up"
+	}
+	return c
 }

@@ -36,6 +36,7 @@ type Quorum interface {
 	Linearize(ctx context.Context) error
 	Age() time.Duration
 	IsLeader() bool
+	Health() consensus.Health
 	Status(ctx context.Context) (consensus.Status, error)
 	Verify(ctx context.Context, actor string) ([]consensus.MemberChecksum, error)
 	CreateJoinToken(ctx context.Context, spec consensus.TokenSpec, actor string) (token string, info consensus.Token, err error)
@@ -167,6 +168,7 @@ func (s *server) routes() {
 	s.health()
 	s.certificates()
 	s.clusters()
+	s.readiness()
 	s.nodes()
 	s.authorities()
 	s.controllers()

@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
@@ -86,16 +87,7 @@ func createMeta(dir, path string) error {
 	if err := os.Rename(tmp, path); err != nil {
 		return err
 	}
-	return syncDir(dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return atomicfile.SyncFolder(dir)
 }
 
 // Load implements types.MetaStore.

@@ -591,7 +591,10 @@ type AgentReported struct {
 	// csm.agent.v1.InstanceFacts.
 	Instance []byte `protobuf:"bytes,4,opt,name=instance,proto3" json:"instance,omitempty"`
 	// csm.agent.v1.StoreFacts each.
-	Stores        [][]byte `protobuf:"bytes,5,rep,name=stores,proto3" json:"stores,omitempty"`
+	Stores [][]byte `protobuf:"bytes,5,rep,name=stores,proto3" json:"stores,omitempty"`
+	// SHA-256 of the csm.agent.v1.RingView that the node sees, and the view itself where the state does not hold it yet.
+	RingSha256    []byte `protobuf:"bytes,60,opt,name=ring_sha256,json=ringSha256,proto3" json:"ring_sha256,omitempty"`
+	Ring          []byte `protobuf:"bytes,61,opt,name=ring,proto3" json:"ring,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -661,13 +664,29 @@ func (x *AgentReported) GetStores() [][]byte {
 	return nil
 }
 
+func (x *AgentReported) GetRingSha256() []byte {
+	if x != nil {
+		return x.RingSha256
+	}
+	return nil
+}
+
+func (x *AgentReported) GetRing() []byte {
+	if x != nil {
+		return x.Ring
+	}
+	return nil
+}
+
 // AgentReportedReply says where the node stands.
 type AgentReportedReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// The agent was found to be a copy, or had been suspended: no effect is allowed.
-	Suspended     bool   `protobuf:"varint,2,opt,name=suspended,proto3" json:"suspended,omitempty"`
-	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Suspended bool   `protobuf:"varint,2,opt,name=suspended,proto3" json:"suspended,omitempty"`
+	Reason    string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The view of the ring is not held here any more: report again with its body.
+	RingWanted    bool `protobuf:"varint,60,opt,name=ring_wanted,json=ringWanted,proto3" json:"ring_wanted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -721,6 +740,13 @@ func (x *AgentReportedReply) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *AgentReportedReply) GetRingWanted() bool {
+	if x != nil {
+		return x.RingWanted
+	}
+	return false
 }
 
 // AgentDisconnected records that the stream ended; it says nothing when another stream has taken its place.
@@ -1622,18 +1648,23 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\n" +
 	"controller\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\n" +
 	"controller\x12\x1e\n" +
-	"\x06stream\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06stream\"\xb5\x01\n" +
+	"\x06stream\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06stream\"\xfc\x01\n" +
 	"\rAgentReported\x12\x18\n" +
 	"\x03uid\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x03uid\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1e\n" +
 	"\x05agent\x18\x03 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x01R\x05agent\x12$\n" +
 	"\binstance\x18\x04 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x10R\binstance\x12\"\n" +
 	"\x06stores\x18\x05 \x03(\fB\n" +
-	"\xea\xe0\x18\x06\b\x80\x80\x04\x10\x10R\x06stores\"p\n" +
+	"\xea\xe0\x18\x06\b\x80\x80\x04\x10\x10R\x06stores\x12'\n" +
+	"\vring_sha256\x18< \x01(\fB\x06\xea\xe0\x18\x02\b R\n" +
+	"ringSha256\x12\x1c\n" +
+	"\x04ring\x18= \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x04R\x04ring\"\x91\x01\n" +
 	"\x12AgentReportedReply\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12\x1c\n" +
 	"\tsuspended\x18\x02 \x01(\bR\tsuspended\x12\x1f\n" +
-	"\x06reason\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"o\n" +
+	"\x06reason\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x12\x1f\n" +
+	"\vring_wanted\x18< \x01(\bR\n" +
+	"ringWanted\"o\n" +
 	"\x11AgentDisconnected\x12\x18\n" +
 	"\x03uid\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x03uid\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1e\n" +

@@ -33,6 +33,21 @@ func (q *Quorum) Age() time.Duration {
 	return q.age
 }
 
+// Health of csm1, as SetHealth made it.
+func (q *Quorum) Health() consensus.Health {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	h := q.health
+	h.Age, h.Applied = q.age, q.world.Log.Store.Applied()
+	if q.err == nil {
+		h.Leader = "csm1"
+	}
+	if h.DiskFree == 0 {
+		h.DiskFree = 0.5
+	}
+	return h
+}
+
 // IsLeader while there is a quorum.
 func (q *Quorum) IsLeader() bool {
 	q.mu.Lock()

@@ -224,6 +224,7 @@ type Quorum struct {
 	age    time.Duration
 	extra  []consensus.MemberStatus
 	differ bool
+	health consensus.Health
 	tokens map[string]consensus.Token
 	// Linearized counts the linearizable reads asked for.
 	Linearized int
@@ -246,6 +247,9 @@ func (q *Quorum) Pending(name, fingerprint string) {
 
 // Differ makes the checksums of two controllers unequal.
 func (q *Quorum) Differ() { q.set(func() { q.differ = true }) }
+
+// SetHealth says what the controller knows of itself.
+func (q *Quorum) SetHealth(h consensus.Health) { q.set(func() { q.health = h }) }
 
 func (q *Quorum) set(f func()) {
 	q.mu.Lock()
@@ -275,4 +279,20 @@ func (a *Agent) Install() {
 	a.Store.LeafSha256, a.Store.KeystoreSha256, a.Store.TruststoreSha256 = leaf[:], leaf[:], leaf[:]
 	a.Store.State = agentv1.InstallState_INSTALL_STATE_INSTALLED_UNPROVEN
 	w.must(w.Fleet.Complete(ctx, a.UID, a.Incarnation, &agentv1.ReportMoveRequest{Claim: claim, Outcome: agentv1.MoveOutcome_MOVE_OUTCOME_UNPROVEN, Store: a.Store, AfterSha256: leaf[:]}))
+}
+
+// Foreign makes the agent report a store that CSM did not write, and the inventory of its files.
+func (a *Agent) Foreign(leaf []byte, anchors ...[]byte) {
+	a.w.t.Helper()
+	sum := certificate.Fingerprint(leaf)
+	a.Store.State, a.Store.LeafSha256, a.Store.Anchors = agentv1.InstallState_INSTALL_STATE_FOREIGN, sum[:], nil
+	seen := []ledger.Seen{{DER: leaf, Path: a.Store.KeystorePath, Entry: "node/0", Format: "PKCS12", HasPrivateKey: true, Mode: 0o600}}
+	for n, d := range anchors {
+		id := certificate.Fingerprint(d)
+		a.Store.Anchors = append(a.Store.Anchors, id[:])
+		seen = append(seen, ledger.Seen{DER: d, Path: a.Store.TruststorePath, Entry: fmt.Sprint(n), Format: "PKCS12", Mode: 0o600})
+	}
+	a.Report()
+	_, err := ledger.ReportFound(context.Background(), a.w.Log.Store, a.w.Log, a.Node, "agent", seen)
+	a.w.must(err)
 }

@@ -1,0 +1,209 @@
+package fleet
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/hex"
+	"net/netip"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
+
+	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+)
+
+// ringSchema: a view is held once, however many nodes see the same. "seen_ms" is when a node began to see it.
+const ringSchema = `
+CREATE TABLE ring_views (
+	cluster TEXT NOT NULL,
+	sha256 BLOB NOT NULL,
+	view BLOB NOT NULL,
+	PRIMARY KEY (cluster, sha256)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE ring_seen (
+	node TEXT PRIMARY KEY,
+	cluster TEXT NOT NULL,
+	incarnation INTEGER NOT NULL,
+	sha256 BLOB NOT NULL,
+	host_id TEXT NOT NULL,
+	seen_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX ring_seen_cluster ON ring_seen (cluster, sha256);
+`
+
+// ringMember is a node of the ring as a peer's Cassandra sees it.
+type ringMember struct {
+	hostID  string
+	address netip.Addr
+	up      bool
+	state   agentv1.RingState
+}
+
+// ringView is what one node's Cassandra says of the ring.
+type ringView struct {
+	node, hostID string
+	// counts: the agent is active and connected, its Cassandra runs, and the view is whole and holds the node itself. Only
+	// such a view is evidence.
+	counts  bool
+	members []ringMember
+}
+
+func (v ringView) has(match func(ringMember) bool) bool { return slices.ContainsFunc(v.members, match) }
+
+// byHostID matches a member by its host id.
+func byHostID(id string) func(ringMember) bool {
+	return func(m ringMember) bool { return m.hostID == id }
+}
+
+// byAddress matches a member by its address.
+func byAddress(a netip.Addr) func(ringMember) bool {
+	return func(m ringMember) bool { return m.address == a.Unmap() }
+}
+
+// witnesses are the nodes, but for one, whose views count, by whether they see a member. Pure.
+func witnesses(views []ringView, but string, match func(ringMember) bool) (see, lack []string) {
+	for _, v := range views {
+		switch {
+		case !v.counts || v.node == but:
+		case v.has(match):
+			see = append(see, v.node)
+		default:
+			lack = append(lack, v.node)
+		}
+	}
+	return see, lack
+}
+
+// ringViews reads what the nodes of a cluster see, by name of node. Equal views are decoded once.
+func ringViews(ctx context.Context, q state.Querier, cluster string) ([]ringView, error) {
+	type row struct {
+		view         ringView
+		sum, encoded []byte
+	}
+	rows, err := collect(ctx, q, func(r *sql.Rows) (x row, err error) {
+		return x, r.Scan(&x.view.node, &x.view.hostID, &x.view.counts, &x.sum, &x.encoded)
+	}, `SELECT s.node, s.host_id, n.running = 1 AND s.incarnation = n.incarnation AND g.state = 'active' AND g.connected = 1, s.sha256, v.view
+		FROM ring_seen s JOIN nodes n ON n.name = s.node JOIN agents g ON g.uid = n.uid AND g.incarnation = n.incarnation
+		JOIN ring_views v ON v.cluster = s.cluster AND v.sha256 = s.sha256 WHERE s.cluster = ? ORDER BY s.node`, cluster)
+	if err != nil {
+		return nil, err
+	}
+	type decoded struct {
+		members []ringMember
+		whole   bool
+	}
+	known := map[string]decoded{}
+	out := make([]ringView, 0, len(rows))
+	for _, x := range rows {
+		d, ok := known[string(x.sum)]
+		if !ok {
+			var v agentv1.RingView
+			if err := proto.Unmarshal(x.encoded, &v); err != nil {
+				return nil, fault.Wrap(err, fault.Internal, "bad-row", "the ring that %s sees cannot be read", x.view.node)
+			}
+			d = decoded{members(&v), !v.Truncated && v.Error == ""}
+			known[string(x.sum)] = d
+		}
+		x.view.members = d.members
+		x.view.counts = x.view.counts && d.whole && x.view.hostID != "" && x.view.has(byHostID(x.view.hostID))
+		out = append(out, x.view)
+	}
+	return out, nil
+}
+
+func members(v *agentv1.RingView) []ringMember {
+	var out []ringMember
+	for _, m := range v.GetMembers() {
+		a, _ := netip.AddrFromSlice(m.Address)
+		out = append(out, ringMember{hostID: hostIDText(m.HostId), address: a.Unmap(), up: m.Up, state: m.State})
+	}
+	return out
+}
+
+// hostIDText is a host id as Cassandra writes it; empty when it is none.
+func hostIDText(b []byte) string {
+	if len(b) != 16 {
+		return ""
+	}
+	h := hex.EncodeToString(b)
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+// takeRing moves the view out of the facts that are kept with the node.
+func takeRing(c *clusterv1.AgentReported, i *agentv1.InstanceFacts) error {
+	if i.GetRing() == nil {
+		return nil
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(i.Ring)
+	if err != nil {
+		return fault.Wrap(err, fault.Invalid, "bad-facts", "the ring cannot be encoded")
+	}
+	sum := sha256.Sum256(b)
+	c.RingSha256, c.Ring = sum[:], b
+	return nil
+}
+
+// withoutKnownRing leaves the body of a view out that the state holds: all nodes of a ring see the same, and one of them
+// tells it.
+func (f *Fleet) withoutKnownRing(ctx context.Context, c *clusterv1.AgentReported) (*clusterv1.AgentReported, error) {
+	if len(c.Ring) == 0 {
+		return c, nil
+	}
+	known, err := view(ctx, f.read, func(ctx context.Context, q state.Querier) (n int, err error) {
+		err = q.QueryRowContext(ctx, `SELECT count(*) FROM ring_views v JOIN agents g ON g.uid = ? AND g.incarnation = ? JOIN nodes n ON n.name = g.node AND n.cluster = v.cluster WHERE v.sha256 = ?`,
+			c.Uid, c.Incarnation, c.RingSha256).Scan(&n)
+		return n, err
+	})
+	if err != nil || known == 0 {
+		return c, err
+	}
+	c = proto.CloneOf(c)
+	c.Ring = nil
+	return c, nil
+}
+
+// reportRing writes down what a node sees of its ring. wanted: the state does not hold that view any more.
+func reportRing(a *state.Apply, n nodeRow, c *clusterv1.AgentReported, hostID string) (wanted bool, err error) {
+	var was []byte
+	var wasID string
+	if _, err := found(a.QueryRow(`SELECT sha256, host_id FROM ring_seen WHERE node = ? AND incarnation = ?`, n.name, n.incarnation).Scan(&was, &wasID)); err != nil {
+		return false, err
+	}
+	if hostID == "" {
+		hostID = wasID // a node that is down is still who it was
+	}
+	if len(c.RingSha256) == 0 || string(was) == string(c.RingSha256) && wasID == hostID {
+		return false, nil
+	}
+	if len(c.Ring) > 0 {
+		if sum := sha256.Sum256(c.Ring); string(sum[:]) != string(c.RingSha256) {
+			return false, fault.New(fault.Invalid, "bad-facts", "the ring that was told is not the one that was named")
+		}
+		if _, err := a.Exec(`INSERT INTO ring_views (cluster, sha256, view) VALUES (?,?,?) ON CONFLICT DO NOTHING`, n.cluster, c.RingSha256, c.Ring); err != nil {
+			return false, err
+		}
+	}
+	var held int
+	if err := a.QueryRow(`SELECT count(*) FROM ring_views WHERE cluster = ? AND sha256 = ?`, n.cluster, c.RingSha256).Scan(&held); err != nil || held == 0 {
+		return err == nil, err
+	}
+	if _, err := a.Exec(`INSERT INTO ring_seen (node, cluster, incarnation, sha256, host_id, seen_ms) VALUES (?,?,?,?,?,?) ON CONFLICT (node) DO UPDATE SET
+		incarnation = excluded.incarnation, sha256 = excluded.sha256, host_id = excluded.host_id, seen_ms = excluded.seen_ms`,
+		n.name, n.cluster, n.incarnation, c.RingSha256, hostID, a.Now.UnixMilli()); err != nil {
+		return false, err
+	}
+	_, err = a.Exec(`DELETE FROM ring_views WHERE cluster = ? AND sha256 = ? AND NOT EXISTS (SELECT 1 FROM ring_seen s WHERE s.cluster = ring_views.cluster AND s.sha256 = ring_views.sha256)`,
+		n.cluster, was)
+	return false, err
+}
+
+// hostIDOf is the host id that a node last said it has; empty when it never did in this incarnation.
+func hostIDOf(ctx context.Context, q state.Querier, node string) (id string, err error) {
+	_, err = found(q.QueryRowContext(ctx, `SELECT s.host_id FROM ring_seen s JOIN nodes n ON n.name = s.node AND n.incarnation = s.incarnation WHERE s.node = ?`, node).Scan(&id))
+	return id, err
+}

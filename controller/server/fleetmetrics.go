@@ -1,0 +1,123 @@
+package server
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/ledger"
+	"github.com/cassandra-security-manager/csm/shared/resource"
+)
+
+// fleetCollector reads the replicated state at each scrape: figures by cluster and authority, never by certificate. Every
+// controller gives the same ones; alert rules take the maximum.
+type fleetCollector struct {
+	s *Server
+
+	mu   sync.Mutex
+	mark fleet.Mark
+}
+
+var (
+	authorityEnd = desc("csm_authority_not_after_timestamp_seconds", "When the certificate of an active issuer ends.", "authority", "issuer")
+	crlDue       = desc("csm_crl_next_update_timestamp_seconds", "When the first revocation list of an issuer must be replaced; absent when it cannot be made.", "authority", "issuer")
+	identityEnd  = desc("csm_system_identity_not_after_timestamp_seconds", "When this program's own identity ends.", "kind")
+	expiringNow  = desc("csm_certificates_expiring", "Node stores whose leaf ends within the window; each store stands in the narrowest one.", "cluster", "window")
+	unmanaged    = desc("csm_certificates_unmanaged", "Certificates with a private key that agents found and CSM did not issue.", "cluster", "severity")
+	agentsNow    = desc("csm_agents", "Agents by state.", "cluster", "state")
+	conflicts    = desc("csm_agent_identity_conflicts_total", "Copied state folders and tokens used with two keys, since the system was made.")
+	freezes      = desc("csm_freeze_active", "1 for each freeze in force.", "scope")
+	sealedNow    = desc("csm_keyring_sealed", "1 while this controller cannot use its keys.")
+	stateRead    = desc("csm_state_readable", "1 if the figures of this scrape could be read from the local state.")
+)
+
+func (c *fleetCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{authorityEnd, crlDue, identityEnd, expiringNow, unmanaged, agentsNow, conflicts, freezes, sealedNow, stateRead} {
+		ch <- d
+	}
+}
+
+func (c *fleetCollector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	gauge(ch, identityEnd, float64(c.s.id.leaf().NotAfter.Unix()), "controller")
+	gauge(ch, sealedNow, truth(!c.s.dom.keyring.Unsealed()))
+	readable := 1.0
+	for _, part := range []func(context.Context, chan<- prometheus.Metric) error{c.authorities, c.fleet, c.found, c.failures} {
+		if err := part(ctx, ch); err != nil {
+			c.s.log.Warn("a part of the metrics could not be read", "error", err)
+			readable = 0
+		}
+	}
+	gauge(ch, stateRead, readable)
+}
+
+func (c *fleetCollector) authorities(ctx context.Context, ch chan<- prometheus.Metric) error {
+	ends, err := c.s.dom.authorities.Ends(ctx)
+	for _, e := range ends {
+		gauge(ch, authorityEnd, float64(e.NotAfter.Unix()), e.Authority, resource.Last(e.Issuer))
+		if !e.NextUpdate.IsZero() {
+			gauge(ch, crlDue, float64(e.NextUpdate.Unix()), e.Authority, resource.Last(e.Issuer))
+		}
+	}
+	return err
+}
+
+func (c *fleetCollector) fleet(ctx context.Context, ch chan<- prometheus.Metric) error {
+	t, err := c.s.dom.fleet.Tally(ctx)
+	if err != nil {
+		return err
+	}
+	for k, n := range t.Agents {
+		gauge(ch, agentsNow, float64(n), k.Cluster, k.What)
+	}
+	for k, n := range t.Expiring {
+		gauge(ch, expiringNow, float64(n), k.Cluster, k.What)
+	}
+	for _, f := range t.Freezes {
+		gauge(ch, freezes, 1, f.Scope)
+	}
+	n := 0
+	for _, v := range t.Alarms {
+		n += v
+	}
+	ch <- prometheus.MustNewConstMetric(conflicts, prometheus.CounterValue, float64(n))
+	return nil
+}
+
+func (c *fleetCollector) found(ctx context.Context, ch chan<- prometheus.Metric) error {
+	counts, err := ledger.Unmanaged(ctx, c.s.dom.store, time.Now())
+	for k, n := range counts {
+		gauge(ch, unmanaged, float64(n), k[0], k[1])
+	}
+	return err
+}
+
+// failures adds what went wrong since the last scrape to the counters: their records are pruned, counters never go back.
+func (c *fleetCollector) failures(ctx context.Context, _ chan<- prometheus.Metric) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list, next, err := c.s.dom.fleet.Failures(ctx, c.mark)
+	if err != nil {
+		return err
+	}
+	c.mark = next
+	for _, f := range list {
+		if f.Port == "" {
+			c.s.dom.metrics.rollback.WithLabelValues(f.Cluster).Inc()
+			continue
+		}
+		c.s.dom.metrics.proofs.WithLabelValues(f.Cluster, f.Port, f.Verdict).Inc()
+	}
+	return nil
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
