@@ -115,6 +115,9 @@ func (c *Controller) Start() (err error) {
 	return err
 }
 
+// Stop ends the controller as an operator does.
+func (c *Controller) Stop(ctx context.Context) error { return c.process.Stop(ctx) }
+
 // Kill ends the controller with SIGKILL.
 func (c *Controller) Kill() { c.process.Kill() }
 
@@ -150,9 +153,9 @@ func (c *Controller) command(ctx context.Context, args ...string) (string, error
 	defer proc.Kill()
 	select {
 	case <-proc.Done():
-		return proc.Tail(10), proc.Err()
+		return proc.Tail(40), proc.Err()
 	case <-ctx.Done():
-		return proc.Tail(10), ctx.Err()
+		return proc.Tail(40), ctx.Err()
 	}
 }
 
