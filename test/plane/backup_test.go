@@ -3,7 +3,6 @@
 package plane_test
 
 import (
-	"context"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -97,15 +96,9 @@ func TestAllFoldersAreLostAndTheSystemComesBackFromABackup(t *testing.T) {
 		t.Fatalf("system %+v, want pin %s and an index above %d", sys, pin, b.Index)
 	}
 	for _, c := range w.Controllers[:2] {
-		w.must(rejoin(ctx, w, c, first))
+		w.must(w.Admit(ctx, c))
 	}
 	w.must(w.Wait(ctx, 3))
 	first.Kill()
 	w.must(w.API.Do(ctx, http.MethodPost, "/v1/tenants/default/clusters", map[string]any{"id": "last", "authority": "tenants/default/authorities/root"}, nil))
-}
-
-// rejoin lets a controller with an empty folder in, by a controller that runs.
-func rejoin(ctx context.Context, w world, c, at *plane.Controller) error {
-	c.JoinAt(at)
-	return w.Admit(ctx, c)
 }

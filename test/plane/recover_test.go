@@ -92,7 +92,7 @@ func TestOneControllerGoesOnWhenTheMajorityIsGone(t *testing.T) {
 		if out, err := c.Command(ctx, "reset-identity", "--yes"); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		w.must(rejoin(ctx, w, c, survivor))
+		w.must(w.Admit(ctx, c))
 	}
 	w.must(w.Wait(ctx, 3))
 	survivor.Kill()
