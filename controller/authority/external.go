@@ -160,7 +160,7 @@ func CheckInstalled(chain []*x509.Certificate, now time.Time) error {
 		if _, err := algorithm.OfPublic(c.PublicKey); err != nil {
 			return err
 		}
-		if !c.IsCA || !c.BasicConstraintsValid || c.KeyUsage&x509.KeyUsageCertSign == 0 {
+		if !c.IsCA || !c.BasicConstraintsValid || c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0 { // no keyUsage: anything
 			return bad("not-a-ca", "%s is not a CA certificate", c.Subject).Do("ask for basicConstraints CA:TRUE and keyUsage keyCertSign, cRLSign")
 		}
 		if now.Before(c.NotBefore) || c.NotAfter.Sub(now) < minInstalled {
@@ -176,8 +176,8 @@ func CheckInstalled(chain []*x509.Certificate, now time.Time) error {
 			}
 		}
 	}
-	if leaf.KeyUsage&x509.KeyUsageCRLSign == 0 {
-		return bad("not-a-ca", "%s may not sign revocation lists", leaf.Subject).Do("ask for keyUsage keyCertSign, cRLSign")
+	if signs := x509.KeyUsageCertSign | x509.KeyUsageCRLSign; leaf.KeyUsage&signs != signs {
+		return bad("not-a-ca", "%s may not sign certificates and revocation lists", leaf.Subject).Do("ask for keyUsage keyCertSign, cRLSign")
 	}
 	roots, above := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(root)
