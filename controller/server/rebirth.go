@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/controller/state"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
+	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
 // rebirth lets a state go on with other controllers than it had: after a restore, or when the majority is gone. It works on a
@@ -163,4 +165,18 @@ func (r *rebirth) plant(ctx context.Context, d dataDir, ccfg consensus.Config) e
 func (d dataDir) scratch() (string, error) {
 	path := d.path("rebirth")
 	return path, errors.Join(os.RemoveAll(path), os.MkdirAll(path, 0o700))
+}
+
+// tidy takes away copies of the state that a killed restore, recovery or verification left.
+func (d dataDir) tidy() error {
+	left, err := filepath.Glob(d.path("verify-*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range append(left, d.path("rebirth"), d.path(restoringFile)) {
+		if err := os.RemoveAll(path); err != nil {
+			return fault.Wrap(err, fault.Invalid, "data-dir", "cannot remove %s", path).Do("check the owner of data_dir")
+		}
+	}
+	return nil
 }

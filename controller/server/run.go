@@ -53,6 +53,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func()) error 
 		return fault.New(fault.Refused, "wrong-name", "%s belongs to controller %q, the configuration says %q", d, in.Name, cfg.Name).
 			Do("correct name or data_dir in controller.yaml")
 	}
+	if err := d.tidy(); err != nil {
+		return err
+	}
 	id, err := openIdentity(d)
 	if err != nil {
 		return err

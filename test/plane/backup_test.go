@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,8 +78,9 @@ func TestAllFoldersAreLostAndTheSystemComesBackFromABackup(t *testing.T) {
 	if out, err := first.Command(ctx, "snapshot", "restore", b.Location, "--recovery-share", wrong); err == nil {
 		t.Fatalf("a wrong share restored: %s", out)
 	}
-	out, err := first.Command(ctx, "snapshot", "restore", b.Location, "--recovery-share", w.Recovery())
-	if err != nil {
+	w.killed(first, "snapshot", "restore", b.Location, "--recovery-share", w.Recovery())
+	// A kill after the last step leaves a whole controller; before it, the same command begins again.
+	if out, err := first.Command(ctx, "snapshot", "restore", b.Location, "--recovery-share", w.Recovery()); err != nil && !strings.Contains(out, "already holds a controller") {
 		t.Fatalf("restore: %v\n%s", err, out)
 	}
 	w.must(first.Start())

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,21 @@ var planHash = regexp.MustCompile(`(?m)^plan:?\s+([0-9a-f]{16})`)
 
 func (w world) cluster(id string) error {
 	return w.API.Do(w.t.Context(), http.MethodPost, "/v1/tenants/default/clusters", map[string]any{"id": id, "authority": "tenants/default/authorities/root"}, nil)
+}
+
+// killed runs a command of csm-controller several times and kills it each time a little later.
+func (w world) killed(c *plane.Controller, args ...string) {
+	w.t.Helper()
+	for _, after := range []time.Duration{30, 90, 150, 210, 270} {
+		p, err := process.Start(process.Spec{Name: args[0], Path: filepath.Join(w.Bin, "csm-controller"), Args: append(slices.Clone(args), "--config", c.Config),
+			Dir: w.t.TempDir(), Log: filepath.Join(w.t.TempDir(), "killed.log")})
+		w.must(err)
+		select {
+		case <-p.Done():
+		case <-time.After(after * time.Millisecond):
+		}
+		p.Kill()
+	}
 }
 
 // TestOneControllerGoesOnWhenTheMajorityIsGone: it says what may be lost, wants the hash of that, survives kills at any moment,
@@ -46,16 +62,7 @@ func TestOneControllerGoesOnWhenTheMajorityIsGone(t *testing.T) {
 	if out, err := survivor.Command(ctx, "recover", "--plan", "0123456789abcdef"); err == nil {
 		t.Fatalf("another plan was taken: %s", out)
 	}
-	for _, after := range []time.Duration{30, 90, 150, 210, 270} {
-		p, err := process.Start(process.Spec{Name: "recover", Path: filepath.Join(w.Bin, "csm-controller"), Args: []string{"recover", "--config", survivor.Config, "--plan", hash},
-			Dir: t.TempDir(), Log: filepath.Join(t.TempDir(), "recover.log")})
-		w.must(err)
-		select {
-		case <-p.Done():
-		case <-time.After(after * time.Millisecond):
-		}
-		p.Kill()
-	}
+	w.killed(survivor, "recover", "--plan", hash)
 	// A kill after the last step leaves a controller that needs nobody any more; before it, the plan is still the same.
 	if out, err := survivor.Command(ctx, "recover", "--plan", hash); err != nil && !strings.Contains(out, "the only controller") {
 		t.Fatalf("%v\n%s", err, out)
