@@ -30,6 +30,7 @@ func Module() state.Module {
 			state.Handle(r, applyAskProofs)
 			state.Handle(r, applyRecordProof)
 			state.Handle(r, applySetFreeze)
+			state.Handle(r, applyRaiseTargets)
 			state.Handle(r, applyAlarmFreeze)
 			state.Handle(r, applyReplaceNode)
 			joinCommands(r)
