@@ -26,7 +26,7 @@ type machine struct {
 // debian is the root of a small Debian, made once by debootstrap.
 func debian(t *testing.T) string {
 	t.Helper()
-	base := filepath.Join(source(t), "build/nspawn/base")
+	base := filepath.Join(source(t), "build/nspawn/bookworm")
 	if _, err := os.Stat(filepath.Join(base, "usr/lib/systemd")); err == nil {
 		return base
 	}
@@ -37,7 +37,7 @@ func debian(t *testing.T) string {
 	if err := os.MkdirAll(half, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,dbus,iproute2", "bookworm", half)
+	run(t, "debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,dbus,iproute2,rpm", "bookworm", half)
 	if err := os.Rename(half, base); err != nil {
 		t.Fatal(err)
 	}

@@ -30,21 +30,25 @@ type site struct {
 	t *testing.T
 }
 
-// newSite boots a machine with Java and Cassandra's jars, and the packages of this commit and of a later version.
-func newSite(t *testing.T) site {
+// twoVersions are binds of the packages of this commit, and of the same programs under a later version.
+func twoVersions(t *testing.T) []string {
 	t.Helper()
-	for _, p := range programs {
-		build(t, p, "deb")
-	}
+	build(t, "csm", "deb")
 	newer := t.TempDir()
 	programs := "build/bin/" + runtime.GOARCH
-	c := exec.Command("packaging/build.sh") // the same programs under a later version
+	c := exec.Command("packaging/build.sh")
 	c.Dir = source(t)
 	c.Env = append(os.Environ(), "BINARIES="+programs, "HOST_BINARIES="+programs, "NFPM=build/tools/nfpm", "PACKAGE_ARCH="+runtime.GOARCH,
 		"PACKAGE_VERSION=99.0.0", "PACKAGE_OUT="+newer)
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	return []string{filepath.Join(source(t), "build/packages") + ":/packages", newer + ":/newer"}
+}
+
+// newSite boots a machine with Java, Cassandra's jars and the packages.
+func newSite(t *testing.T) site {
+	t.Helper()
 	tools, err := ring.Setup(t.Context(), false, func(string) {})
 	if err != nil {
 		t.Fatal(err)
@@ -57,7 +61,7 @@ func newSite(t *testing.T) site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	binds := []string{filepath.Join(source(t), "build/packages") + ":/packages", newer + ":/newer", d.Dir + ":/opt/cassandra", filepath.Dir(filepath.Dir(java)) + ":/opt/jdk"}
+	binds := append(twoVersions(t), d.Dir+":/opt/cassandra", filepath.Dir(filepath.Dir(java))+":/opt/jdk")
 	if _, err := os.Stat("/etc/java-17-openjdk"); err == nil { // where Debian's JDK keeps its settings
 		binds = append(binds, "/etc/java-17-openjdk:/etc/java-17-openjdk")
 	}
