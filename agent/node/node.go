@@ -96,6 +96,7 @@ type Node struct {
 	flushAt   time.Time
 	renewAt   time.Time
 	published []byte
+	metrics   metrics
 
 	mu        stdsync.Mutex
 	online    Link
@@ -110,7 +111,8 @@ type Node struct {
 	snapshot  *agentv1.Hello
 	ownCert   *cassandra.Instance
 	roots     [][]byte
-	up        bool // all of Cassandra's ports listen
+	wanted    []string // fingerprints of roots; those of the last run until a target comes
+	up        bool     // all of Cassandra's ports listen
 	ring      ring
 }
 

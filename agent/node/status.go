@@ -40,6 +40,8 @@ type Status struct {
 	Problem          string        `json:"problem,omitempty"`
 	Findings         int           `json:"findings"`
 	Stores           []StoreStatus `json:"stores"`
+	// Wanted are the anchors that the newest target wants trusted, as far as one came: `csm-agent ensure` compares.
+	Wanted []string `json:"wantedAnchors,omitempty"`
 	// Unreported outcomes wait for a controller.
 	Unreported int       `json:"unreported,omitempty"`
 	Updated    time.Time `json:"updated"`
@@ -91,7 +93,7 @@ func (n *Node) status() Status {
 		s.Problem = n.instErr.Error()
 	}
 	n.mu.Lock()
-	s.Link, s.Suspended = n.online, n.suspended
+	s.Link, s.Suspended, s.Wanted = n.online, n.suspended, n.wanted
 	if f := n.target.GetFrozen(); f.GetActive() {
 		s.Frozen = fmt.Sprintf("%s by %s: %s", f.Scope, f.Actor, f.Reason)
 	}
@@ -130,6 +132,7 @@ func (n *Node) status() Status {
 // publish writes the status when it has changed, and at least each hour.
 func (n *Node) publish() {
 	s := n.status()
+	n.publishMetrics(s)
 	s.Link.LastContact = s.Link.LastContact.Truncate(time.Minute)
 	same, err := json.MarshalIndent(s, "", "  ")
 	if err != nil || bytes.Equal(same, n.published) {

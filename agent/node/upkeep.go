@@ -1,13 +1,15 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/cassandra-security-manager/csm/agent/cassandra"
+	"github.com/cassandra-security-manager/csm/agent/config"
 	"github.com/cassandra-security-manager/csm/agent/join"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/scan"
@@ -105,18 +107,7 @@ func inventorySum(found []*agentv1.FoundCertificate) [sha256.Size]byte {
 
 // Scan finds the certificates in the store folders, beside cassandra.yaml, and under the configured roots.
 func (n *Node) Scan(ctx context.Context) ([]*agentv1.FoundCertificate, error) {
-	roots := slices.Clone(n.o.Config.Scan.Roots)
-	roots = append(roots, filepath.Dir(n.o.Instance.Config))
-	o := scan.Options{Now: n.o.Clock.Now(), Skip: n.skip}
-	if n.inst != nil {
-		for _, s := range n.inst.Stores {
-			roots = append(roots, s.KeystorePath, s.TruststorePath)
-			o.Passwords = append(o.Passwords, s.KeystorePassword, s.TruststorePassword)
-		}
-	}
-	roots = slices.DeleteFunc(roots, func(s string) bool { return s == "" })
-	slices.Sort(roots)
-	r, err := scan.Files(ctx, slices.Compact(roots), o)
+	r, err := scan.Files(ctx, ScanRoots(n.o.Config, n.o.Instance, n.inst), ScanOptions(n.o.Config, n.inst, n.o.Clock.Now()))
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +127,29 @@ func (n *Node) Scan(ctx context.Context) ([]*agentv1.FoundCertificate, error) {
 	return out, nil
 }
 
-// skip leaves out our own state folder, whose copies of old stores are nobody's certificates in use.
-func (n *Node) skip(path string) bool {
-	return path == n.o.Config.StateDir || bytes.HasPrefix([]byte(path), []byte(n.o.Config.StateDir+string(filepath.Separator)))
+// ScanRoots are the files and folders in which certificates are looked for; inst may be nil.
+func ScanRoots(conf config.Config, in config.Instance, inst *cassandra.Instance) []string {
+	roots := append(slices.Clone(conf.Scan.Roots), filepath.Dir(in.Config))
+	if inst != nil {
+		for _, s := range inst.Stores {
+			roots = append(roots, s.KeystorePath, s.TruststorePath)
+		}
+	}
+	roots = slices.DeleteFunc(roots, func(s string) bool { return s == "" })
+	slices.Sort(roots)
+	return slices.Compact(roots)
+}
+
+// ScanOptions open the stores that cassandra.yaml names. Our own state folder is left out: its copies of old stores are
+// nobody's certificates in use.
+func ScanOptions(conf config.Config, inst *cassandra.Instance, now time.Time) scan.Options {
+	o := scan.Options{Now: now, Skip: func(path string) bool {
+		return path == conf.StateDir || strings.HasPrefix(path, conf.StateDir+string(filepath.Separator))
+	}}
+	if inst != nil {
+		for _, s := range inst.Stores {
+			o.Passwords = append(o.Passwords, s.KeystorePassword, s.TruststorePassword)
+		}
+	}
+	return o
 }
