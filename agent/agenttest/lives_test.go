@@ -4,11 +4,13 @@ import (
 	"crypto/x509"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
+	"github.com/cassandra-security-manager/csm/agent/node"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/shared/keystore"
 )
@@ -26,7 +28,9 @@ func TestACopiedDiskStopsBothAndIsPutRight(t *testing.T) {
 	must(t, os.CopyFS(b.conf.StateDir, os.DirFS(a.conf.StateDir)))
 	b.start()
 	w.await("the controllers notice", func() bool { return a.view().State == fleet.Suspended })
-	w.await("both know", func() bool { return a.status().Suspended != "" && b.status().Copied && b.status().Node == a.status().Node })
+	w.await("both know", func() bool {
+		return a.status().Suspended != "" && b.status().Copied && b.status().Node == a.status().Node
+	})
 	if alarms, err := w.fleet.Alarms(t.Context(), 10); err != nil || len(alarms) != 1 || alarms[0].Kind != "copied-state" || alarms[0].Resource != a.view().Name {
 		t.Errorf("alarms: %+v %v", alarms, err)
 	}
@@ -91,7 +95,9 @@ func TestEnsureSaysWhatCassandraMustNotStartWith(t *testing.T) {
 	must(t, os.WriteFile(h.cass.Store.KeystorePath, []byte("cut"), 0o600))
 	ensure("a keystore that was cut", 3, "")
 
-	expired := stranger.Leaf(func(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Now().Add(-48*time.Hour), time.Now().Add(-time.Hour) })
+	expired := stranger.Leaf(func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = time.Now().Add(-48*time.Hour), time.Now().Add(-time.Hour)
+	})
 	cassandratest.Write(t, h.cass.Store, expired, stranger.Root)
 	ensure("expired", 3, "expired")
 	cassandratest.Write(t, h.cass.Store, stranger.Leaf(), stranger.Root)
@@ -115,4 +121,42 @@ func TestMetricsLieInTheStateFolder(t *testing.T) {
 	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o644 {
 		t.Errorf("%v %v", fi, err)
 	}
+}
+
+func TestAnAgentThatWasAwayRenewsItsExpiredIdentityOrSaysWhatToType(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	h := newHost(w, "n1", keystore.PEM)
+	h.conf.Mode = "observe"
+	h.start()
+	w.await("joined", func() bool { return h.view().Agent.Connected })
+	away := func(d time.Duration) {
+		must(t, h.end())
+		w.stop()
+		w.ahead.Add(int64(d))
+		w.await("the controller's clock too", func() bool { return w.now().Sub(w.log.Clock.Now()) < time.Second })
+		w.listen(w.address)
+		h.start()
+	}
+	away(60 * 24 * time.Hour) // an identity lives 30 days
+	w.await("back with a renewed identity", func() bool {
+		s := h.status()
+		return s.Link.Connected && s.IdentityNotAfter.After(w.now()) && s.Incarnation == 1
+	})
+	away(365 * 24 * time.Hour) // longer than the grace of 180
+	w.await("it says what to type", func() bool {
+		s := h.status()
+		level, notes := node.Health(s, true, w.now())
+		return !s.Link.Connected && s.Link.Error != "" && level == node.Red && slices.ContainsFunc(notes, func(n node.Note) bool {
+			return strings.Contains(n.Message, "identity expired") && strings.Contains(n.Remedy, "csm cluster join-command prod/n1 --rejoin")
+		})
+	})
+	// What it says, done.
+	secret, _, err := w.fleet.CreateToken(t.Context(), cluster, fleet.TokenSpec{Node: "n1", Rejoin: true}, ann)
+	must(t, err)
+	must(t, h.end())
+	must(t, os.WriteFile(h.token, []byte(secret+"\n"), 0o600))
+	must(t, os.Remove(filepath.Join(h.conf.Folder(h.conf.Cassandra[0]), "identity.json")))
+	h.start()
+	w.await("joined anew", func() bool { s := h.status(); return s.Link.Connected && s.Incarnation == 2 })
 }

@@ -197,6 +197,9 @@ func Health(s Status, running bool, now time.Time) (Level, []Note) {
 	case s.Suspended != "":
 		add(Red, "see `csm node get`; then `csm node resume`, or `csm cluster join-command NODE --rejoin` for a new host", "the controllers suspended this agent: %s", s.Suspended)
 	}
+	if !s.IdentityNotAfter.IsZero() && now.After(s.IdentityNotAfter) {
+		add(Red, expiredRemedy(s.Node), "the agent's own identity expired at %s: no controller takes its word until it is renewed", s.IdentityNotAfter.UTC().Format(time.RFC3339))
+	}
 	if !running {
 		add(Red, "start csm-agent", "the agent does not run; this is what it knew at %s", s.Updated.Format(time.RFC3339))
 	} else if s.Node != "" && !s.Link.Connected {

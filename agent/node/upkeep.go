@@ -11,7 +11,9 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/cassandra"
 	"github.com/cassandra-security-manager/csm/agent/config"
 	"github.com/cassandra-security-manager/csm/agent/join"
+	"github.com/cassandra-security-manager/csm/agent/sync"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/shared/resource"
 	"github.com/cassandra-security-manager/csm/shared/scan"
 )
 
@@ -21,17 +23,35 @@ func (n *Node) renewIdentity(ctx context.Context) {
 	n.mu.Lock()
 	connected := n.online.Connected
 	n.mu.Unlock()
-	if id == nil || !connected || now.Before(id.RenewAt) || now.Before(n.renewAt) {
+	if id == nil || now.Before(id.RenewAt) || now.Before(n.renewAt) {
+		return
+	}
+	expired := now.After(id.Chain[0].NotAfter)
+	if !connected && !expired {
 		return
 	}
 	n.renewAt = now.Add(time.Minute + time.Duration(float64(4*time.Minute)*jitter()))
-	next, err := join.Renew(ctx, n.folder, n.client, now, jitter())
+	var caller join.Caller = n.client
+	if expired { // no stream opens for it, but within the grace it may still be renewed
+		caller = sync.Apart{Controllers: n.o.Config.Controllers, TLS: sync.IdentityTLS(n.folder.Identity, n.o.Clock.Now)}
+	}
+	next, err := join.Renew(ctx, n.folder, caller, now, jitter())
+	if err != nil && expired {
+		n.log.Error("the agent's identity has expired and was not renewed; it is asked for again", "expired", id.Chain[0].NotAfter, "error", err, "do", expiredRemedy(id.Node))
+		return
+	}
 	if err != nil {
 		n.log.Warn("the agent's identity was not renewed", "expires", id.Chain[0].NotAfter, "error", err)
 		return
 	}
 	n.log.Info("identity renewed", "expires", next.Chain[0].NotAfter, "next", next.RenewAt)
 	n.client.Reconnect()
+}
+
+// expiredRemedy is what brings an agent back whose identity has expired.
+func expiredRemedy(node string) string {
+	return "it is renewed by itself for 180 days after its end; later, or when that is refused: `csm cluster join-command " + resource.Last(resource.Parent(resource.Parent(node))) + "/" + resource.Last(node) +
+		" --rejoin`, put the token into the file of join.file, remove identity.json from the state folder, and start csm-agent"
 }
 
 // inventory is when to scan, and what was told last.
