@@ -144,7 +144,7 @@ func Open(o Options) (*Node, error) {
 	io := o.Install
 	io.StateDir, io.Hold, io.Reloader, io.Clock, io.Logger = f.InstallDir(), o.Config.HoldFile, o.Reloader, o.Clock, n.log
 	io.Budget = reload.NewBudget(filepath.Join(f.Dir(), "reloads.json"), o.Clock)
-	io.Detect = o.Detect
+	io.Detect, io.Frozen = o.Detect, n.frozen
 	if n.installer, err = install.New(io); err != nil {
 		f.Close()
 		return nil, err
@@ -215,7 +215,7 @@ func (n *Node) Join(ctx context.Context) (*state.Identity, error) {
 	}
 	j := n.o.Config.JoinFor(n.o.Instance)
 	return join.Join(ctx, n.folder, join.Options{Controllers: n.o.Config.Controllers, Pin: n.o.Config.Pin, Cluster: n.o.Config.Cluster,
-		Method: j.Method, EvidenceFile: j.File, Agent: n.agentFacts(), Instance: n.instanceFacts(), Now: n.o.Clock.Now, Jitter: jitter})
+		Method: j.Method, EvidenceFile: j.File, Cassandra: n.cassandraKey, Wish: n.wish(j), Agent: n.agentFacts(), Instance: n.instanceFacts(), Now: n.o.Clock.Now, Jitter: jitter})
 }
 
 // join asks for an identity until it gets one or is refused. Meanwhile the node is observed and its status told.
@@ -230,7 +230,7 @@ func (n *Node) join(ctx context.Context) error {
 		n.online.Error = err.Error()
 		n.mu.Unlock()
 		n.publish()
-		if !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Unknown) && !fault.HasReason(err, "pin-mismatch") {
+		if !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Unknown) && !fault.HasReason(err, "pin-mismatch") && !fault.HasReason(err, "frozen") {
 			return err
 		}
 		n.log.Warn("not joined yet", "error", err)
@@ -455,7 +455,7 @@ func (n *Node) view(s *cassandra.Store) View {
 	defer n.mu.Unlock()
 	v.Connected, v.Suspended, v.Skew = n.online.Connected, n.suspended, n.skew
 	if n.target != nil {
-		v.Frozen = n.target.Frozen
+		v.Frozen = inForce(n.target.Frozen, v.Now)
 		for _, a := range n.target.Anchors {
 			v.Anchors = append(v.Anchors, fingerprint(a))
 		}

@@ -5,8 +5,13 @@ import "github.com/cassandra-security-manager/csm/controller/state"
 // Module brings the tables and commands of this package (migrations 500 to 599).
 func Module() state.Module {
 	return state.Module{
-		Name:       "fleet",
-		Migrations: []state.Migration{{Number: 500, SQL: schema}, {Number: 530, SQL: ringSchema}},
+		Name: "fleet",
+		Migrations: []state.Migration{
+			{Number: 500, SQL: schema},
+			{Number: 510, SQL: joinSchema},
+			{Number: 530, SQL: ringSchema},
+			{Number: 531, SQL: freezeSchema},
+		},
 		Commands: func(r *state.Registry) {
 			state.Handle(r, applyCreateCluster)
 			state.Handle(r, applyGrowTrust)
@@ -24,6 +29,8 @@ func Module() state.Module {
 			state.Handle(r, applyAskProofs)
 			state.Handle(r, applyRecordProof)
 			state.Handle(r, applySetFreeze)
+			state.Handle(r, applyAlarmFreeze)
+			joinCommands(r)
 		},
 	}
 }
@@ -195,4 +202,13 @@ CREATE TABLE fleet_alarms (
 	message TEXT NOT NULL,
 	time_ms INTEGER NOT NULL
 ) STRICT;
+`
+
+// freezeSchema: what the newest alarm of a freeze spoke of.
+const freezeSchema = `
+CREATE TABLE freeze_alarms (
+	scope TEXT PRIMARY KEY,
+	since_ms INTEGER NOT NULL,
+	stores INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 `

@@ -164,8 +164,11 @@ func build(d Deps) (http.Handler, huma.API) {
 func (s *server) routes() {
 	s.health()
 	s.certificates()
+	s.tenants()
 	s.clusters()
 	s.readiness()
+	s.trust()
+	s.requests()
 	s.nodes()
 	s.authorities()
 	s.controllers()

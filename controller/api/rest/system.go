@@ -78,6 +78,11 @@ func (s *server) status(ctx context.Context) (Status, error) {
 	if st.Age != consensus.AgeUnknown {
 		out.AgeMs = millis(st.Age)
 	}
+	for _, f := range freezes {
+		if f.Alarm != "" {
+			out.Problems = append(out.Problems, f.Alarm)
+		}
+	}
 	for _, m := range st.Members {
 		out.Controllers = append(out.Controllers, controllerOf(m))
 	}
@@ -138,12 +143,24 @@ func (s *server) object(ctx context.Context, name string) (any, error) {
 	case "clusters":
 		c, err := s.Fleet.GetCluster(ctx, name)
 		return clusterOf(c), err
+	case "tenants":
+		t, err := s.Fleet.GetTenant(ctx, name)
+		return tenantOf(t), err
 	case "nodes":
 		n, err := s.Fleet.GetNode(ctx, name)
 		return nodeOf(n), err
 	case "joinTokens":
 		t, err := s.Fleet.GetToken(ctx, name)
 		return JoinToken{Token: t}, err
+	case "trustDomains":
+		d, err := s.Fleet.GetTrustDomain(ctx, name)
+		return trustDomainOf(d), err
+	case "anchors":
+		x, err := s.Fleet.GetAnchor(ctx, name)
+		return anchorOf(x), err
+	case "requests":
+		r, err := s.Fleet.GetJoinRequest(ctx, name)
+		return joinRequestOf(r), err
 	case "certificates":
 		c, err := s.Ledger.Get(ctx, name)
 		if err != nil {
