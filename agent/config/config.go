@@ -190,7 +190,7 @@ func (in Instance) check(p *config.Problems, key string) {
 			p.Add(k, fmt.Sprintf("%q cannot be a store folder", r), "name the folder that holds keystore and truststore and little else")
 		}
 	}
-	if strings.ContainsAny(in.Name, `/\`) || strings.HasPrefix(in.Name, ".") || len(in.Name) > 63 {
+	if strings.ContainsAny(in.Name, `/\`) || strings.HasPrefix(in.Name, ".") || len(in.Name) > 63 || in.Name == "metrics" {
 		p.Add(key+".name", fmt.Sprintf("%.80q cannot be the name of a folder", in.Name), "use letters, digits and dashes")
 	}
 	if in.JMX.Port < 0 || in.JMX.Port > 65535 {

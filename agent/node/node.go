@@ -149,6 +149,9 @@ func Open(o Options) (*Node, error) {
 		f.Close()
 		return nil, err
 	}
+	if last, _, err := ReadStatus(f.Dir()); err == nil {
+		n.wanted = last.Wanted
+	}
 	n.watch = watch.New(n.log)
 	n.inventory = inventory{every: o.Config.Scan.Every}
 	return n, nil

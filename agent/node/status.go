@@ -193,7 +193,7 @@ func Health(s Status, running bool, now time.Time) (Level, []Note) {
 	case s.Node == "":
 		add(Yellow, "see `csm-agent doctor`", "the agent has not joined: %s", orElse(s.Link.Error, "no attempt yet"))
 	case s.Copied:
-		add(Red, "remove the state folder on the copy and join again", "the state folder was copied from another machine; nothing is changed here")
+		add(Red, "on the copy: `csm-agent seal-image --yes`, then a join token of its own; for the original: `csm node resume`", "the state folder was copied from another machine; nothing is changed here")
 	case s.Suspended != "":
 		add(Red, "see `csm node get`; then `csm node resume`, or `csm cluster join-command NODE --rejoin` for a new host", "the controllers suspended this agent: %s", s.Suspended)
 	}

@@ -50,7 +50,7 @@ func (n *Node) renewIdentity(ctx context.Context) {
 
 // expiredRemedy is what brings an agent back whose identity has expired.
 func expiredRemedy(node string) string {
-	return "it is renewed by itself for 180 days after its end; later, or when that is refused: `csm cluster join-command " + resource.Last(resource.Parent(resource.Parent(node))) + "/" + resource.Last(node) +
+	return "it is renewed by itself for 180 days after its end; later, or when that is refused: `csm cluster join-command " + resource.Last(resource.Parent(node)) + "/" + resource.Last(node) +
 		" --rejoin`, put the token into the file of join.file, remove identity.json from the state folder, and start csm-agent"
 }
 
