@@ -453,7 +453,7 @@ func (n *Node) view(s *cassandra.Store) View {
 	defer n.mu.Unlock()
 	v.Connected, v.Suspended, v.Skew = n.online.Connected, n.suspended, n.skew
 	if n.target != nil {
-		v.Frozen = n.target.Frozen
+		v.Frozen, v.Released = n.target.Frozen, n.target.Released
 		for _, a := range n.target.Anchors {
 			v.Anchors = append(v.Anchors, fingerprint(a))
 		}

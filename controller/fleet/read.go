@@ -61,6 +61,9 @@ func (f *Fleet) clusters(ctx context.Context, q state.Querier, where string, lim
 		if c.Frozen, err = frozen(ctx, q, c.Name, now); err != nil {
 			break
 		}
+		if err = c.live(ctx, q); err != nil {
+			break
+		}
 		if c.Moving, err = collect(ctx, q, scanString, `SELECT DISTINCT node FROM moves WHERE cluster = ? AND state = 'open' AND expires_ms > ? ORDER BY node`, c.Name, now); err != nil {
 			break
 		}

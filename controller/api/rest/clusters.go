@@ -21,7 +21,7 @@ type Cluster struct {
 	fleet.Cluster
 	ETag   string            `json:"etag"`
 	Labels map[string]string `json:"labels,omitempty"`
-	State  string            `json:"state" enum:"active,frozen"`
+	State  string            `json:"state" enum:"active,frozen,released"`
 }
 
 func clusterOf(c fleet.Cluster) Cluster {
@@ -29,6 +29,9 @@ func clusterOf(c fleet.Cluster) Cluster {
 	if c.Frozen != nil {
 		out.State = "frozen" // which is no change of the cluster itself, so its revision does not show it
 		out.ETag = strconv.Quote(fmt.Sprintf("%d-%d", c.Revision, c.Frozen.Since.UnixMilli()))
+	}
+	if c.Released != nil {
+		out.State = "released"
 	}
 	return out
 }
@@ -121,6 +124,12 @@ func (s *server) clusters() {
 	s.clusterVerb("growClusterTrust", "growTrust", "Trust the new anchors of the cluster's authority too; each store moves, one node at a time", func(ctx context.Context, name string, _ Why) error {
 		_, err := s.Fleet.GrowTrust(ctx, name, actor(ctx))
 		return err
+	})
+	s.clusterVerb("onboardCluster", "onboard", "Let stores of another CA take our anchors beside theirs, one node at a time; their leaves stay", func(ctx context.Context, name string, w Why) error {
+		return s.Fleet.Onboard(ctx, name, w.Reason, actor(ctx))
+	})
+	s.clusterVerb("releaseCluster", "release", "Let the cluster go for good: files stay, nothing on its nodes is changed any more", func(ctx context.Context, name string, w Why) error {
+		return s.Fleet.Release(ctx, name, w.Reason, actor(ctx))
 	})
 	s.joinTokens()
 }
