@@ -33,7 +33,7 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/identity"
 	"github.com/cassandra-security-manager/csm/shared/keystore"
 	"github.com/cassandra-security-manager/csm/test/process"
-	"github.com/cassandra-security-manager/csm/test/ring"
+	cassandraring "github.com/cassandra-security-manager/csm/test/ring"
 	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
@@ -111,11 +111,11 @@ func (c corporate) leaf(name string, san string) cassandratest.Leaf {
 // real is an agent beside a real Cassandra.
 type real struct {
 	*host
-	node  *ring.Node
+	node  *cassandraring.Node
 	store *cassandra.Store
 }
 
-func (w *world) real(n *ring.Node) *real {
+func (w *world) real(n *cassandraring.Node) *real {
 	w.t.Helper()
 	i, findings, err := cassandra.Options{Roots: []string{n.Stores}}.Read(n.Config)
 	if err != nil || len(i.Stores) != 1 {
@@ -162,12 +162,12 @@ func TestARealRingOfOpensslIsJoinedTrustedAndLetGo(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	dist, err := ring.Prepare(ctx, "../../build/cassandra/"+ring.Version, false, func(s string) { t.Log(s) })
+	dist, err := cassandraring.Prepare(ctx, "../../build/cassandra/"+cassandraring.Version, false, func(s string) { t.Log(s) })
 	must(t, err)
-	loopback, err := process.Claim(20, 3, ring.StoragePort, ring.NativePort)
+	loopback, err := process.Claim(20, 3, cassandraring.StoragePort, cassandraring.NativePort)
 	must(t, err)
 	defer loopback.Release()
-	r, err := ring.New(dist, ring.Options{Dir: t.TempDir(), Cluster: "corporate", Addresses: []netip.Addr{loopback.Host(1), loopback.Host(2), loopback.Host(3)}})
+	r, err := cassandraring.New(dist, cassandraring.Options{Dir: t.TempDir(), Cluster: "corporate", Addresses: []netip.Addr{loopback.Host(1), loopback.Host(2), loopback.Host(3)}})
 	must(t, err)
 	defer r.Kill()
 
@@ -217,7 +217,7 @@ func TestARealRingOfOpensslIsJoinedTrustedAndLetGo(t *testing.T) {
 			t.Errorf("%s has %d anchors, leaf %s", h.name, len(got), leafOf(t, h.store).SerialNumber)
 		}
 		app := w.application()
-		if p := probe.Probe(ctx, probe.Request{Kind: agentv1.PortKind_PORT_KIND_CQL, Address: h.node.Address.String(), Port: ring.NativePort, Certificate: app}); p.Verdict != agentv1.Verdict_VERDICT_ACCEPTED {
+		if p := probe.Probe(ctx, probe.Request{Kind: agentv1.PortKind_PORT_KIND_CQL, Address: h.node.Address.String(), Port: cassandraring.NativePort, Certificate: app}); p.Verdict != agentv1.Verdict_VERDICT_ACCEPTED {
 			t.Errorf("%s does not take a certificate of our CA: %v %s", h.name, p.Verdict, p.Detail)
 		}
 		if m, _, err := w.fleet.ListMoves(ctx, cluster+"/nodes/"+h.name, fleet.Page{}); err != nil || len(m) != 1 || m[0].Outcome != "proven" {
