@@ -199,6 +199,7 @@ func TestARealRingOfOpensslIsJoinedTrustedAndLetGo(t *testing.T) {
 	leaves := map[string]*x509.Certificate{}
 	for _, h := range hosts {
 		h.start()
+		w.await(h.name+" to join", func() bool { _, err := w.fleet.GetNode(ctx, cluster+"/nodes/"+h.name); return err == nil })
 		h.await("joined and observed", func(s fleet.Store) bool { return s.State == "foreign" && s.Installed == 0 })
 		leaves[h.name] = leafOf(t, h.store)
 	}
