@@ -210,6 +210,9 @@ func due(v View) Action {
 	switch {
 	case v.NextProof.IsZero():
 		return Action{Do: Rest, Reason: "as-wanted", Message: "nothing of ours to prove"}
+	case v.Mode != agentv1.Mode_MODE_MANAGE:
+		// A proof that fails leads back to the old store, and what is found changed is put back: both write.
+		return Action{Do: Rest, Reason: "not-managed", Message: "the mode in agent.yaml is not manage: what CSM installed earlier is left alone and not proved again"}
 	case !v.Running:
 		return Action{Do: Rest, Reason: "cassandra-down", Message: "Cassandra does not run; its store is in place"}
 	case !v.Now.Before(v.NextProof):
@@ -244,7 +247,14 @@ var gates = []gate{
 	func(v View, w Action) (string, string, time.Time, bool) {
 		f := v.Frozen
 		// An interrupted install ends in a freeze too: a half-written node is worse than a change.
-		return "frozen", fmt.Sprintf("%s is frozen by %s: %s", f.GetScope(), f.GetActor(), f.GetReason()), time.Time{}, f.GetActive() && effect(w) && w.Do != Settle
+		if !f.GetActive() || !effect(w) || w.Do == Settle {
+			return "", "", time.Time{}, false
+		}
+		again := time.Time{}
+		if f.Until != nil {
+			again = f.Until.AsTime()
+		}
+		return "frozen", freezeWords(f), again, true
 	},
 	func(v View, w Action) (string, string, time.Time, bool) {
 		return "offline", "no controller can be reached", time.Time{}, !v.Connected && claimed(w)

@@ -96,6 +96,7 @@ type Node struct {
 	flushAt   time.Time
 	renewAt   time.Time
 	published []byte
+	metrics   metrics
 
 	mu        stdsync.Mutex
 	online    Link
@@ -110,7 +111,8 @@ type Node struct {
 	snapshot  *agentv1.Hello
 	ownCert   *cassandra.Instance
 	roots     [][]byte
-	up        bool // all of Cassandra's ports listen
+	wanted    []string // fingerprints of roots; those of the last run until a target comes
+	up        bool     // all of Cassandra's ports listen
 	ring      ring
 }
 
@@ -142,10 +144,13 @@ func Open(o Options) (*Node, error) {
 	io := o.Install
 	io.StateDir, io.Hold, io.Reloader, io.Clock, io.Logger = f.InstallDir(), o.Config.HoldFile, o.Reloader, o.Clock, n.log
 	io.Budget = reload.NewBudget(filepath.Join(f.Dir(), "reloads.json"), o.Clock)
-	io.Detect = o.Detect
+	io.Detect, io.Frozen = o.Detect, n.frozen
 	if n.installer, err = install.New(io); err != nil {
 		f.Close()
 		return nil, err
+	}
+	if last, _, err := ReadStatus(f.Dir()); err == nil {
+		n.wanted = last.Wanted
 	}
 	n.watch = watch.New(n.log)
 	n.inventory = inventory{every: o.Config.Scan.Every}
@@ -228,7 +233,7 @@ func (n *Node) join(ctx context.Context) error {
 		n.online.Error = err.Error()
 		n.mu.Unlock()
 		n.publish()
-		if !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Unknown) && !fault.HasReason(err, "pin-mismatch") {
+		if !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Unknown) && !fault.HasReason(err, "pin-mismatch") && !fault.HasReason(err, "frozen") {
 			return err
 		}
 		n.log.Warn("not joined yet", "error", err)
@@ -453,7 +458,7 @@ func (n *Node) view(s *cassandra.Store) View {
 	defer n.mu.Unlock()
 	v.Connected, v.Suspended, v.Skew = n.online.Connected, n.suspended, n.skew
 	if n.target != nil {
-		v.Frozen, v.Released = n.target.Frozen, n.target.Released
+		v.Frozen, v.Released = inForce(n.target.Frozen, v.Now), n.target.Released
 		for _, a := range n.target.Anchors {
 			v.Anchors = append(v.Anchors, fingerprint(a))
 		}

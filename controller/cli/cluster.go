@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"strings"
@@ -55,7 +56,7 @@ func (a *app) clusterGet() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return s.Print(ui.View{Object: raw, Table: clusterTable(s, []clusterView{v})})
+		return s.Print(ui.View{Object: raw, Table: clusterTable(s, []clusterView{v}), Note: s.notes(v.Frozen, v.Conditions)})
 	})
 }
 
@@ -91,47 +92,6 @@ func (a *app) clusterCreate() *cobra.Command {
 			return err
 		}
 		return s.Print(ui.View{Object: ans.body, Table: clusterTable(s, []clusterView{v})})
-	})
-}
-
-// freezeCommand makes freeze and unfreeze of clusters and nodes.
-func (a *app) freezeCommand(noun, verb string) *cobra.Command {
-	shorts := map[string]string{"freeze": "Let no effect begin; reports and probes go on", "unfreeze": "Lift a freeze; wider and narrower ones stay"}
-	c := &cobra.Command{Use: verb + " NAME", Short: shorts[verb], Args: cobra.ExactArgs(1),
-		Example: fmt.Sprintf("  csm %s %s NAME --reason 'incident 4711' --dry-run\n  csm %s %s NAME --reason 'incident 4711' --plan HASH", noun, verb, noun, verb)}
-	names := a.clusterNames
-	if noun == "node" {
-		names = a.nodeNames
-	}
-	c.ValidArgsFunction = a.completeWith(names)
-	return a.run(c, func(s *session, args []string) error {
-		name, err := s.clusterName(args[0])
-		if noun == "node" {
-			name, err = s.nodeName(args[0])
-		}
-		if err != nil {
-			return err
-		}
-		if err := s.needReason(); err != nil {
-			return err
-		}
-		now, _, err := read[struct{ ETag string }](s, name, nil)
-		if err != nil {
-			return err
-		}
-		ch := change{verb: verb, name: name, etag: now.ETag, grave: verb == "freeze",
-			effects: []string{"no agent below begins a move until it is lifted", "a move under way ends, or rolls back, within 30 s"}}
-		if verb == "unfreeze" {
-			ch.effects = []string{"moves that waited for it may begin"}
-		}
-		if err := s.confirm(ch); err != nil {
-			return err
-		}
-		ans, err := s.post(name+":"+verb, map[string]any{"reason": s.reason})
-		if err != nil {
-			return err
-		}
-		return s.Print(ui.View{Object: ans.body, Text: fmt.Sprintf("%s %s\n", short(name), map[string]string{"freeze": "frozen", "unfreeze": "no longer frozen"}[verb])})
 	})
 }
 
@@ -202,27 +162,32 @@ func (a *app) joinCommand() *cobra.Command {
 			return fault.New(fault.Invalid, "unknown-method", "joining by %.40q is not known", method).Do("use --method token or --method possession")
 		}
 		ans, err := s.post(cluster+"/joinTokens", map[string]any{"node": resource.Last(node), "dns": dns, "ips": ips, "ttl": ttl.String(), "uses": uses, "rejoin": rejoin})
-		if err != nil || s.dryRun || s.Machine() || s.Format() == "name" {
-			if err != nil {
-				return err
-			}
-			return s.Print(ui.View{Object: ans.body, Text: ""})
-		}
-		var t struct{ Token string }
-		if err := decode(ans.body, &t); err != nil {
-			return err
-		}
-		st, _, err := read[statusView](s, "system", nil)
 		if err != nil {
 			return err
 		}
-		if len(controllers) == 0 {
-			controllers = agentAddresses(st)
-		}
-		_, err = fmt.Fprint(s.Out, pasteLines(controllers, st.CAPin, cluster, "{method: token, file: /etc/csm/join.token}", mode, conf, tokenLines(t.Token)))
-		s.Say("# the token is shown once and ends in %s", ui.Span(ttl))
-		return err
+		return s.printToken(ans.body, cluster, controllers, mode, conf, ttl)
 	})
+}
+
+// printToken prints the lines to paste on the node that a token is for.
+func (s *session) printToken(body json.RawMessage, cluster string, controllers []string, mode, conf string, ttl time.Duration) error {
+	if s.dryRun || s.Machine() || s.Format() == "name" {
+		return s.Print(ui.View{Object: body, Text: ""})
+	}
+	var t struct{ Token string }
+	if err := decode(body, &t); err != nil {
+		return err
+	}
+	st, _, err := read[statusView](s, "system", nil)
+	if err != nil {
+		return err
+	}
+	if len(controllers) == 0 {
+		controllers = agentAddresses(st)
+	}
+	_, err = fmt.Fprint(s.Out, pasteLines(controllers, st.CAPin, cluster, "{method: token, file: /etc/csm/join.token}", mode, conf, tokenLines(t.Token)))
+	s.Say("# the token is shown once and ends in %s", ui.Span(ttl))
+	return err
 }
 
 // agentAddresses are the controllers on the port that agents use by default.
@@ -237,11 +202,13 @@ func agentAddresses(st statusView) []string {
 }
 
 // pasteLines begin as root, who alone may make the folders, and go on as the user of Cassandra, whom the agent runs as.
+// agent.yaml stays root's, for its mode is the ceiling of what the agent may do. Where a package brought a unit, that starts it.
 func pasteLines(controllers []string, pin, cluster, join, mode, conf, evidence string) string {
 	return fmt.Sprintf(`# on the node, as root; AS is the user that Cassandra runs as:
 AS=cassandra
-install -d -m 0750 -o $AS /etc/csm /var/lib/csm-agent
-install -m 0600 -o $AS /dev/stdin /etc/csm/agent.yaml <<'EOF'
+install -d -m 0755 /etc/csm
+install -d -m 0700 -o $AS /var/lib/csm-agent
+install -m 0644 /dev/stdin /etc/csm/agent.yaml <<'EOF'
 controllers: [%s]
 pin: %s
 cluster: %s
@@ -249,7 +216,7 @@ join: %s
 mode: %s
 cassandra: [{config: %s}]
 EOF
-%srunuser -u $AS -- csm-agent join && runuser -u $AS -- csm-agent run
+%srunuser -u $AS -- csm-agent join && { systemctl start csm-agent 2>/dev/null || runuser -u $AS -- csm-agent run; }
 `, strings.Join(controllers, ", "), pin, cluster, join, mode, conf, evidence)
 }
 

@@ -16,7 +16,7 @@ import (
 func (a *app) nodeCommand() *cobra.Command {
 	return group("node", "Cassandra nodes", a.nodeList(), a.nodeGet(), a.nodeApprove(), a.nodeRenew(), a.nodeSetNames(), a.nodeMoves(),
 		a.nodeVerb("suspend", "Close a node's agent out until it is resumed; files stay", "its agent's streams close and its claims are refused", false),
-		a.nodeVerb("resume", "Let a suspended agent work again", "its agent may connect and claim again", false),
+		a.nodeResume(), a.nodeReplace(), a.nodeRejoin(),
 		a.nodeVerb("remove", "Revoke the agent's identity for good; files stay", "the node comes back only with a token made with --rejoin", true),
 		a.freezeCommand("node", "freeze"), a.freezeCommand("node", "unfreeze"))
 }
@@ -95,7 +95,10 @@ func (s *session) printNode(n nodeView, raw json.RawMessage) error {
 		p.Add("cassandra", "%s  %s  %s/%s  %s:%d  cql %d  running %s", i.Version, i.ClusterName, i.Datacenter, i.Rack, i.ListenAddress, i.StoragePort, i.NativePort, yesNo(i.Running))
 	}
 	if n.Frozen != nil {
-		p.Add("frozen", "%s by %s: %s", n.Frozen.Scope, actorName(n.Frozen.Actor), n.Frozen.Reason)
+		p.Add("frozen", "%s", s.freezeText(*n.Frozen))
+	}
+	for _, c := range n.Conditions {
+		p.Add(c.Severity, "%s\n%s", c.Message, c.Remedy)
 	}
 	for _, f := range n.Instance.Findings {
 		p.Add(f.Severity, "%s\n%s", f.Message, f.Remedy)
