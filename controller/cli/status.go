@@ -55,7 +55,7 @@ func (s *session) printStatus(st statusView, raw json.RawMessage) error {
 	}
 	p.Add("system CA pin", "%s", st.CAPin)
 	for _, f := range st.Freezes {
-		p.Add("frozen", "%s by %s %s: %s", f.Scope, actorName(f.Actor), s.ago(f.Since), f.Reason)
+		p.Add("frozen", "%s", s.freezeText(f))
 	}
 	for _, pr := range st.Problems {
 		p.Add("problem", "%s", pr)

@@ -22,7 +22,12 @@ type statusView struct {
 
 type freezeView struct {
 	Scope, Actor, Reason string
-	Since                time.Time
+	Since, Until         time.Time
+}
+
+type conditionView struct {
+	Type, Severity, Resource, Message, Remedy string
+	Since                                     time.Time
 }
 
 type controllerView struct {
@@ -38,6 +43,7 @@ type clusterView struct {
 	Nodes, Connected                                                 int
 	Moving                                                           []string
 	Frozen                                                           *freezeView
+	Conditions                                                       []conditionView
 	CreateTime                                                       time.Time
 }
 
@@ -56,9 +62,10 @@ type nodeView struct {
 		Running                                                       bool
 		Findings                                                      []struct{ Code, Severity, Message, Remedy string }
 	}
-	Stores []storeView
-	Claim  *moveView
-	Frozen *freezeView
+	Stores     []storeView
+	Claim      *moveView
+	Frozen     *freezeView
+	Conditions []conditionView
 }
 
 type storeView struct {

@@ -21,6 +21,7 @@ import (
 	"github.com/jonboulle/clockwork"
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
+	"github.com/cassandra-security-manager/csm/controller/backup"
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/issuance"
@@ -70,6 +71,8 @@ type Deps struct {
 	State       State
 	// Unsealed says whether this controller can use its keys; optional, then it is not part of readiness.
 	Unsealed func() bool
+	// Backups of this controller; optional.
+	Backups *backup.Backups
 	// AfterApprove runs after a controller was approved: it wraps the data key to it. Optional.
 	AfterApprove func(ctx context.Context, m consensus.Member, actor string) error
 
@@ -164,6 +167,7 @@ func build(d Deps) (http.Handler, huma.API) {
 func (s *server) routes() {
 	s.health()
 	s.certificates()
+	s.tenants()
 	s.clusters()
 	s.readiness()
 	s.trust()
@@ -171,6 +175,7 @@ func (s *server) routes() {
 	s.nodes()
 	s.authorities()
 	s.controllers()
+	s.backups()
 	s.system()
 }
 
