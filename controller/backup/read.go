@@ -70,7 +70,7 @@ func Open(path string, keys ...age.Identity) (r *Reader, err error) {
 }
 
 // Restore writes the state into dir and compares every checksum on the way. migrations are those of this program: a state of a
-// newer or an older one is refused before anything is written.
+// newer one is refused before anything is written; to that of an older one state.Open adds what is missing.
 func (r *Reader) Restore(ctx context.Context, dir string, migrations []int) (state.FileInfo, error) {
 	if err := r.Header.readable(migrations); err != nil {
 		return state.FileInfo{}, err
@@ -114,10 +114,6 @@ func (h Header) readable(migrations []int) error {
 	if newer {
 		return fault.New(fault.Refused, "backup-newer", "the backup was made by csm-controller %s, which is newer than this one", h.Version).
 			Do("install csm-controller %s or later here and run the command again; nothing was changed", h.Version)
-	}
-	if !slices.Equal(h.Migrations, migrations) {
-		return fault.New(fault.Refused, "backup-older", "the backup was made by csm-controller %s with an older form of the state", h.Version).
-			Do("restore it with csm-controller %s, then upgrade; nothing was changed", h.Version)
 	}
 	return nil
 }
