@@ -15,7 +15,7 @@ import (
 )
 
 func (a *app) systemCommand() *cobra.Command {
-	return group("system", "The control plane itself", a.systemControllers(), a.systemToken(), a.systemApprove(), a.systemRemove(), a.systemFreeze("freeze"), a.systemFreeze("unfreeze"))
+	return group("system", "The control plane itself", a.systemControllers(), a.systemToken(), a.systemApprove(), a.systemRemove(), a.systemFreeze("freeze"), a.systemFreeze("unfreeze"), a.systemGrace())
 }
 
 func (a *app) systemControllers() *cobra.Command {

@@ -18,11 +18,12 @@ type statusView struct {
 	Problems                                                 []string
 	Controllers                                              []controllerView
 	Freezes                                                  []freezeView
+	Grace                                                    *freezeView
 }
 
 type freezeView struct {
 	Scope, Actor, Reason string
-	Since                time.Time
+	Since, Until         time.Time
 }
 
 type controllerView struct {

@@ -13,6 +13,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/grace"
 	"github.com/cassandra-security-manager/csm/controller/issuance"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
@@ -31,6 +32,7 @@ func modules() []state.Module {
 		ledger.Module(authority.Issuers{}, fleet.Guard),
 		fleet.Module(),
 		people.Module(),
+		grace.Module(),
 	}
 }
 
@@ -44,6 +46,7 @@ type domain struct {
 	issuance    *issuance.Issuance
 	fleet       *fleet.Fleet
 	people      *people.People
+	grace       *grace.Grace
 	metrics     *metrics
 }
 
@@ -93,6 +96,7 @@ func assemble(cfg Config, in installation, kek *keyring.KEK, store *state.Store,
 	d.fleet = fleet.New(store, log, clock, d.anchors)
 	d.fleet.Holders(node.Answers)
 	d.people = people.New(store, log)
+	d.grace = grace.New(store, log, clock)
 	return d
 }
 
