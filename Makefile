@@ -18,7 +18,7 @@ TOOL    := go tool -modfile=$(CURDIR)/test/tools/go.mod
 PACKAGES = $(shell go list ./... | grep -v /protocol/)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build cross run test test-full race race-full fuzz lint proto proto-fresh openapi bench clean
+.PHONY: help setup build cross packages run test test-full race race-full fuzz lint proto proto-fresh openapi bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,17 @@ build: ## the three programs into build/bin, and the agent for linux/arm64 and w
 cross:
 	GOOS=linux GOARCH=arm64 $(BUILD) -o $(BIN)/csm-agent-linux-arm64 ./agent/cmd/csm-agent
 	GOOS=windows GOARCH=amd64 $(BUILD) -o $(BIN)/csm-agent-windows-amd64.exe ./agent/cmd/csm-agent
+
+PACKAGE_ARCH    ?= $(shell go env GOARCH)
+PACKAGE_VERSION ?= $(shell packaging/version.sh)
+NFPM             = build/tools/nfpm
+
+packages: ## deb and rpm of the three programs into build/packages (PACKAGE_ARCH=amd64|arm64)
+	@mkdir -p $(BIN)/$(PACKAGE_ARCH) build/tools
+	cd test/tools && go build -o ../../build/tools/ github.com/goreleaser/nfpm/v2/cmd/nfpm
+	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent
+	GOOS=linux GOARCH=$(PACKAGE_ARCH) $(BUILD) -o $(BIN)/$(PACKAGE_ARCH)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent
+	BINARIES=$(BIN)/$(PACKAGE_ARCH) HOST_BINARIES=$(BIN) PACKAGE_ARCH=$(PACKAGE_ARCH) PACKAGE_VERSION=$(PACKAGE_VERSION) NFPM=$(NFPM) packaging/build.sh
 
 run: setup ## three regions and a real Cassandra ring: issue, install, hot-reload, prove, rotate, break
 	@mkdir -p $(BIN)

@@ -165,7 +165,7 @@ func (r *reader) snitch(top *mapping) {
 	data, err := readBounded(path)
 	if err != nil {
 		r.add(Finding{Code: "no-rackdc", Severity: Info, Line: top.at("endpoint_snitch"),
-			Message: "datacenter and rack are not known: " + clip(err.Error()),
+			Message: "datacenter and rack are not known: " + clip(err.Error(), 1000),
 			Remedy:  "put cassandra-rackdc.properties beside cassandra.yaml, readable by the agent"})
 		return
 	}

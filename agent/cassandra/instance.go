@@ -48,7 +48,7 @@ type Finding struct {
 
 // Proto is the finding on the wire.
 func (f Finding) Proto() *agentv1.Finding {
-	return &agentv1.Finding{Code: f.Code, Severity: string(f.Severity), Message: clip(f.Message), Remedy: clip(f.Remedy)}
+	return &agentv1.Finding{Code: f.Code, Severity: string(f.Severity), Message: clip(f.Message, 1000), Remedy: clip(f.Remedy, 1000), Store: f.Store, Blocks: f.Blocks, Line: uint32(f.Line)}
 }
 
 // Instance is one Cassandra as its configuration describes it.
@@ -66,6 +66,8 @@ type Instance struct {
 	NativeTransport bool
 	// Datacenter and Rack are of cassandra-rackdc.properties; empty where the snitch does not use it.
 	Datacenter, Rack, Snitch string
+	// Authenticator is the class that logs CQL clients in, without its package.
+	Authenticator string
 	// Internode and Client are the two TLS sections as Cassandra computes them.
 	Internode, Client Section
 	// Stores are the pairs of files to manage or observe, at most two; none where no TLS is configured.
@@ -198,6 +200,7 @@ func (i *Instance) Facts(running bool) *agentv1.InstanceFacts {
 		ClusterName: i.ClusterName, ConfigPath: i.ConfigPath, ListenAddress: text(i.Listen), BroadcastAddress: text(i.Broadcast),
 		RpcAddress: text(i.RPC), StoragePort: uint32(i.StoragePort), NativePort: uint32(i.NativePort),
 		Datacenter: i.Datacenter, Rack: i.Rack, Running: running, CassandraVersion: i.Process.Version,
+		Internode: i.Internode.proto(), Client: i.Client.proto(), Jmx: i.Process.JMX.proto(), Authenticator: clip(i.Authenticator, 128), BroadcastRpcAddress: text(i.BroadcastRPC),
 	}
 	for n, x := range i.Findings {
 		if n == 100 { // the wire's bound
@@ -215,9 +218,16 @@ func text(a netip.Addr) string {
 	return a.String()
 }
 
-func clip(s string) string {
-	if len(s) > 1000 {
-		return s[:1000]
+func (s *Section) proto() *agentv1.TLSSection {
+	return &agentv1.TLSSection{Enabled: s.Enabled, Optional: s.Optional, Mode: s.Mode, ClientAuth: s.ClientAuth, EndpointVerification: s.EndpointVerification, Factory: clip(s.Factory, 256)}
+}
+
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
 	}
-	return s
+	for n > 0 && s[n]&0xC0 == 0x80 {
+		n--
+	}
+	return s[:n]
 }

@@ -1,11 +1,14 @@
 package cassandra
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 )
 
 // Process is a running Cassandra as the process table shows it.
@@ -15,6 +18,48 @@ type Process struct {
 	WorkDir string
 	// Version by the name of its jar; empty when that does not tell.
 	Version string
+	JMX     JMX
+}
+
+// JMX is what the command line says of the management port (cassandra-env.sh, JMXServerUtils).
+type JMX struct {
+	// Port is 0 where none is opened. Remote says that it is not bound to loopback.
+	Port                           uint16
+	Remote, TLS, ClientAuth, Login bool
+	seen                           bool
+}
+
+func (j JMX) proto() *agentv1.JMXFacts {
+	return &agentv1.JMXFacts{Seen: j.seen, Remote: j.Remote, Port: uint32(j.Port), Tls: j.TLS, ClientAuth: j.ClientAuth, Authenticated: j.Login}
+}
+
+// readJMX follows Cassandra's own server (JMXServerUtils: remote.port wins, local.port is bound to loopback; TLS and login
+// only where they are asked for) and the JVM's agent on com.sun.management.jmxremote.port (both unless turned off).
+func readJMX(args []string) JMX {
+	const jvm = "com.sun.management.jmxremote."
+	set := map[string]string{}
+	for _, a := range args {
+		if k, v, ok := strings.Cut(strings.TrimPrefix(a, "-D"), "="); ok && strings.HasPrefix(a, "-D") {
+			set[k] = v // the last one counts, as in the JVM
+		}
+	}
+	j := JMX{seen: true, ClientAuth: set[jvm+"ssl.need.client.auth"] == "true", TLS: set[jvm+"ssl"] == "true",
+		Login: set["cassandra.jmx.remote.login.config"] != "" || set[jvm+"password.file"] != ""}
+	for _, k := range []string{"cassandra.jmx.remote.port", jvm + "port", "cassandra.jmx.local.port"} {
+		n, err := strconv.ParseUint(set[k], 10, 16)
+		if err != nil || n == 0 {
+			continue
+		}
+		j.Port, j.Remote = uint16(n), k != "cassandra.jmx.local.port"
+		if k == jvm+"port" {
+			j.TLS, j.Login = set[jvm+"ssl"] != "false", set[jvm+"authenticate"] != "false"
+		}
+		break
+	}
+	if b, err := netip.ParseAddr(set[jvm+"host"]); err == nil && b.IsLoopback() {
+		j.Remote = false
+	}
+	return j
 }
 
 const daemon = "org.apache.cassandra.service.CassandraDaemon"
@@ -41,6 +86,7 @@ func findProcess(proc, config string) Process {
 		if m := jar.FindStringSubmatch(string(data)); m != nil {
 			p.Version = m[1]
 		}
+		p.JMX = readJMX(args)
 		found = append(found, p)
 	}
 	if len(found) != 1 {

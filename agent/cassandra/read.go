@@ -101,7 +101,7 @@ func (o Options) parse(path string, data []byte) (*Instance, []Finding, error) {
 		r.add(Finding{Code: "duplicate-key", Severity: Error, Line: d.line, Blocks: true,
 			Message: "the key " + d.key + " stands twice", Remedy: "remove one: which of them counts depends on the release"})
 	}
-	r.inst.ClusterName = top.text("cluster_name", "")
+	r.inst.ClusterName, r.inst.Authenticator = top.text("cluster_name", ""), authenticator(top)
 	r.addresses(top)
 	r.snitch(top)
 	r.section(top, true)
@@ -110,6 +110,15 @@ func (o Options) parse(path string, data []byte) (*Instance, []Finding, error) {
 	r.weak(top)
 	r.finish()
 	return r.inst, r.inst.Findings, nil
+}
+
+// authenticator is a class name, or since 5.0 a mapping with one.
+func authenticator(top *mapping) string {
+	class, ok := top.scalar("authenticator")
+	if !ok {
+		class = asMapping(top.get("authenticator")).text("class_name", "")
+	}
+	return strings.TrimPrefix(class, "org.apache.cassandra.auth.")
 }
 
 func (r *reader) add(f Finding) { r.inst.Findings = append(r.inst.Findings, f) }

@@ -65,11 +65,11 @@ func run(ctx context.Context, conf config.Config, path string, log *slog.Logger)
 	}()
 	for _, in := range conf.Cassandra {
 		var r reload.Reloader
-		switch {
-		case in.Reload.Socket != "":
-			h, err := reload.Dial(in.Reload.Socket)
-			if err != nil {
-				return err
+		switch socket := conf.Socket(in); {
+		case socket != "":
+			h := reload.Dial(socket)
+			if err := h.Check(); err != nil {
+				log.Warn("nothing can be reloaded as things are; changes would be rolled back", "socket", socket, "error", err.Error())
 			}
 			defer h.Close()
 			r = h.Reloader(in.Config)
@@ -87,6 +87,8 @@ func run(ctx context.Context, conf config.Config, path string, log *slog.Logger)
 		}
 		nodes = append(nodes, n)
 	}
+	cli.Ready(log)
+	context.AfterFunc(ctx, func() { cli.Stopping(log) })
 	log.Info("started", "mode", conf.Mode, "instances", len(nodes), "version", cli.Version)
 	var wg sync.WaitGroup
 	errs := make([]error, len(nodes))

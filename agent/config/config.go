@@ -41,6 +41,9 @@ type Config struct {
 	Cassandra []Instance `yaml:"cassandra"`
 	// StateDir holds identities, journals and the status file.
 	StateDir string `yaml:"state_dir"`
+	// ReloadSocket is where systemd starts the helper that reloads, for instances that name no socket of their own. Empty: the
+	// agent starts the helper itself. The packaged unit sets it by CSM_RELOAD_SOCKET.
+	ReloadSocket string `yaml:"reload_socket"`
 	// HoldFile is the kill switch: while it is there, nothing is changed.
 	HoldFile string `yaml:"hold_file"`
 	// Scan is the inventory.
@@ -124,6 +127,9 @@ func (c *Config) Check(p *config.Problems) {
 	if c.HoldFile == "" || !filepath.IsAbs(c.HoldFile) {
 		p.Add("hold_file", "the path of the HOLD file is not absolute", "write "+install.DefaultHold)
 	}
+	if c.ReloadSocket != "" && !filepath.IsAbs(c.ReloadSocket) {
+		p.Add("reload_socket", "the path of the helper's socket is not absolute", "write /run/csm-agent/reload.sock, or leave it out")
+	}
 	if c.Scan.Every < time.Hour {
 		p.Add("scan.every", "scanning more often than each hour costs more than it tells", "write 24h; changes in store folders are seen at once")
 	}
@@ -179,6 +185,9 @@ func (in Instance) check(p *config.Problems, key string) {
 	if len(in.Reload.Command) > 0 && in.Reload.Command[0] == "" {
 		p.Add(key+".reload.command", "the command has no program", "write [nodetool, reloadssl], or leave it out")
 	}
+	if in.Reload.Socket != "" && !filepath.IsAbs(in.Reload.Socket) {
+		p.Add(key+".reload.socket", "the path of the helper's socket is not absolute", "write /run/csm-agent/reload.sock, or leave it out")
+	}
 	if in.Reload.Timeout < 0 {
 		p.Add(key+".reload.timeout", "a command cannot end before it begins", "write 30s")
 	}
@@ -226,6 +235,14 @@ func (in Instance) StateName() string {
 		return "cassandra"
 	}
 	return in.Name
+}
+
+// Socket is where the reload helper of the instance listens; empty when the agent starts it.
+func (c *Config) Socket(in Instance) string {
+	if in.Reload.Socket != "" {
+		return in.Reload.Socket
+	}
+	return c.ReloadSocket
 }
 
 // Folder is the instance's part of the state folder.

@@ -29,6 +29,10 @@ func (i *Installer) Facts(site Site) *agentv1.StoreFacts {
 	for _, p := range s.Ports {
 		f.Ports = append(f.Ports, p.Proto())
 	}
+	if site.Instance != nil {
+		names := site.Instance.RequiredNamesFor(s.Name)
+		f.Required = &agentv1.Names{Dns: names.DNS, Ips: names.IPStrings()}
+	}
 	t := &transaction{i: i, site: site}
 	disk, openErr := t.open()
 	if disk.keystore.exists {

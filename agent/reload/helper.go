@@ -73,6 +73,8 @@ func Serve(ctx context.Context, rw io.ReadWriter, commands map[string]Command) e
 type Helper struct {
 	open func() (io.ReadWriteCloser, error)
 	turn chan struct{}
+	// once ends the helper after each answer: systemd starts the next one.
+	once bool
 
 	mu     sync.Mutex
 	closed bool
@@ -86,9 +88,20 @@ func Start(program string, args ...string) (*Helper, error) {
 	return open(func() (io.ReadWriteCloser, error) { return startChild(program, args) })
 }
 
-// Dial connects to a helper that listens on a unix socket (systemd socket activation), anew for each reload if need be.
-func Dial(socket string) (*Helper, error) {
-	return open(func() (io.ReadWriteCloser, error) { return net.DialTimeout("unix", socket, 5*time.Second) })
+// Dial uses a unix socket on which systemd starts a helper for each connection. It connects for each reload and no longer,
+// so that nothing stays in memory between two, and a socket that is not there yet is no reason not to start.
+func Dial(socket string) *Helper {
+	dial := func() (io.ReadWriteCloser, error) { return net.DialTimeout("unix", socket, 5*time.Second) }
+	return &Helper{open: dial, turn: make(chan struct{}, 1), once: true}
+}
+
+// Check says whether the helper can be reached now.
+func (h *Helper) Check() error {
+	conn, _, err := h.connect()
+	if err == nil && h.once {
+		h.drop(conn)
+	}
+	return err
 }
 
 // Over uses any connection maker; tests and other platforms need it.
@@ -166,6 +179,9 @@ func (h *Helper) do(ctx context.Context, what, instance string) (Output, error) 
 	// A caller that gives up breaks the connection: the answer that still comes must not be taken for the next one's.
 	stop := context.AfterFunc(ctx, func() { h.drop(conn) })
 	defer stop()
+	if h.once {
+		defer h.drop(conn)
+	}
 	var a answer
 	err = send(conn, request{ID: id, Do: what, Instance: instance})
 	if err == nil {

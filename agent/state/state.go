@@ -29,6 +29,7 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/owner"
 )
 
 const format = 1
@@ -82,7 +83,12 @@ type Folder struct {
 
 // Open locks the folder, makes it if need be, and counts this start. machine is the hash of the host's machine id, zero
 // when the host has none.
+//
+// Root is refused in the folder of another user: the agent could not read what root leaves there.
 func Open(dir string, machine [32]byte) (*Folder, error) {
+	if err := owner.Check(dir); err != nil {
+		return nil, err
+	}
 	for _, d := range []string{dir, filepath.Join(dir, "reports"), filepath.Join(dir, "install")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, unwritable(dir, err)
@@ -163,7 +169,11 @@ func (f *Folder) Close() { f.unlock() }
 
 // InUse says whether an agent has the folder open.
 func InUse(dir string) bool {
-	unlock, err := lock(filepath.Join(dir, "lock"))
+	path := filepath.Join(dir, "lock")
+	if _, err := os.Stat(path); err != nil {
+		return false // and none is made: root may be asking, whose file the agent could not open
+	}
+	unlock, err := lock(path)
 	if err == nil {
 		unlock()
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) clusterCommand() *cobra.Command {
-	return group("cluster", "Cassandra clusters", a.clusterList(), a.clusterGet(), a.clusterCreate(), a.joinCommand(), a.joinTokens(),
+	return group("cluster", "Cassandra clusters", a.clusterList(), a.clusterGet(), a.clusterCreate(), a.joinCommand(), a.joinTokens(), a.clusterReadiness(),
 		a.freezeCommand("cluster", "freeze"), a.freezeCommand("cluster", "unfreeze"))
 }
 

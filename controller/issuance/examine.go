@@ -17,6 +17,7 @@ type wish struct {
 	spki      []byte
 	algorithm algorithm.Key
 	names     certificate.Names
+	subject   string
 }
 
 // examine reads a request from outside: size, form, proof of possession, key floor, names in normal form.
@@ -39,7 +40,7 @@ func (s *Issuance) examine(csr []byte) (*wish, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &wish{public: r.PublicKey, spki: r.RawSubjectPublicKeyInfo, algorithm: alg, names: names}, nil
+	return &wish{public: r.PublicKey, spki: r.RawSubjectPublicKeyInfo, algorithm: alg, names: names, subject: r.Subject.CommonName}, nil
 }
 
 // grant decides the names of the certificate: exactly the allowed ones, and a request may not ask for any other.
@@ -61,8 +62,8 @@ func grant(wished, allowed certificate.Names, fromCSR bool) (certificate.Names, 
 const maxCommonName = 64 // ub-common-name, RFC 5280, A.1
 
 func (r *Request) check(t Template) error {
-	if r.RequestID == "" || len(r.RequestID) > 64 {
-		return fault.New(fault.Invalid, "bad-request-id", "a request id has 1 to 64 bytes").Do("use a fresh UUID, and the same one when asking again")
+	if len(r.RequestID) > 64 || (r.RequestID == "" && t.Name == nodeTemplate.Name) {
+		return fault.New(fault.Invalid, "bad-request-id", "a request id has 1 to 64 bytes; only who asks for an application may do without").Do("use a fresh UUID, and the same one when asking again")
 	}
 	if resource.Segment(r.Authority, "tenants") != r.Tenant || r.Tenant == "" {
 		return fault.New(fault.Refused, "wrong-tenant", "%.200s is not an authority of tenant %.63q", r.Authority, r.Tenant).Do("use an authority of the same tenant")

@@ -18,6 +18,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
+	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/controller/state"
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
@@ -25,7 +26,8 @@ import (
 
 // Request asks for a leaf of a tenant's authority.
 type Request struct {
-	// RequestID makes a repeat safe: the same id with the same key, for the same node, returns the recorded certificate. 1 to 64 bytes.
+	// RequestID makes a repeat safe: the same id with the same key, for the same node, returns the recorded certificate. At most
+	// 64 bytes; empty for an application whose caller cannot repeat.
 	RequestID string
 	// Actor who asks: a SPIFFE ID or name.
 	Actor  string
@@ -39,8 +41,9 @@ type Request struct {
 	CSR []byte
 	// Names are what the certificate carries: exactly these.
 	Names certificate.Names
-	// NamesFromCSR takes the names that the request asks for, when Names is empty: for a caller who may ask for any name.
-	NamesFromCSR bool
+	// FromCSR takes the names that the request asks for when Names is empty, and its common name when Subject is: for a caller
+	// who may ask for any name.
+	FromCSR bool
 	// Subject is the common name, at most 64 bytes; the node's id, else the first name, when empty.
 	Subject string
 	// Node (full name), Incarnation, Store and Claim of a node's certificate: Apply looks at them again.
@@ -67,6 +70,8 @@ type Issued struct {
 	RenewAt time.Time
 	// Repeated: the same request had been answered before.
 	Repeated bool
+	// Record is what the ledger keeps of it, so that nobody reads back what was just written; nil when Repeated.
+	Record *ledger.Certificate
 }
 
 // Leaf is the certificate itself, DER.

@@ -7,9 +7,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
+	"fmt"
 	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
+	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/controller/state"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
@@ -38,33 +40,66 @@ func (s *Issuance) observe(template string, err error, began time.Time) {
 }
 
 func (s *Issuance) issue(ctx context.Context, r Request) (*Issued, error) {
-	t, err := templateOf(r.Template)
+	o, err := s.order(r)
 	if err != nil {
 		return nil, err
 	}
-	if err := r.check(t); err != nil {
+	return s.produce(ctx, o)
+}
+
+// Preview is what a request would be given.
+type Preview struct {
+	Names   certificate.Names
+	Subject string
+	Issuer  string
+}
+
+// Validate says what Issue would refuse before it signs, and signs nothing.
+func (s *Issuance) Validate(ctx context.Context, r Request) (*Preview, error) {
+	o, err := s.order(r)
+	if err != nil {
 		return nil, err
+	}
+	i, err := s.authorities.IssuerFor(ctx, o.authority, o.region)
+	if err != nil {
+		return nil, err
+	}
+	_, err = o.template.lifetime(o.validity, s.clock.Now(), i.Certificate.NotAfter)
+	return &Preview{Names: o.names, Subject: o.subject.CommonName, Issuer: i.Name}, err
+}
+
+// order checks all that needs neither issuer nor state.
+func (s *Issuance) order(r Request) (order, error) {
+	t, err := templateOf(r.Template)
+	if err != nil {
+		return order{}, err
 	}
 	w, err := s.examine(r.CSR)
 	if err != nil {
-		return nil, err
+		return order{}, err
 	}
-	names, err := grant(w.names, r.Names, r.NamesFromCSR)
+	if r.FromCSR && r.Subject == "" {
+		r.Subject = w.subject
+	}
+	if err := r.check(t); err != nil {
+		return order{}, err
+	}
+	names, err := grant(w.names, r.Names, r.FromCSR)
 	if err != nil {
-		return nil, err
+		return order{}, err
 	}
 	cn := r.commonName(names)
 	if err := checkHost(t, names, cn); err != nil {
-		return nil, err
+		return order{}, err
 	}
 	scope := r.Node
 	if scope == "" {
 		scope = resource.Tenant(r.Tenant) + "/" + t.Name + "/" + cn
 	}
-	return s.produce(ctx, order{template: t, wish: w, names: names, authority: r.Authority, region: r.Region, validity: r.Validity,
+	return order{template: t, wish: w, names: names, authority: r.Authority, region: r.Region, validity: r.Validity,
 		subject: pkix.Name{CommonName: cn, Organization: []string{r.Tenant}}, actor: r.Actor, reason: r.Reason,
 		record: &clusterv1.RecordCertificate{RequestId: r.RequestID, Scope: scope, Tenant: r.Tenant, Zone: r.Zone, Node: r.Node,
-			Incarnation: r.Incarnation, Store: r.Store, Claim: r.Claim}})
+			Incarnation: r.Incarnation, Store: r.Store, Claim: r.Claim}}, nil
 }
 
 // order is a request that was found lawful.
@@ -123,14 +158,24 @@ func (s *Issuance) attempt(ctx context.Context, o order) (*Issued, error) {
 	c.Template, c.TemplateVersion, c.Algorithm = o.template.Name, o.template.Version, string(o.wish.algorithm)
 	c.NotBeforeMs, c.NotAfterMs, c.RenewAtMs, c.SignedAtMs = now.Add(-authority.Backdate).UnixMilli(), end.UnixMilli(), renew.UnixMilli(), now.UnixMilli()
 	c.HourlyCap = s.cap(o.template)
-	rec, err := state.Reply[*clusterv1.RecordedCertificate](ctx, s.log, state.Proposal{Command: c, Actor: o.actor, Reason: o.reason, Tenant: c.Tenant, Zone: c.Zone})
+	res, err := s.log.Propose(ctx, state.Proposal{Command: c, Actor: o.actor, Reason: o.reason, Tenant: c.Tenant, Zone: c.Zone})
 	if err != nil {
 		return nil, err // signed but unrecorded is not issued: the bytes end here
+	}
+	rec, ok := res.Reply.(*clusterv1.RecordedCertificate)
+	if !ok {
+		return nil, fmt.Errorf("issuance: a record was answered with %T", res.Reply)
 	}
 	if rec.Repeated {
 		return s.repeated(ctx, rec)
 	}
-	return handOut(rec, chain)
+	out := ledger.Recorded(c, o.actor, res.Index, res.Time)
+	if rec.Name != out.Name {
+		return nil, fault.New(fault.Internal, "other-record", "%s was recorded in place of %s; nothing was handed out", rec.Name, out.Name).Do("ask again with a new request id")
+	}
+	out.Names = o.names
+	return &Issued{Name: out.Name, Serial: out.Serial, Chain: append([][]byte{der.raw}, certificate.Raw(chain)...), Issuer: c.Issuer,
+		NotAfter: out.NotAfter, RenewAt: out.RenewAt, Record: out}, nil
 }
 
 func (s *Issuance) cap(t Template) uint32 {
@@ -215,14 +260,10 @@ func (s *Issuance) repeated(ctx context.Context, rec *clusterv1.RecordedCertific
 	if err != nil {
 		return nil, err
 	}
-	return handOut(rec, chain)
-}
-
-func handOut(rec *clusterv1.RecordedCertificate, chain []*x509.Certificate) (*Issued, error) {
 	leaf, err := certificate.Parse(rec.Der)
 	if err != nil {
 		return nil, err
 	}
 	return &Issued{Name: rec.Name, Serial: hex.EncodeToString(leaf.SerialNumber.Bytes()), Chain: append([][]byte{rec.Der}, certificate.Raw(chain)...), Issuer: rec.Issuer,
-		NotAfter: leaf.NotAfter.UTC(), RenewAt: time.UnixMilli(rec.RenewAtMs).UTC(), Repeated: rec.Repeated}, nil
+		NotAfter: leaf.NotAfter.UTC(), RenewAt: time.UnixMilli(rec.RenewAtMs).UTC(), Repeated: true}, nil
 }

@@ -68,7 +68,7 @@ func TestAnApplicationsCertificateTakesTheNamesOfItsRequestOnlyWhenToldTo(t *tes
 	r := issuance.Request{RequestID: "a", Actor: actor, Tenant: "default", Authority: w.authority, Template: "application", Subject: "shop", CSR: csr(t, key(t, algorithm.P384), n)}
 	_, err := w.door.Issue(ctx, r)
 	wantReason(t, err, "name-not-allowed")
-	r.NamesFromCSR = true
+	r.FromCSR = true
 	out, err := w.door.Issue(ctx, r)
 	must(t, err)
 	leaf, err := certificate.Parse(out.Leaf())

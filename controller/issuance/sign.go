@@ -7,8 +7,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/asn1"
-	"fmt"
 	"io"
 	"sync"
 
@@ -21,17 +19,22 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
-// throwAway signs what is only ever linted. P-256 also stands in for larger curves: a signature has the same form.
-var throwAway = sync.OnceValue(func() crypto.Signer {
+// unfit is a signature of a throw-away key over nothing, made once: it has the form of one and fits no certificate. What is
+// linted never carries a signature that could be taken for an issuer's. P-256 stands in for larger curves too.
+var unfit = sync.OnceValue(func() []byte {
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		panic(err) // crypto/rand does not fail
 	}
-	return k
+	sig, err := k.Sign(rand.Reader, make([]byte, 32), crypto.SHA256)
+	if err != nil {
+		panic(err)
+	}
+	return sig
 })
 
-// gate stands between crypto/x509 and the issuer's key. It is handed the very bytes that are to be signed, signs them with a
-// throw-away key first, lints that certificate, and only then lets the issuer's key at them. crypto/x509 verifies the
+// gate stands between crypto/x509 and the issuer's key. It is handed the very bytes that are to be signed, puts a throw-away
+// signature under them, lints that certificate, and only then lets the issuer's key at them. crypto/x509 verifies the
 // signature that comes out with the public key of the issuer's certificate, so a broken token shows before anything is
 // recorded.
 type gate struct {
@@ -53,10 +56,7 @@ func (g *gate) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
 
 // SignMessage rehearses, lints and signs.
 func (g *gate) SignMessage(random io.Reader, tbs []byte, opts crypto.SignerOpts) ([]byte, error) {
-	h := opts.HashFunc().New()
-	h.Write(tbs)
-	digest := h.Sum(nil)
-	rehearsed, err := rehearse(tbs, digest, opts.HashFunc())
+	rehearsed, err := rehearse(tbs)
 	if err != nil {
 		return nil, err
 	}
@@ -71,29 +71,30 @@ func (g *gate) SignMessage(random io.Reader, tbs []byte, opts crypto.SignerOpts)
 		return nil, fault.New(fault.Internal, "sign", "the key of %s is not the one in its certificate; nothing was issued", g.issuer.Name).
 			Do("compare the key of this issuer with its certificate before it signs again")
 	}
-	sig, err := key.Sign(random, digest, opts)
+	h := opts.HashFunc().New()
+	h.Write(tbs)
+	sig, err := key.Sign(random, h.Sum(nil), opts)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Unavailable, "signer", "the key of %s could not sign", g.issuer.Name).Do("try again; with a token, check that it is there and open")
 	}
 	return sig, nil
 }
 
-// rehearse makes a certificate of the bytes to be signed with the throw-away key's signature (RFC 5280, 4.1).
-func rehearse(tbs, digest []byte, hash crypto.Hash) ([]byte, error) {
-	sig, err := throwAway().Sign(rand.Reader, digest, hash)
-	if err != nil {
-		return nil, fmt.Errorf("issuance: rehearse: %w", err)
-	}
+// rehearse makes a certificate of the bytes to be signed with a signature that fits nothing (RFC 5280, 4.1).
+func rehearse(tbs []byte) ([]byte, error) {
 	inner, body := cryptobyte.String(tbs), cryptobyte.String{}
 	var alg cryptobyte.String
 	if !inner.ReadASN1(&body, cbasn1.SEQUENCE) || !body.SkipOptionalASN1(cbasn1.Tag(0).ContextSpecific().Constructed()) ||
 		!body.SkipASN1(cbasn1.INTEGER) || !body.ReadASN1Element(&alg, cbasn1.SEQUENCE) {
 		return nil, fault.New(fault.Internal, "sign", "the bytes to be signed are not a certificate")
 	}
-	return asn1.Marshal(struct {
-		TBS, Algorithm asn1.RawValue
-		Signature      asn1.BitString
-	}{asn1.RawValue{FullBytes: tbs}, asn1.RawValue{FullBytes: alg}, asn1.BitString{Bytes: sig, BitLength: 8 * len(sig)}})
+	var b cryptobyte.Builder
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(tbs)
+		b.AddBytes(alg)
+		b.AddASN1BitString(unfit())
+	})
+	return b.Bytes()
 }
 
 // sign builds the certificate of a template under an issuer through the gate.

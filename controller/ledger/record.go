@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"strings"
 	"time"
@@ -38,7 +39,8 @@ func recorder(guards []Guard) func(*state.Apply, *clusterv1.RecordCertificate) (
 		if err != nil {
 			return nil, err
 		}
-		return &clusterv1.RecordedCertificate{Name: name, Der: c.Der, Issuer: c.Issuer, RenewAtMs: c.RenewAtMs}, nil
+		// Without the DER: who proposed the command has it, and the reply is kept beside the row for as long as a repeat may come.
+		return &clusterv1.RecordedCertificate{Name: name, Issuer: c.Issuer, RenewAtMs: c.RenewAtMs}, nil
 	}
 }
 
@@ -111,20 +113,32 @@ func count(a *state.Apply, c *clusterv1.RecordCertificate) error {
 	return nil
 }
 
+// Recorded is what stands in the ledger once Apply took a command at an index and time. Names are left to who made the DER.
+func Recorded(c *clusterv1.RecordCertificate, actor string, index uint64, at time.Time) *Certificate {
+	sum := sha256.Sum256(c.Der)
+	return &Certificate{Name: Name(c.Tenant, sum[:]), Tenant: c.Tenant, Zone: c.Zone, Serial: hex.EncodeToString(c.Serial), Subject: c.Subject,
+		Issuer: c.Issuer, Node: c.Node, Cluster: clusterOf(c.Node), Store: c.Store, Incarnation: c.Incarnation, Identity: c.Identity, Template: c.Template,
+		Algorithm: c.Algorithm, KeySHA256: hex.EncodeToString(c.KeySha256), RequestID: c.RequestId, Actor: actor, NotBefore: fromMilli(c.NotBeforeMs),
+		NotAfter: fromMilli(c.NotAfterMs), RenewAt: fromMilli(c.RenewAtMs), CreateTime: fromMilli(at.UnixMilli()), State: Active, Revision: index, DER: c.Der}
+}
+
+func clusterOf(node string) string {
+	if node == "" {
+		return ""
+	}
+	return resource.Parent(node)
+}
+
 // Insert writes the row of a certificate and its names, and touches its name. Package authority uses it inside its own
 // commands for the certificates of CAs; everybody else proposes RecordCertificate.
 func Insert(a *state.Apply, c *clusterv1.RecordCertificate) (string, error) {
 	sum := sha256.Sum256(c.Der)
-	cluster := ""
-	if c.Node != "" {
-		cluster = resource.Parent(c.Node)
-	}
 	now := a.Now.UnixMilli()
 	res, err := a.Exec(`INSERT INTO certificates (seq, sha256, serial, request, tenant, zone, issuer, cluster, node, store, incarnation,
 		identity, template, template_version, algorithm, key_sha256, subject, actor, not_before, not_after, renew_at, create_time,
 		state, revoke_time, reason, revision, request_id, der)
 		VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,'active',0,0,?,?,?) ON CONFLICT DO NOTHING`,
-		int64(a.Index), sum[:], c.Serial, requestKey(c.Scope, c.RequestId), c.Tenant, c.Zone, c.Issuer, cluster, c.Node, c.Store,
+		int64(a.Index), sum[:], c.Serial, requestKey(c.Scope, c.RequestId), c.Tenant, c.Zone, c.Issuer, clusterOf(c.Node), c.Node, c.Store,
 		int64(c.Incarnation), c.Identity, c.Template, c.TemplateVersion, c.Algorithm, bytesOf(c.KeySha256), c.Subject,
 		a.Envelope.GetActor(), c.NotBeforeMs, c.NotAfterMs, c.RenewAtMs, now, int64(a.Index), c.RequestId, c.Der)
 	if err != nil {
@@ -150,21 +164,36 @@ func bytesOf(b []byte) []byte {
 	return b
 }
 
+// insertNames costs one statement for a name that was there before, as in every renewal.
 func insertNames(a *state.Apply, names []*clusterv1.CertificateName) error {
-	if len(names) == 0 {
-		return nil
-	}
-	rows := strings.TrimSuffix(strings.Repeat("(?,?),", len(names)), ",")
-	args := make([]any, 0, 2*len(names)+1)
 	for _, n := range names {
-		args = append(args, n.Kind, strings.ToLower(n.Value))
+		value := strings.ToLower(n.Value)
+		known, err := useName(a, n.Kind, value)
+		if err != nil {
+			return err
+		}
+		if known {
+			continue
+		}
+		if _, err := a.Exec(`INSERT INTO certificate_names (kind, value) VALUES (?, ?) ON CONFLICT DO NOTHING`, n.Kind, value); err != nil {
+			return err
+		}
+		if _, err := useName(a, n.Kind, value); err != nil {
+			return err
+		}
 	}
-	if _, err := a.Exec(`INSERT INTO certificate_names (kind, value) VALUES `+rows+` ON CONFLICT DO NOTHING`, args...); err != nil {
-		return err
+	return nil
+}
+
+// useName says that this certificate carries a name; false when the name is new, or was said already.
+func useName(a *state.Apply, kind, value string) (bool, error) {
+	res, err := a.Exec(`INSERT INTO certificate_name_uses (name, seq) SELECT id, ? FROM certificate_names WHERE value = ? AND kind = ?
+		ON CONFLICT DO NOTHING`, int64(a.Index), value, kind)
+	if err != nil {
+		return false, err
 	}
-	_, err := a.Exec(`INSERT INTO certificate_name_uses (name, seq) SELECT n.id, ? FROM certificate_names n
-		WHERE (n.kind, n.value) IN (VALUES `+rows+`) ORDER BY n.id`, append([]any{int64(a.Index)}, args...)...)
-	return err
+	n, err := res.RowsAffected()
+	return n > 0, err
 }
 
 // revoke handles RevokeCertificate. A second revocation changes nothing and says when the first one was.

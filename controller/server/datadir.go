@@ -14,6 +14,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/owner"
 )
 
 // dataDir is the folder of one controller:
@@ -42,6 +43,9 @@ func (d dataDir) socket() string { return d.path("admin.sock") }
 
 // claim makes the folder for a new installation and refuses one that is in use.
 func (d dataDir) claim() error {
+	if err := owner.Check(string(d)); err != nil {
+		return err
+	}
 	if _, err := os.Stat(d.path("node.json")); err == nil {
 		return fault.New(fault.Conflict, "already-initialised", "%s already holds a controller", d).
 			Do("start it with `csm-controller run`, or choose another data_dir")

@@ -24,6 +24,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/owner"
 )
 
 // Server is a running controller.
@@ -38,6 +39,9 @@ type Server struct {
 // Run runs a controller until the context ends. ready is called once, when every port is open.
 func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func()) error {
 	d := dataDir(cfg.DataDir)
+	if err := owner.Check(cfg.DataDir); err != nil {
+		return err
+	}
 	in, err := d.installation()
 	if err != nil {
 		return err

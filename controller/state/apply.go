@@ -70,10 +70,12 @@ func (s *Store) applySome(logs []*raft.Log, answers []any) (int, error) {
 	if skip == len(logs) {
 		return skip, nil
 	}
-	b := batch{store: s, w: s.current.writer, head: s.head}
-	n, err := b.run(logs[skip:], answers[skip:])
+	b, n, err := s.transact(logs[skip:], answers[skip:], false)
+	if errors.Is(err, errUndo) {
+		clear(answers[skip:])
+		b, n, err = s.transact(logs[skip:], answers[skip:], true)
+	}
 	if err != nil {
-		b.w.conn.ExecContext(context.Background(), "ROLLBACK")
 		return 0, s.fail(err)
 	}
 	s.head = b.head
@@ -89,6 +91,21 @@ func (s *Store) applySome(logs []*raft.Log, answers []any) (int, error) {
 // replayed answers an entry that was applied before this process began; nobody waits for it.
 var replayed = &clusterv1.Outcome{Fault: EncodeFault(fault.New(fault.Unknown, "replayed", "the entry had been applied before").Do("ask again with the same id"))}
 
+// errUndo: a command that had begun to write was refused, and nothing can take back its part alone.
+var errUndo = errors.New("a refused command had written")
+
+// transact runs a batch as one transaction. A savepoint under each command makes SQLite copy every page that the command
+// changes, only to forget the copy: so without careful there is none, and errUndo asks for the same batch again, carefully.
+// Most refusals are found before the first write and need neither.
+func (s *Store) transact(logs []*raft.Log, answers []any, careful bool) (*batch, int, error) {
+	b := &batch{store: s, w: s.current.writer, head: s.head, careful: careful}
+	n, err := b.run(logs, answers)
+	if err != nil {
+		b.w.conn.ExecContext(context.Background(), "ROLLBACK")
+	}
+	return b, n, err
+}
+
 // batch is one transaction on its way.
 type batch struct {
 	store   *Store
@@ -96,6 +113,8 @@ type batch struct {
 	head    head
 	touched map[string]struct{}
 	marker  bool
+	// careful puts each command under a savepoint.
+	careful bool
 }
 
 func (b *batch) exec(query string, args ...any) error {
@@ -202,12 +221,15 @@ func (b *batch) refuse(l *raft.Log, e *clusterv1.Envelope, f *fault.Error) (*clu
 	return out, b.conclude(l, e, nil, f)
 }
 
-// perform runs the handler under a savepoint and records what came of it.
+// perform runs the handler and records what came of it. A refusal leaves nothing of it but the record.
 func (b *batch) perform(l *raft.Log, e *clusterv1.Envelope) (*clusterv1.Outcome, error) {
 	a := &Apply{Index: l.Index, Now: time.UnixMilli(b.head.clock).UTC(), Envelope: e, ctx: context.Background(), q: b.w}
-	if err := b.exec("SAVEPOINT command"); err != nil {
-		return nil, err
+	if b.careful {
+		if err := b.exec("SAVEPOINT command"); err != nil {
+			return nil, err
+		}
 	}
+	b.w.wrote = false
 	reply, err := b.handle(a, e)
 	if n := b.w.settle(); n > 0 {
 		b.store.log.Error("a handler left rows open: close them", "kind", e.Kind, "rows", n)
@@ -225,14 +247,21 @@ func (b *batch) perform(l *raft.Log, e *clusterv1.Envelope) (*clusterv1.Outcome,
 	}
 	var refusal, answer *fault.Error
 	if err != nil {
-		if err := b.exec("ROLLBACK TO command"); err != nil {
-			return nil, err
+		if b.w.wrote && !b.careful {
+			return nil, errUndo
+		}
+		if b.w.wrote {
+			if err := b.exec("ROLLBACK TO command"); err != nil {
+				return nil, err
+			}
 		}
 		reply, a.touched = nil, nil
 		refusal, answer = b.verdict(l, e, err)
 	}
-	if err := b.exec("RELEASE command"); err != nil {
-		return nil, err
+	if b.careful {
+		if err := b.exec("RELEASE command"); err != nil {
+			return nil, err
+		}
 	}
 	if err := b.conclude(l, e, a.touched, refusal); err != nil {
 		return nil, err

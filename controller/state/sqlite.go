@@ -66,6 +66,8 @@ type session struct {
 	stmts map[string]*sql.Stmt
 	// broken is the first error of the machine (not of the statement) that any statement met, even if a handler hid it.
 	broken error
+	// wrote is set by every statement that may have changed something.
+	wrote bool
 	// rows are those given out since settle, when track is set.
 	track bool
 	rows  []*sql.Rows
@@ -126,7 +128,21 @@ func inUse(err error) bool {
 	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_MISUSE
 }
 
+// mark notes a statement that may write: all but plain queries.
+func (s *session) mark(query string) {
+	if !s.wrote && !reads(query) {
+		s.wrote = true
+	}
+}
+
+// reads tells a plain query. "WITH" may stand before an INSERT too, so it does not count.
+func reads(query string) bool {
+	query = strings.TrimLeft(query, " \t\n")
+	return len(query) > 6 && strings.EqualFold(query[:6], "SELECT")
+}
+
 func (s *session) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	s.mark(query)
 	if st := s.stmt(ctx, query); st != nil {
 		res, err := st.ExecContext(ctx, args...)
 		if !inUse(err) {
@@ -140,6 +156,7 @@ func (s *session) ExecContext(ctx context.Context, query string, args ...any) (s
 }
 
 func (s *session) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	s.mark(query)
 	rows, err := s.query(ctx, query, args...)
 	if s.track && err == nil {
 		s.rows = append(s.rows, rows)
@@ -176,6 +193,7 @@ func (s *session) query(ctx context.Context, query string, args ...any) (*sql.Ro
 }
 
 func (s *session) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	s.mark(query)
 	if st := s.stmt(ctx, query); st != nil {
 		row := st.QueryRowContext(ctx, args...)
 		if !inUse(row.Err()) {

@@ -118,10 +118,13 @@ func SameKey(a, b crypto.PublicKey) bool {
 func SelfIssued(c *x509.Certificate) bool { return bytes.Equal(c.RawSubject, c.RawIssuer) }
 
 // EncodePEM writes certificates one after the other.
-func EncodePEM(cs ...*x509.Certificate) []byte {
+func EncodePEM(cs ...*x509.Certificate) []byte { return EncodeDER(Raw(cs)...) }
+
+// EncodeDER writes certificates that nobody needs to read first.
+func EncodeDER(ders ...[]byte) []byte {
 	var b bytes.Buffer
-	for _, c := range cs {
-		_ = pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
+	for _, der := range ders {
+		_ = pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: der})
 	}
 	return b.Bytes()
 }

@@ -55,7 +55,7 @@ func Root(use, short, long, example string) *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("output", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return Formats, cobra.ShellCompDirectiveNoFileComp
 	})
-	root.AddCommand(versionCommand())
+	root.AddCommand(versionCommand(), manualCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	return root
 }

@@ -63,23 +63,6 @@ func mustJSON[T any](ctx context.Context, d *demo, program string, args ...strin
 	return v, nil
 }
 
-// eventually asks until it is so or ctx ends; the last reason is the error.
-func eventually(ctx context.Context, within time.Duration, ask func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	for {
-		err := ask()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("not within %s: %w", within.Round(time.Second), err)
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-}
-
 // shell runs what is printed for the user to try.
 func shell(ctx context.Context, script string) (string, error) {
 	out, err := exec.CommandContext(ctx, "sh", "-c", script).CombinedOutput()

@@ -24,16 +24,14 @@ type demo struct {
 	only            string
 	bin, dir, cache string
 
-	loopback    []*process.Range
-	controllers []*controller
-	agents      []*plane.Agent
-	pin         string
-	api         *api
-	client      *client
-	ring        *ring.Ring
-	ready       []ring.Mark // place in each node's log when the ring had come up
-	load        *workload.Load
-	busy        workload.Mark
+	loopback []*process.Range
+	plane    *plane.Plane
+	agents   []*plane.Agent
+	client   *client
+	ring     *ring.Ring
+	ready    []ring.Mark // place in each node's log when the ring had come up
+	load     *workload.Load
+	busy     workload.Mark
 
 	proofs    []proof
 	renewals  []renewal
@@ -125,7 +123,7 @@ func prefixed(prefix, s string) string {
 
 // logs shows the end of what the programs wrote, after a step without which nothing goes on.
 func (d *demo) logs() {
-	paths, _ := filepath.Glob(filepath.Join(d.dir, "*", "*.log"))
+	paths, _ := filepath.Glob(filepath.Join(d.dir, "*", "*", "*.log"))
 	for _, p := range paths {
 		if t := strings.TrimSpace(process.Tail(p, 4)); t != "" {
 			d.screen.text(fmt.Sprintf("\n%s ends with:\n%s", p, t))
@@ -160,8 +158,8 @@ func prepare(ctx context.Context, d *demo) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for i, region := range regions {
-		d.controllers = append(d.controllers, newController(d, i, region, control.Host(i+1)))
+	if err := d.newPlane(control.Host); err != nil {
+		return "", err
 	}
 	for _, n := range d.ring.Nodes {
 		d.agents = append(d.agents, plane.NewAgent(filepath.Join(d.dir, "agents", n.Name), d.bin, n))
@@ -198,9 +196,9 @@ func (d *demo) close() {
 	if d.ring != nil {
 		d.ring.Kill()
 	}
-	for _, c := range d.controllers {
-		if c.process != nil {
-			_ = c.process.Stop(ctx)
+	if d.plane != nil {
+		for _, c := range d.plane.Controllers {
+			_ = c.Stop(ctx)
 		}
 	}
 	for _, r := range d.loopback {

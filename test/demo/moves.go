@@ -100,7 +100,7 @@ func (d *demo) lastMove(ctx context.Context, node string) (fleet.Move, error) {
 	var list struct {
 		Items []fleet.Move `json:"items"`
 	}
-	if err := d.api.get(ctx, "/v1/"+nodeName(node)+"/moves?pageSize=1", &list); err != nil {
+	if err := d.get(ctx, "/v1/"+nodeName(node)+"/moves?pageSize=1", &list); err != nil {
 		return fleet.Move{}, err
 	}
 	if len(list.Items) == 0 {

@@ -156,9 +156,9 @@ func (d *demo) checksum(ctx context.Context) error {
 		return err
 	}
 	d.screen.text("\n" + indent(out))
-	for _, c := range d.controllers {
-		if !strings.Contains(out, c.name) {
-			return fmt.Errorf("%s gave no checksum", c.name)
+	for _, c := range d.plane.Controllers {
+		if !strings.Contains(out, c.Name) {
+			return fmt.Errorf("%s gave no checksum", c.Name)
 		}
 	}
 	return nil

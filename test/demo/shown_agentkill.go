@@ -96,7 +96,7 @@ func (d *demo) killAt(ctx context.Context, a *plane.Agent, m moment) (string, er
 
 // settled waits until the node's store is proved and as new as wanted.
 func (d *demo) settled(ctx context.Context, node string) error {
-	return eventually(ctx, 90*time.Second, func() error {
+	return plane.Eventually(ctx, 90*time.Second, func() error {
 		_, s, err := d.store(ctx, node)
 		if err == nil && (s.State != "proven" || s.Installed < s.Generation) {
 			err = fmt.Errorf("state is %s, generation %d of %d: %s", s.State, s.Installed, s.Generation, s.Detail)

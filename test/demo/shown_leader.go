@@ -13,6 +13,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
 	"github.com/cassandra-security-manager/csm/shared/resource"
+	"github.com/cassandra-security-manager/csm/test/plane"
 )
 
 const (
@@ -64,7 +65,7 @@ func leaderKilled(ctx context.Context, d *demo) (string, error) {
 			}
 		})
 	}
-	err = eventually(ctx, 10*time.Second, func() error {
+	err = plane.Eventually(ctx, 10*time.Second, func() error {
 		mu.Lock()
 		defer mu.Unlock()
 		if len(acked) < 3*askers {
@@ -79,9 +80,9 @@ func leaderKilled(ctx context.Context, d *demo) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	leader.process.KillAlone()
+	leader.Kill()
 	killed := time.Now()
-	err = eventually(ctx, 30*time.Second, func() error {
+	err = plane.Eventually(ctx, 30*time.Second, func() error {
 		mu.Lock()
 		defer mu.Unlock()
 		if d.leaderOut = silence(acked, killed); d.leaderOut == 0 {
@@ -121,14 +122,14 @@ func (d *demo) issue(ctx context.Context, csr, key string, subject, first int) (
 		}
 		one, cancel := context.WithTimeout(ctx, 10*time.Second)
 		var c rest.Certificate
-		host := d.api.hosts[(first+try)%len(d.api.hosts)]
-		last = d.api.do(one, http.MethodPost, host, issuePath,
-			map[string]string{"Idempotency-Key": key}, rest.IssueBody{CSR: csr, Authority: authorityShort, Subject: fmt.Sprintf("client-%d", subject)}, &c)
+		at := d.plane.Controllers[(first+try)%len(d.plane.Controllers)]
+		last = d.plane.API.Once(one, at.Address(9640), issuePath, key,
+			rest.IssueBody{CSR: csr, Authority: authorityShort, Subject: fmt.Sprintf("client-%d", subject)}, &c)
 		cancel()
 		if last == nil {
 			return c.Name, nil
 		}
-		var p *problem
+		var p *plane.Problem
 		if errors.As(last, &p) && p.Status < 500 && p.Status != http.StatusTooManyRequests {
 			return "", last
 		}
@@ -138,13 +139,13 @@ func (d *demo) issue(ctx context.Context, csr, key string, subject, first int) (
 }
 
 // leader finds the controller that leads.
-func (d *demo) leader(ctx context.Context) (*controller, error) {
+func (d *demo) leader(ctx context.Context) (*plane.Controller, error) {
 	s, err := d.status(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range d.controllers {
-		if c.name == resource.Last(s.Leader) {
+	for _, c := range d.plane.Controllers {
+		if c.Name == resource.Last(s.Leader) {
 			return c, nil
 		}
 	}
@@ -152,19 +153,19 @@ func (d *demo) leader(ctx context.Context) (*controller, error) {
 }
 
 // comeBack starts controllers again and waits until all vote and have caught up.
-func (d *demo) comeBack(ctx context.Context, cs ...*controller) error {
+func (d *demo) comeBack(ctx context.Context, cs ...*plane.Controller) error {
 	for _, c := range cs {
-		if err := c.start(); err != nil {
+		if err := c.Start(); err != nil {
 			return err
 		}
 	}
-	return eventually(ctx, 60*time.Second, func() error {
+	return plane.Eventually(ctx, 60*time.Second, func() error {
 		s, err := d.status(ctx)
 		if err != nil {
 			return err
 		}
-		if s.voters() < len(d.controllers) {
-			return fmt.Errorf("%d of %d controllers vote", s.voters(), len(d.controllers))
+		if s.voters() < len(d.plane.Controllers) {
+			return fmt.Errorf("%d of %d controllers vote", s.voters(), len(d.plane.Controllers))
 		}
 		for _, c := range s.Controllers {
 			if c.Lag > 0 {
@@ -177,10 +178,10 @@ func (d *demo) comeBack(ctx context.Context, cs ...*controller) error {
 
 // allListed asks every controller for its whole list and looks for each acknowledged certificate.
 func (d *demo) allListed(ctx context.Context, acked []issued) error {
-	for i, host := range d.api.hosts {
-		have, err := d.certificates(ctx, host)
+	for _, c := range d.plane.Controllers {
+		have, err := d.certificates(ctx, c)
 		if err != nil {
-			return fmt.Errorf("list of %s: %w", d.controllers[i].name, err)
+			return fmt.Errorf("list of %s: %w", c.Name, err)
 		}
 		lost := 0
 		for _, a := range acked {
@@ -189,19 +190,19 @@ func (d *demo) allListed(ctx context.Context, acked []issued) error {
 			}
 		}
 		if lost > 0 {
-			return fmt.Errorf("%s lacks %d of %d acknowledged certificates", d.controllers[i].name, lost, len(acked))
+			return fmt.Errorf("%s lacks %d of %d acknowledged certificates", c.Name, lost, len(acked))
 		}
 	}
 	return nil
 }
 
 // certificates are the names of all that one controller lists, page by page.
-func (d *demo) certificates(ctx context.Context, host string) (map[string]bool, error) {
+func (d *demo) certificates(ctx context.Context, of *plane.Controller) (map[string]bool, error) {
 	have := map[string]bool{}
 	for token := ""; ; {
 		var page rest.Page[rest.Certificate]
 		path := "/v1/tenants/" + resource.DefaultTenant + "/certificates?pageSize=" + strconv.Itoa(rest.MaxPage) + "&pageToken=" + token
-		if err := d.api.do(ctx, http.MethodGet, host, path, nil, nil, &page); err != nil {
+		if err := d.plane.API.On(ctx, of.Address(9640), http.MethodGet, path, nil, &page); err != nil {
 			return nil, err
 		}
 		for _, c := range page.Items {

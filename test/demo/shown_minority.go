@@ -27,10 +27,10 @@ func minority(ctx context.Context, d *demo) (string, error) {
 		before = append(before, p)
 	}
 	mark := d.load.Mark()
-	stopped := d.controllers[1:]
+	stopped := d.plane.Controllers[1:]
 	for _, c := range stopped {
 		stop, cancel := context.WithTimeout(ctx, 10*time.Second)
-		err := c.process.Stop(stop)
+		err := c.Stop(stop)
 		cancel()
 		if err != nil {
 			return "", errors.Join(err, d.comeBack(ctx, stopped...))
@@ -50,10 +50,10 @@ func minority(ctx context.Context, d *demo) (string, error) {
 // withoutQuorum looks at what people and agents are told once the controller that is left has seen that it is alone. (A
 // write under way at that very moment is a 504: nobody can know yet whether it will be kept.)
 func (d *demo) withoutQuorum(ctx context.Context, before []pair) (string, error) {
-	left := d.api.hosts[0]
-	err := eventually(ctx, 30*time.Second, func() error {
+	left := d.plane.Controllers[0]
+	err := plane.Eventually(ctx, 30*time.Second, func() error {
 		var s rest.Status
-		err := d.api.do(ctx, http.MethodGet, left, "/v1/system", nil, nil, &s)
+		err := d.plane.API.On(ctx, left.Address(9640), http.MethodGet, "/v1/system", nil, &s)
 		if err == nil && s.Quorum {
 			err = errors.New("it still believes in a quorum")
 		}
@@ -74,17 +74,17 @@ func (d *demo) withoutQuorum(ctx context.Context, before []pair) (string, error)
 	if o.exit != 5 {
 		return "", fmt.Errorf("csm certificate issue: exit %d, not 5: %s", o.exit, o.stderr)
 	}
-	for _, c := range d.controllers[1:] {
-		if !strings.Contains(o.stderr, c.name) {
-			return "", fmt.Errorf("the message does not say to start %s: %s", c.name, o.stderr)
+	for _, c := range d.plane.Controllers[1:] {
+		if !strings.Contains(o.stderr, c.Name) {
+			return "", fmt.Errorf("the message does not say to start %s: %s", c.Name, o.stderr)
 		}
 	}
 	_, csr, err := request("nobody.demo.example")
 	if err != nil {
 		return "", err
 	}
-	var p *problem
-	err = d.api.do(ctx, http.MethodPost, left, issuePath, nil, rest.IssueBody{CSR: string(csr), Authority: authorityShort}, nil)
+	var p *plane.Problem
+	err = d.plane.API.On(ctx, left.Address(9640), http.MethodPost, issuePath, rest.IssueBody{CSR: string(csr), Authority: authorityShort}, nil)
 	if !errors.As(err, &p) || p.Status != http.StatusServiceUnavailable || p.Remedy == "" {
 		return "", fmt.Errorf("REST answers %v, not a 503 with a remedy", err)
 	}

@@ -17,7 +17,7 @@ func usedToken(ctx context.Context, d *demo) (string, error) {
 	a := d.agents[0]
 	thief := plane.NewAgent(filepath.Join(d.dir, "agents", "thief"), d.bin, a.Node)
 	thief.Token = a.Token
-	if err := thief.Write(d.fleet(), "observe"); err != nil {
+	if err := thief.Write(d.plane.Fleet(clusterShort), "observe"); err != nil {
 		return "", err
 	}
 	o, err := d.command(ctx, "csm-agent", "join", "--config", thief.Config, "--timeout", "20s")

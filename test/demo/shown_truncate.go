@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"github.com/cassandra-security-manager/csm/test/plane"
 )
 
 // truncated: something cuts a keystore off right after a good reload. Cassandra would read it at its next poll, at a
@@ -25,7 +27,7 @@ func truncated(ctx context.Context, d *demo) (string, error) {
 	if err := os.Truncate(a.Node.Keystore, 100); err != nil {
 		return "", err
 	}
-	err = eventually(ctx, 30*time.Second, func() error {
+	err = plane.Eventually(ctx, 30*time.Second, func() error {
 		now, err := onDisk(a.Node)
 		if err == nil && !now.same(before) {
 			err = errors.New("other stores than before")
@@ -36,7 +38,7 @@ func truncated(ctx context.Context, d *demo) (string, error) {
 		return "", fmt.Errorf("the truncated keystore was not put back: %w", err)
 	}
 	took := time.Since(began)
-	err = eventually(ctx, 60*time.Second, func() error {
+	err = plane.Eventually(ctx, 60*time.Second, func() error {
 		_, s, err := d.store(ctx, a.Node.Name)
 		if err == nil && s.State != "proven" {
 			err = fmt.Errorf("state is %s: %s", s.State, s.Detail)

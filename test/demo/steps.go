@@ -20,13 +20,14 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
+	"github.com/cassandra-security-manager/csm/test/plane"
 	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
 // observe starts the agents as an operator should first: they join, read and report, and write nothing.
 func observe(ctx context.Context, d *demo) (string, error) {
 	for _, a := range d.agents {
-		if err := a.Write(d.fleet(), "observe"); err != nil {
+		if err := a.Write(d.plane.Fleet(clusterShort), "observe"); err != nil {
 			return "", err
 		}
 		if err := a.Start(); err != nil {
@@ -34,7 +35,7 @@ func observe(ctx context.Context, d *demo) (string, error) {
 		}
 	}
 	for _, a := range d.agents {
-		err := eventually(ctx, 60*time.Second, func() error {
+		err := plane.Eventually(ctx, 60*time.Second, func() error {
 			if !a.Process.Running() {
 				return fmt.Errorf("the agent ended: %s", a.Process.Tail(5))
 			}
@@ -70,7 +71,7 @@ func short(d *demo, path string) string {
 // manage raises the local ceiling: now the agents may write. Cassandra has never run yet.
 func manage(ctx context.Context, d *demo) (string, error) {
 	for _, a := range d.agents {
-		if err := a.Write(d.fleet(), "manage"); err != nil {
+		if err := a.Write(d.plane.Fleet(clusterShort), "manage"); err != nil {
 			return "", err
 		}
 		if err := a.Restart(ctx); err != nil {
@@ -80,7 +81,7 @@ func manage(ctx context.Context, d *demo) (string, error) {
 	var out []string
 	for _, a := range d.agents {
 		var p pair
-		err := eventually(ctx, 60*time.Second, func() (err error) {
+		err := plane.Eventually(ctx, 60*time.Second, func() (err error) {
 			if !a.Process.Running() {
 				return fmt.Errorf("the agent ended: %s", a.Process.Tail(5))
 			}
@@ -112,7 +113,7 @@ func startRing(ctx context.Context, d *demo) (string, error) {
 		d.ready = append(d.ready, n.Mark())
 	}
 	for _, a := range d.agents {
-		err := eventually(ctx, 60*time.Second, func() error {
+		err := plane.Eventually(ctx, 60*time.Second, func() error {
 			_, s, err := d.store(ctx, a.Node.Name)
 			if err == nil && s.State != "proven" {
 				err = fmt.Errorf("state %s: %s", s.State, s.Detail)

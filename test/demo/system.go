@@ -4,15 +4,15 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
-	"github.com/cassandra-security-manager/csm/shared/identity"
+	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/shared/resource"
 	"github.com/cassandra-security-manager/csm/test/plane"
 )
@@ -58,36 +58,46 @@ func (s status) state(name string) string {
 
 // status asks the controllers in turn.
 func (d *demo) status(ctx context.Context) (s status, err error) {
-	if d.api == nil {
-		return s, errors.New("no administrator yet")
-	}
-	err = d.api.get(ctx, "/v1/system", &s.Status)
+	err = d.get(ctx, "/v1/system", &s.Status)
 	return s, err
 }
 
-func (d *demo) adminFile() string { return filepath.Join(d.dir, "admin.pem") }
+// get asks the controllers in turn over REST. The demonstration acts through the command line, as people do, and watches
+// this way, because asking ten times a second should not cost a process each time.
+func (d *demo) get(ctx context.Context, path string, out any) error {
+	return d.plane.API.Do(ctx, http.MethodGet, path, nil, out)
+}
 
-// configure makes the context of csm, as a user does once, and reads the administrator's certificate for our own watching.
+// node reads a node of the demonstration's cluster.
+func (d *demo) node(ctx context.Context, name string) (fleet.Node, error) {
+	var n fleet.Node
+	err := d.get(ctx, "/v1/"+nodeName(name), &n)
+	return n, err
+}
+
+// store reads the one store of a node.
+func (d *demo) store(ctx context.Context, name string) (fleet.Node, fleet.Store, error) {
+	n, err := d.node(ctx, name)
+	if err != nil {
+		return n, fleet.Store{}, err
+	}
+	if len(n.Stores) != 1 {
+		return n, fleet.Store{}, fmt.Errorf("%s has %d stores, not one", name, len(n.Stores))
+	}
+	return n, n.Stores[0], nil
+}
+
+// configure makes the context of csm, as a user does once.
 func (d *demo) configure(ctx context.Context) error {
-	cert, err := tls.LoadX509KeyPair(d.adminFile(), d.adminFile())
-	if err != nil {
-		return err
+	var servers []string
+	for _, c := range d.plane.Controllers {
+		servers = append(servers, "https://"+c.Address(9640))
 	}
-	pin, err := identity.ParsePin(d.pin)
-	if err != nil {
-		return err
-	}
-	var hosts, servers []string
-	for _, c := range d.controllers {
-		hosts = append(hosts, c.address(9640))
-		servers = append(servers, "https://"+c.address(9640))
-	}
-	d.api = newAPI(cert, pin, hosts)
-	args := []string{"context", "set", "demo", "--server", strings.Join(servers, ","), "--ca-pin", d.pin, "--cert", d.adminFile(), "--key", d.adminFile()}
+	args := []string{"context", "set", "demo", "--server", strings.Join(servers, ","), "--ca-pin", d.plane.API.Pin, "--cert", d.plane.AdminFile, "--key", d.plane.AdminFile}
 	if _, err := d.must(ctx, "csm", args...); err != nil {
 		return err
 	}
-	_, err = d.must(ctx, "csm", "context", "use", "demo")
+	_, err := d.must(ctx, "csm", "context", "use", "demo")
 	return err
 }
 
@@ -164,13 +174,4 @@ func nameFlags(a *plane.Agent) []string {
 
 func setNames(a *plane.Agent) []string {
 	return append([]string{"node", "set-names", clusterShort + "/" + a.Node.Name, "--yes"}, nameFlags(a)...)
-}
-
-// fleet is what the agents must know to join.
-func (d *demo) fleet() plane.Fleet {
-	f := plane.Fleet{Pin: d.pin, Cluster: clusterShort}
-	for _, c := range d.controllers {
-		f.Controllers = append(f.Controllers, c.address(9641))
-	}
-	return f
 }

@@ -68,11 +68,32 @@ func newAPI(file string, controllers []*Controller) (*API, error) {
 	return a, nil
 }
 
+// JoinToken makes a token by which a controller asks to join.
+func (a *API) JoinToken(ctx context.Context) (string, error) {
+	var made struct{ Token string }
+	err := a.Do(ctx, http.MethodPost, "/v1/system/controllerJoinTokens", struct{}{}, &made)
+	return made.Token, err
+}
+
+// Approve lets a controller in.
+func (a *API) Approve(ctx context.Context, controller, fingerprint string) error {
+	return a.Do(ctx, http.MethodPost, "/v1/system/controllers/"+controller+":approve", map[string]string{"fingerprint": fingerprint}, nil)
+}
+
+// readFor bounds what one controller may take to answer a read before the next one is asked.
+const readFor = 5 * time.Second
+
 // Do asks the controllers in turn until one answers; a Problem is an answer.
 func (a *API) Do(ctx context.Context, method, path string, in, out any) error {
 	var last error
 	for _, h := range a.hosts {
-		if last = a.On(ctx, h, method, path, in, out); last == nil {
+		one, cancel := ctx, context.CancelFunc(func() {})
+		if method == http.MethodGet {
+			one, cancel = context.WithTimeout(ctx, readFor)
+		}
+		last = a.On(one, h, method, path, in, out)
+		cancel()
+		if last == nil {
 			return nil
 		}
 		if p, ok := last.(*Problem); ok && p.Status != http.StatusServiceUnavailable {
@@ -84,6 +105,15 @@ func (a *API) Do(ctx context.Context, method, path string, in, out any) error {
 
 // On asks one controller. in and out may be nil; in may be []byte of JSON.
 func (a *API) On(ctx context.Context, host, method, path string, in, out any) error {
+	return a.send(ctx, host, method, path, "", in, out)
+}
+
+// Once posts to one controller with an idempotency key: asked again, the answer is the same and nothing is done twice.
+func (a *API) Once(ctx context.Context, host, path, key string, in, out any) error {
+	return a.send(ctx, host, http.MethodPost, path, key, in, out)
+}
+
+func (a *API) send(ctx context.Context, host, method, path, key string, in, out any) error {
 	var body io.Reader
 	switch v := in.(type) {
 	case nil:
@@ -101,6 +131,9 @@ func (a *API) On(ctx context.Context, host, method, path string, in, out any) er
 		return err
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if key != "" {
+		req.Header.Set("Idempotency-Key", key)
+	}
 	res, err := a.Client.Do(req)
 	if err != nil {
 		return err

@@ -30,6 +30,14 @@ type Options struct {
 	Regions []string
 	// Root is init's --root: "lab" or "none".
 	Root string
+	// Administrator lets the controllers in; nil is one who does so over REST.
+	Administrator Administrator
+}
+
+// Administrator makes join tokens for controllers and approves who shows the fingerprint that its own console printed.
+type Administrator interface {
+	JoinToken(ctx context.Context) (token string, err error)
+	Approve(ctx context.Context, controller, fingerprint string) error
 }
 
 // Controller is one csm-controller.
@@ -45,7 +53,7 @@ func (c *Controller) Address(port int) string {
 	return net.JoinHostPort(c.IP.String(), strconv.Itoa(port))
 }
 
-// Plane is a running control plane.
+// Plane is a control plane: what runs is told by its controllers.
 type Plane struct {
 	Options
 	Controllers []*Controller
@@ -53,55 +61,83 @@ type Plane struct {
 	AdminFile   string
 }
 
-// Start makes a system and waits until every controller votes.
-func Start(ctx context.Context, o Options) (*Plane, error) {
+// New writes the configurations; nothing runs yet.
+func New(o Options) (*Plane, error) {
 	p := &Plane{Options: o, AdminFile: filepath.Join(o.Dir, "admin.pem")}
-	for i, region := range o.Regions {
-		c, err := newController(o, i+1, region)
+	for i := range o.Regions {
+		c, err := newController(o, i+1)
 		if err != nil {
 			return nil, err
 		}
 		p.Controllers = append(p.Controllers, c)
 	}
+	return p, nil
+}
+
+// Start makes a system and waits until every controller votes.
+func Start(ctx context.Context, o Options) (*Plane, error) {
+	p, err := New(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Found(ctx); err != nil {
+		return p, err
+	}
+	return p, p.Complete(ctx)
+}
+
+// Found makes the system with its first controller and the administrator's certificate.
+func (p *Plane) Found(ctx context.Context) error {
 	first := p.Controllers[0]
-	if out, err := first.command(ctx, "init", "--config", first.Config, "--root", o.Root, "--admin-out", p.AdminFile,
-		"--recovery-out", filepath.Join(o.Dir, "recovery.key")); err != nil {
-		return nil, fmt.Errorf("init: %w: %s", err, out)
+	if out, err := first.command(ctx, "init", "--config", first.Config, "--root", p.Root, "--admin-out", p.AdminFile,
+		"--recovery-out", filepath.Join(p.Dir, "recovery.key")); err != nil {
+		return fmt.Errorf("init: %w: %s", err, out)
 	}
 	if err := first.Start(); err != nil {
-		return p, err
+		return err
 	}
 	var err error
 	if p.API, err = newAPI(p.AdminFile, p.Controllers); err != nil {
-		return p, err
+		return err
 	}
-	if err := p.wait(ctx, 1); err != nil {
-		return p, err
+	if p.Administrator == nil {
+		p.Administrator = p.API
 	}
-	for _, c := range p.Controllers[1:] {
-		if err := p.admit(ctx, c); err != nil {
-			return p, fmt.Errorf("letting %s in: %w", c.Name, err)
-		}
-	}
-	return p, p.wait(ctx, len(p.Controllers))
+	return p.wait(ctx, 1)
 }
 
-func newController(o Options, n int, region string) (*Controller, error) {
-	c := &Controller{Name: "csm" + strconv.Itoa(n), Region: region, IP: o.Host(n), bin: o.Bin}
+// Complete lets the other controllers in and waits until every one votes.
+func (p *Plane) Complete(ctx context.Context) error {
+	for _, c := range p.Controllers[1:] {
+		if err := p.admit(ctx, c); err != nil {
+			return fmt.Errorf("letting %s in: %w", c.Name, err)
+		}
+	}
+	return p.Ready(ctx)
+}
+
+func newController(o Options, n int) (*Controller, error) {
+	c := &Controller{Name: "csm" + strconv.Itoa(n), Region: o.Regions[n-1], IP: o.Host(n), bin: o.Bin}
 	c.dir = filepath.Join(o.Dir, c.Name)
 	c.Config, c.Log = filepath.Join(c.dir, "controller.yaml"), filepath.Join(c.dir, "controller.log")
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return nil, err
+	}
+	var peers []string
+	for i := range o.Regions {
+		if i+1 != n {
+			peers = append(peers, net.JoinHostPort(o.Host(i+1).String(), "9642"))
+		}
 	}
 	return c, os.WriteFile(c.Config, fmt.Appendf(nil, `name: %s
 region: %s
 zone: a
 advertise: %s
 data_dir: %s
-join_peers: ["%s"]
+join_peers: [%s]
 listen: {api: "%s", agents: "%s", cluster: "%s", pki: "%s"}
 metrics: "%s"
-`, c.Name, region, c.IP, filepath.Join(c.dir, "data"), net.JoinHostPort(o.Host(1).String(), "9642"),
+`, c.Name, c.Region, c.IP, filepath.Join(c.dir, "data"), strings.Join(peers, ", "),
 		c.Address(9640), c.Address(9641), c.Address(9642), c.Address(9643), c.Address(9644)), 0o600)
 }
 
@@ -114,6 +150,14 @@ func (c *Controller) Start() (err error) {
 
 // Kill ends the controller with SIGKILL.
 func (c *Controller) Kill() { c.process.Kill() }
+
+// Stop ends it, if it was started, as an operator does; when ctx ends first it is killed.
+func (c *Controller) Stop(ctx context.Context) error {
+	if c.process == nil {
+		return nil
+	}
+	return c.process.Stop(ctx)
+}
 
 // Running says whether its process lives.
 func (c *Controller) Running() bool { return c.process.Running() }
@@ -137,17 +181,17 @@ var fingerprint = regexp.MustCompile(`--fingerprint ([0-9a-f]{64})`)
 
 // admit lets a controller in: token, fingerprint, approval.
 func (p *Plane) admit(ctx context.Context, c *Controller) error {
-	var token struct{ Token, CaPin string }
-	if err := p.API.Do(ctx, http.MethodPost, "/v1/system/controllerJoinTokens", struct{}{}, &token); err != nil {
+	token, err := p.Administrator.JoinToken(ctx)
+	if err != nil {
 		return err
 	}
 	file := filepath.Join(c.dir, "join.token")
-	if err := os.WriteFile(file, []byte(token.Token), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(token), 0o600); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)
 	go func() {
-		out, err := c.command(ctx, "join", "--config", c.Config, "--pin", token.CaPin, "--token-file", file, "--timeout", "60s")
+		out, err := c.command(ctx, "join", "--config", c.Config, "--pin", p.API.Pin, "--token-file", file, "--timeout", "60s")
 		if err != nil {
 			err = fmt.Errorf("%w: %s", err, out)
 		}
@@ -158,7 +202,7 @@ func (p *Plane) admit(ctx context.Context, c *Controller) error {
 		if m == nil {
 			return fmt.Errorf("no fingerprint was printed")
 		}
-		return p.API.Do(ctx, http.MethodPost, "/v1/system/controllers/"+c.Name+":approve", map[string]string{"fingerprint": m[1]}, nil)
+		return p.Administrator.Approve(ctx, c.Name, m[1])
 	}
 	if err := Eventually(ctx, 20*time.Second, approve); err != nil {
 		return err
@@ -180,6 +224,11 @@ func (p *Plane) wait(ctx context.Context, n int) error {
 		}
 		if err := p.API.Do(ctx, http.MethodGet, "/v1/system/controllers", nil, &list); err != nil {
 			return err
+		}
+		for _, c := range p.Controllers {
+			if c.process != nil && !c.Running() {
+				return fmt.Errorf("%s has ended: %s", c.Name, c.process.Tail(5))
+			}
 		}
 		voters := 0
 		for _, m := range list.Items {

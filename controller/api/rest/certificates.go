@@ -64,14 +64,10 @@ func (s *server) certificateOf(c ledger.Certificate) Certificate {
 	return out
 }
 
-func (s *server) wholeCertificate(c *ledger.Certificate) (Certificate, error) {
+func (s *server) wholeCertificate(c *ledger.Certificate) Certificate {
 	out := s.certificateOf(*c)
-	x, err := c.Parsed()
-	if err != nil {
-		return out, err
-	}
-	out.PEM = string(certificate.EncodePEM(x))
-	return out, nil
+	out.PEM = string(certificate.EncodeDER(c.DER))
+	return out
 }
 
 type TenantPath struct {
@@ -149,8 +145,8 @@ func (s *server) oneCertificate(ctx context.Context, name string) (*One[Certific
 	if err != nil {
 		return nil, err
 	}
-	out, err := s.wholeCertificate(c)
-	return &One[Certificate]{ETag: out.ETag, Body: out}, err
+	out := s.wholeCertificate(c)
+	return &One[Certificate]{ETag: out.ETag, Body: out}, nil
 }
 
 // anyOf makes the "-" of a path the empty wish of a filter.

@@ -2,13 +2,11 @@ package rest
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/base64"
 	"net/http"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/google/uuid"
 
 	"github.com/cassandra-security-manager/csm/controller/issuance"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
@@ -53,26 +51,26 @@ func (s *server) issuing() {
 				return nil, err
 			}
 			if in.ValidateOnly {
-				if _, err := s.Authorities.IssuerFor(ctx, req.Authority, req.Region); err != nil {
+				p, err := s.Issuance.Validate(ctx, req)
+				if err != nil {
 					return nil, err
 				}
-				return &One[Certificate]{Body: Certificate{State: "active", DNS: req.Names.DNS, IPs: req.Names.IPStrings(), URIs: req.Names.URIs, Template: req.Template, Subject: req.Subject}}, nil
+				return &One[Certificate]{Body: Certificate{State: "active", DNS: p.Names.DNS, IPs: p.Names.IPStrings(), URIs: p.Names.URIs,
+					Template: req.Template, Subject: p.Subject, Issuer: p.Issuer}}, nil
 			}
 			issued, err := s.Issuance.Issue(ctx, req)
 			if err != nil {
 				return nil, err
 			}
-			c, err := s.Ledger.Get(ctx, issued.Name)
-			if err != nil {
-				return nil, err
+			c := issued.Record
+			if c == nil {
+				if c, err = s.Ledger.Get(ctx, issued.Name); err != nil {
+					return nil, err
+				}
 			}
-			out, err := s.wholeCertificate(c)
-			if err != nil {
-				return nil, err
-			}
-			chain, err := certificate.ParseAll(issued.Chain)
-			out.Chain = string(certificate.EncodePEM(chain...))
-			return &One[Certificate]{ETag: out.ETag, Body: out}, err
+			out := s.wholeCertificate(c)
+			out.Chain = string(certificate.EncodeDER(issued.Chain...))
+			return &One[Certificate]{ETag: out.ETag, Body: out}, nil
 		})
 	handle(s, huma.Operation{OperationID: "revokeCertificate", Method: http.MethodPost, Path: "/v1/tenants/{tenant}/certificates/{certificate}:revoke", Tags: tags,
 		Summary: "Revoke a certificate", Description: issuance.RevocationNote}, "certificate:revoke",
@@ -103,17 +101,9 @@ func (s *server) issueRequest(ctx context.Context, tenant string, b IssueBody) (
 	if err != nil {
 		return issuance.Request{}, err
 	}
-	// Read for its names alone: the signing door checks size, key and proof of possession.
-	csr, err := x509.ParseCertificateRequest(der)
+	names, err := certificate.ParseNames(b.DNS, b.IPs, b.URIs)
 	if err != nil {
-		return issuance.Request{}, fault.Wrap(err, fault.Invalid, "bad-csr", "the request cannot be read").Do("make it anew; PKCS#10 is what is taken")
-	}
-	names := certificate.OfRequest(csr)
-	if len(b.DNS)+len(b.IPs)+len(b.URIs) > 0 {
-		names, err = certificate.ParseNames(b.DNS, b.IPs, b.URIs)
-		if err != nil {
-			return issuance.Request{}, err
-		}
+		return issuance.Request{}, err
 	}
 	validity, err := span("validity", b.Validity)
 	if err != nil {
@@ -122,15 +112,8 @@ func (s *server) issueRequest(ctx context.Context, tenant string, b IssueBody) (
 	if b.Region == "" {
 		b.Region = s.Region
 	}
-	if b.Subject == "" {
-		b.Subject = csr.Subject.CommonName
-	}
-	id := requestOf(ctx).idempotency
-	if id == "" {
-		id = uuid.NewString()
-	}
-	return issuance.Request{RequestID: id, Actor: actor(ctx), Reason: requestOf(ctx).reason, Tenant: tenant, Authority: s.fullName(tenant, "authority", b.Authority), Region: b.Region,
-		Template: "application", CSR: der, Names: names, Subject: b.Subject, Validity: validity}, nil
+	return issuance.Request{RequestID: requestOf(ctx).idempotency, Actor: actor(ctx), Reason: requestOf(ctx).reason, Tenant: tenant, Authority: s.fullName(tenant, "authority", b.Authority), Region: b.Region,
+		Template: "application", CSR: der, FromCSR: true, Names: names, Subject: b.Subject, Validity: validity}, nil
 }
 
 // requestDER takes PEM or base64; PEM may hold other blocks before it, as openssl writes them.

@@ -167,6 +167,7 @@ func (s *server) routes() {
 	s.health()
 	s.certificates()
 	s.clusters()
+	s.readiness()
 	s.nodes()
 	s.authorities()
 	s.controllers()

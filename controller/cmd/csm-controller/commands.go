@@ -131,7 +131,8 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := server.Run(cmd.Context(), cfg, log, nil); err != nil && cmd.Context().Err() == nil {
+			context.AfterFunc(cmd.Context(), func() { cli.Stopping(log) })
+			if err := server.Run(cmd.Context(), cfg, log, func() { cli.Ready(log) }); err != nil && cmd.Context().Err() == nil {
 				return err
 			}
 			log.Info("stopped")

@@ -627,6 +627,14 @@ type InstanceFacts struct {
 	CassandraVersion string                 `protobuf:"bytes,11,opt,name=cassandra_version,json=cassandraVersion,proto3" json:"cassandra_version,omitempty"`
 	Running          bool                   `protobuf:"varint,12,opt,name=running,proto3" json:"running,omitempty"`
 	Findings         []*Finding             `protobuf:"bytes,13,rep,name=findings,proto3" json:"findings,omitempty"`
+	// The two TLS sections of cassandra.yaml as Cassandra computes them; absent from agents that do not tell.
+	Internode *TLSSection `protobuf:"bytes,50,opt,name=internode,proto3" json:"internode,omitempty"`
+	Client    *TLSSection `protobuf:"bytes,51,opt,name=client,proto3" json:"client,omitempty"`
+	Jmx       *JMXFacts   `protobuf:"bytes,52,opt,name=jmx,proto3" json:"jmx,omitempty"`
+	// Class of the authenticator, without its package.
+	Authenticator       string       `protobuf:"bytes,53,opt,name=authenticator,proto3" json:"authenticator,omitempty"`
+	BroadcastRpcAddress string       `protobuf:"bytes,54,opt,name=broadcast_rpc_address,json=broadcastRpcAddress,proto3" json:"broadcast_rpc_address,omitempty"`
+	Clients             *ClientFacts `protobuf:"bytes,55,opt,name=clients,proto3" json:"clients,omitempty"`
 	// The ring as this Cassandra sees it; absent while it is not known.
 	Ring          *RingView `protobuf:"bytes,60,opt,name=ring,proto3" json:"ring,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -750,6 +758,48 @@ func (x *InstanceFacts) GetRunning() bool {
 func (x *InstanceFacts) GetFindings() []*Finding {
 	if x != nil {
 		return x.Findings
+	}
+	return nil
+}
+
+func (x *InstanceFacts) GetInternode() *TLSSection {
+	if x != nil {
+		return x.Internode
+	}
+	return nil
+}
+
+func (x *InstanceFacts) GetClient() *TLSSection {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
+func (x *InstanceFacts) GetJmx() *JMXFacts {
+	if x != nil {
+		return x.Jmx
+	}
+	return nil
+}
+
+func (x *InstanceFacts) GetAuthenticator() string {
+	if x != nil {
+		return x.Authenticator
+	}
+	return ""
+}
+
+func (x *InstanceFacts) GetBroadcastRpcAddress() string {
+	if x != nil {
+		return x.BroadcastRpcAddress
+	}
+	return ""
+}
+
+func (x *InstanceFacts) GetClients() *ClientFacts {
+	if x != nil {
+		return x.Clients
 	}
 	return nil
 }
@@ -905,22 +955,335 @@ func (x *RingMember) GetState() RingState {
 	return RingState_RING_STATE_UNSPECIFIED
 }
 
+// TLSSection is server_encryption_options or client_encryption_options.
+type TLSSection struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Enabled bool                   `protobuf:"varint,1,opt,name=enabled,proto3" json:"enabled,omitempty"`
+	// Plaintext is accepted beside TLS.
+	Optional bool `protobuf:"varint,2,opt,name=optional,proto3" json:"optional,omitempty"`
+	// internode_encryption; empty for clients.
+	Mode string `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	// require_client_auth: "true", "false" or "optional".
+	ClientAuth           string `protobuf:"bytes,4,opt,name=client_auth,json=clientAuth,proto3" json:"client_auth,omitempty"`
+	EndpointVerification bool   `protobuf:"varint,5,opt,name=endpoint_verification,json=endpointVerification,proto3" json:"endpoint_verification,omitempty"`
+	// Class of ssl_context_factory, without Cassandra's own package.
+	Factory       string `protobuf:"bytes,6,opt,name=factory,proto3" json:"factory,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TLSSection) Reset() {
+	*x = TLSSection{}
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TLSSection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TLSSection) ProtoMessage() {}
+
+func (x *TLSSection) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TLSSection.ProtoReflect.Descriptor instead.
+func (*TLSSection) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *TLSSection) GetEnabled() bool {
+	if x != nil {
+		return x.Enabled
+	}
+	return false
+}
+
+func (x *TLSSection) GetOptional() bool {
+	if x != nil {
+		return x.Optional
+	}
+	return false
+}
+
+func (x *TLSSection) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *TLSSection) GetClientAuth() string {
+	if x != nil {
+		return x.ClientAuth
+	}
+	return ""
+}
+
+func (x *TLSSection) GetEndpointVerification() bool {
+	if x != nil {
+		return x.EndpointVerification
+	}
+	return false
+}
+
+func (x *TLSSection) GetFactory() string {
+	if x != nil {
+		return x.Factory
+	}
+	return ""
+}
+
+// JMXFacts is what the command line of the running Cassandra says of JMX. None is seen where the process is not.
+type JMXFacts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Seen  bool                   `protobuf:"varint,1,opt,name=seen,proto3" json:"seen,omitempty"`
+	// Reached from other hosts, or from loopback only.
+	Remote        bool   `protobuf:"varint,2,opt,name=remote,proto3" json:"remote,omitempty"`
+	Port          uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Tls           bool   `protobuf:"varint,4,opt,name=tls,proto3" json:"tls,omitempty"`
+	ClientAuth    bool   `protobuf:"varint,5,opt,name=client_auth,json=clientAuth,proto3" json:"client_auth,omitempty"`
+	Authenticated bool   `protobuf:"varint,6,opt,name=authenticated,proto3" json:"authenticated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JMXFacts) Reset() {
+	*x = JMXFacts{}
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JMXFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JMXFacts) ProtoMessage() {}
+
+func (x *JMXFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JMXFacts.ProtoReflect.Descriptor instead.
+func (*JMXFacts) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *JMXFacts) GetSeen() bool {
+	if x != nil {
+		return x.Seen
+	}
+	return false
+}
+
+func (x *JMXFacts) GetRemote() bool {
+	if x != nil {
+		return x.Remote
+	}
+	return false
+}
+
+func (x *JMXFacts) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *JMXFacts) GetTls() bool {
+	if x != nil {
+		return x.Tls
+	}
+	return false
+}
+
+func (x *JMXFacts) GetClientAuth() bool {
+	if x != nil {
+		return x.ClientAuth
+	}
+	return false
+}
+
+func (x *JMXFacts) GetAuthenticated() bool {
+	if x != nil {
+		return x.Authenticated
+	}
+	return false
+}
+
+// ClientFacts is what system_views.clients says of connected CQL clients.
+type ClientFacts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why nothing was seen; empty when it was.
+	Unseen    string `protobuf:"bytes,1,opt,name=unseen,proto3" json:"unseen,omitempty"`
+	Encrypted uint32 `protobuf:"varint,2,opt,name=encrypted,proto3" json:"encrypted,omitempty"`
+	Plaintext uint32 `protobuf:"varint,3,opt,name=plaintext,proto3" json:"plaintext,omitempty"`
+	// Addresses, users and drivers of those that speak plaintext, each once.
+	PlaintextClients []*PlaintextClient `protobuf:"bytes,4,rep,name=plaintext_clients,json=plaintextClients,proto3" json:"plaintext_clients,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *ClientFacts) Reset() {
+	*x = ClientFacts{}
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientFacts) ProtoMessage() {}
+
+func (x *ClientFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientFacts.ProtoReflect.Descriptor instead.
+func (*ClientFacts) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ClientFacts) GetUnseen() string {
+	if x != nil {
+		return x.Unseen
+	}
+	return ""
+}
+
+func (x *ClientFacts) GetEncrypted() uint32 {
+	if x != nil {
+		return x.Encrypted
+	}
+	return 0
+}
+
+func (x *ClientFacts) GetPlaintext() uint32 {
+	if x != nil {
+		return x.Plaintext
+	}
+	return 0
+}
+
+func (x *ClientFacts) GetPlaintextClients() []*PlaintextClient {
+	if x != nil {
+		return x.PlaintextClients
+	}
+	return nil
+}
+
+// PlaintextClient is a CQL client without TLS.
+type PlaintextClient struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	User          string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	Driver        string                 `protobuf:"bytes,3,opt,name=driver,proto3" json:"driver,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlaintextClient) Reset() {
+	*x = PlaintextClient{}
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlaintextClient) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlaintextClient) ProtoMessage() {}
+
+func (x *PlaintextClient) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlaintextClient.ProtoReflect.Descriptor instead.
+func (*PlaintextClient) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PlaintextClient) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *PlaintextClient) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *PlaintextClient) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
 // Finding is something wrong or worth knowing, with its remedy.
 type Finding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Stable kebab-case word.
 	Code string `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
 	// "error", "warning" or "info".
-	Severity      string `protobuf:"bytes,2,opt,name=severity,proto3" json:"severity,omitempty"`
-	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
-	Remedy        string `protobuf:"bytes,4,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	Severity string `protobuf:"bytes,2,opt,name=severity,proto3" json:"severity,omitempty"`
+	Message  string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	Remedy   string `protobuf:"bytes,4,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	// Store it concerns; empty when it concerns the whole instance.
+	Store string `protobuf:"bytes,50,opt,name=store,proto3" json:"store,omitempty"`
+	// The store (each store, when none is named) can only be observed because of it.
+	Blocks bool `protobuf:"varint,51,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	// Line of cassandra.yaml, from 1; 0 when it is about none.
+	Line          uint32 `protobuf:"varint,52,opt,name=line,proto3" json:"line,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -932,7 +1295,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -945,7 +1308,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Finding) GetCode() string {
@@ -976,6 +1339,27 @@ func (x *Finding) GetRemedy() string {
 	return ""
 }
 
+func (x *Finding) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
+func (x *Finding) GetBlocks() bool {
+	if x != nil {
+		return x.Blocks
+	}
+	return false
+}
+
+func (x *Finding) GetLine() uint32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
 // Port is a TLS port of a node.
 type Port struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -988,7 +1372,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1000,7 +1384,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1013,7 +1397,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Port) GetKind() PortKind {
@@ -1056,14 +1440,16 @@ type StoreFacts struct {
 	Detail     string  `protobuf:"bytes,11,opt,name=detail,proto3" json:"detail,omitempty"`
 	Ports      []*Port `protobuf:"bytes,12,rep,name=ports,proto3" json:"ports,omitempty"`
 	// SHA-256 of each anchor in the truststore.
-	Anchors       [][]byte `protobuf:"bytes,13,rep,name=anchors,proto3" json:"anchors,omitempty"`
+	Anchors [][]byte `protobuf:"bytes,13,rep,name=anchors,proto3" json:"anchors,omitempty"`
+	// Names that a certificate of this store must carry for peers and drivers to verify the endpoint.
+	Required      *Names `protobuf:"bytes,50,opt,name=required,proto3" json:"required,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StoreFacts) Reset() {
 	*x = StoreFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1075,7 +1461,7 @@ func (x *StoreFacts) String() string {
 func (*StoreFacts) ProtoMessage() {}
 
 func (x *StoreFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1088,7 +1474,7 @@ func (x *StoreFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreFacts.ProtoReflect.Descriptor instead.
 func (*StoreFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StoreFacts) GetStore() string {
@@ -1182,6 +1568,13 @@ func (x *StoreFacts) GetAnchors() [][]byte {
 	return nil
 }
 
+func (x *StoreFacts) GetRequired() *Names {
+	if x != nil {
+		return x.Required
+	}
+	return nil
+}
+
 // JoinRequest asks for an identity by evidence.
 type JoinRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1200,7 +1593,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1212,7 +1605,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1225,7 +1618,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *JoinRequest) GetMethod() string {
@@ -1288,7 +1681,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1300,7 +1693,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1313,7 +1706,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *JoinResponse) GetNode() string {
@@ -1368,7 +1761,7 @@ type RenewIdentityRequest struct {
 
 func (x *RenewIdentityRequest) Reset() {
 	*x = RenewIdentityRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1773,7 @@ func (x *RenewIdentityRequest) String() string {
 func (*RenewIdentityRequest) ProtoMessage() {}
 
 func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1786,7 @@ func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityRequest.ProtoReflect.Descriptor instead.
 func (*RenewIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RenewIdentityRequest) GetCsr() []byte {
@@ -1414,7 +1807,7 @@ type RenewIdentityResponse struct {
 
 func (x *RenewIdentityResponse) Reset() {
 	*x = RenewIdentityResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1819,7 @@ func (x *RenewIdentityResponse) String() string {
 func (*RenewIdentityResponse) ProtoMessage() {}
 
 func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1832,7 @@ func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityResponse.ProtoReflect.Descriptor instead.
 func (*RenewIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RenewIdentityResponse) GetChain() [][]byte {
@@ -1470,7 +1863,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1875,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1888,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SyncRequest) GetMessage() isSyncRequest_Message {
@@ -1553,7 +1946,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1958,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1971,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Hello) GetAgent() *AgentFacts {
@@ -1621,7 +2014,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +2026,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +2039,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Report) GetAgent() *AgentFacts {
@@ -1686,7 +2079,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +2091,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +2104,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SyncResponse) GetMessage() isSyncResponse_Message {
@@ -1805,7 +2198,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1817,7 +2210,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1830,7 +2223,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Target) GetNode() string {
@@ -1902,7 +2295,7 @@ type Frozen struct {
 
 func (x *Frozen) Reset() {
 	*x = Frozen{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +2307,7 @@ func (x *Frozen) String() string {
 func (*Frozen) ProtoMessage() {}
 
 func (x *Frozen) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +2320,7 @@ func (x *Frozen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frozen.ProtoReflect.Descriptor instead.
 func (*Frozen) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Frozen) GetActive() bool {
@@ -1980,7 +2373,7 @@ type StoreTarget struct {
 
 func (x *StoreTarget) Reset() {
 	*x = StoreTarget{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1992,7 +2385,7 @@ func (x *StoreTarget) String() string {
 func (*StoreTarget) ProtoMessage() {}
 
 func (x *StoreTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2005,7 +2398,7 @@ func (x *StoreTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreTarget.ProtoReflect.Descriptor instead.
 func (*StoreTarget) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StoreTarget) GetStore() string {
@@ -2076,7 +2469,7 @@ type Names struct {
 
 func (x *Names) Reset() {
 	*x = Names{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2088,7 +2481,7 @@ func (x *Names) String() string {
 func (*Names) ProtoMessage() {}
 
 func (x *Names) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2101,7 +2494,7 @@ func (x *Names) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Names.ProtoReflect.Descriptor instead.
 func (*Names) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Names) GetDns() []string {
@@ -2142,7 +2535,7 @@ type Control struct {
 
 func (x *Control) Reset() {
 	*x = Control{}
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2547,7 @@ func (x *Control) String() string {
 func (*Control) ProtoMessage() {}
 
 func (x *Control) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2560,7 @@ func (x *Control) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Control.ProtoReflect.Descriptor instead.
 func (*Control) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Control) GetSuspended() bool {
@@ -2226,7 +2619,7 @@ type ClaimMoveRequest struct {
 
 func (x *ClaimMoveRequest) Reset() {
 	*x = ClaimMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2238,7 +2631,7 @@ func (x *ClaimMoveRequest) String() string {
 func (*ClaimMoveRequest) ProtoMessage() {}
 
 func (x *ClaimMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2251,7 +2644,7 @@ func (x *ClaimMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveRequest.ProtoReflect.Descriptor instead.
 func (*ClaimMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ClaimMoveRequest) GetNode() string {
@@ -2328,7 +2721,7 @@ type ClaimMoveResponse struct {
 
 func (x *ClaimMoveResponse) Reset() {
 	*x = ClaimMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2340,7 +2733,7 @@ func (x *ClaimMoveResponse) String() string {
 func (*ClaimMoveResponse) ProtoMessage() {}
 
 func (x *ClaimMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2353,7 +2746,7 @@ func (x *ClaimMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveResponse.ProtoReflect.Descriptor instead.
 func (*ClaimMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ClaimMoveResponse) GetClaim() string {
@@ -2383,7 +2776,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2395,7 +2788,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2408,7 +2801,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *IssueCertificateRequest) GetClaim() string {
@@ -2453,7 +2846,7 @@ type IssueCertificateResponse struct {
 
 func (x *IssueCertificateResponse) Reset() {
 	*x = IssueCertificateResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2465,7 +2858,7 @@ func (x *IssueCertificateResponse) String() string {
 func (*IssueCertificateResponse) ProtoMessage() {}
 
 func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2478,7 +2871,7 @@ func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *IssueCertificateResponse) GetChain() [][]byte {
@@ -2515,7 +2908,7 @@ type RequestProofsRequest struct {
 
 func (x *RequestProofsRequest) Reset() {
 	*x = RequestProofsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2527,7 +2920,7 @@ func (x *RequestProofsRequest) String() string {
 func (*RequestProofsRequest) ProtoMessage() {}
 
 func (x *RequestProofsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2540,7 +2933,7 @@ func (x *RequestProofsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProofsRequest.ProtoReflect.Descriptor instead.
 func (*RequestProofsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RequestProofsRequest) GetClaim() string {
@@ -2583,7 +2976,7 @@ type RequestProofsResponse struct {
 
 func (x *RequestProofsResponse) Reset() {
 	*x = RequestProofsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2595,7 +2988,7 @@ func (x *RequestProofsResponse) String() string {
 func (*RequestProofsResponse) ProtoMessage() {}
 
 func (x *RequestProofsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2608,7 +3001,7 @@ func (x *RequestProofsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProofsResponse.ProtoReflect.Descriptor instead.
 func (*RequestProofsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RequestProofsResponse) GetTasks() []string {
@@ -2639,7 +3032,7 @@ type ProofTask struct {
 
 func (x *ProofTask) Reset() {
 	*x = ProofTask{}
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2651,7 +3044,7 @@ func (x *ProofTask) String() string {
 func (*ProofTask) ProtoMessage() {}
 
 func (x *ProofTask) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2664,7 +3057,7 @@ func (x *ProofTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofTask.ProtoReflect.Descriptor instead.
 func (*ProofTask) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ProofTask) GetTask() string {
@@ -2720,7 +3113,7 @@ type Proof struct {
 
 func (x *Proof) Reset() {
 	*x = Proof{}
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2732,7 +3125,7 @@ func (x *Proof) String() string {
 func (*Proof) ProtoMessage() {}
 
 func (x *Proof) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2745,7 +3138,7 @@ func (x *Proof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proof.ProtoReflect.Descriptor instead.
 func (*Proof) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Proof) GetPort() *Port {
@@ -2808,7 +3201,7 @@ type ReportProofRequest struct {
 
 func (x *ReportProofRequest) Reset() {
 	*x = ReportProofRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2820,7 +3213,7 @@ func (x *ReportProofRequest) String() string {
 func (*ReportProofRequest) ProtoMessage() {}
 
 func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2833,7 +3226,7 @@ func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofRequest.ProtoReflect.Descriptor instead.
 func (*ReportProofRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReportProofRequest) GetTask() string {
@@ -2859,7 +3252,7 @@ type ReportProofResponse struct {
 
 func (x *ReportProofResponse) Reset() {
 	*x = ReportProofResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2871,7 +3264,7 @@ func (x *ReportProofResponse) String() string {
 func (*ReportProofResponse) ProtoMessage() {}
 
 func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2884,7 +3277,7 @@ func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofResponse.ProtoReflect.Descriptor instead.
 func (*ReportProofResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 // ProofResult tells the node what a neighbour saw.
@@ -2898,7 +3291,7 @@ type ProofResult struct {
 
 func (x *ProofResult) Reset() {
 	*x = ProofResult{}
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2910,7 +3303,7 @@ func (x *ProofResult) String() string {
 func (*ProofResult) ProtoMessage() {}
 
 func (x *ProofResult) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2923,7 +3316,7 @@ func (x *ProofResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofResult.ProtoReflect.Descriptor instead.
 func (*ProofResult) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ProofResult) GetTask() string {
@@ -2958,7 +3351,7 @@ type ReportMoveRequest struct {
 
 func (x *ReportMoveRequest) Reset() {
 	*x = ReportMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2970,7 +3363,7 @@ func (x *ReportMoveRequest) String() string {
 func (*ReportMoveRequest) ProtoMessage() {}
 
 func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2983,7 +3376,7 @@ func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveRequest.ProtoReflect.Descriptor instead.
 func (*ReportMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReportMoveRequest) GetClaim() string {
@@ -3051,7 +3444,7 @@ type ReportMoveResponse struct {
 
 func (x *ReportMoveResponse) Reset() {
 	*x = ReportMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3063,7 +3456,7 @@ func (x *ReportMoveResponse) String() string {
 func (*ReportMoveResponse) ProtoMessage() {}
 
 func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3076,7 +3469,7 @@ func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveResponse.ProtoReflect.Descriptor instead.
 func (*ReportMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 // ReportInventoryRequest is everything the node's scan sees now.
@@ -3089,7 +3482,7 @@ type ReportInventoryRequest struct {
 
 func (x *ReportInventoryRequest) Reset() {
 	*x = ReportInventoryRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3101,7 +3494,7 @@ func (x *ReportInventoryRequest) String() string {
 func (*ReportInventoryRequest) ProtoMessage() {}
 
 func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3114,7 +3507,7 @@ func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryRequest.ProtoReflect.Descriptor instead.
 func (*ReportInventoryRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReportInventoryRequest) GetFound() []*FoundCertificate {
@@ -3142,7 +3535,7 @@ type FoundCertificate struct {
 
 func (x *FoundCertificate) Reset() {
 	*x = FoundCertificate{}
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3154,7 +3547,7 @@ func (x *FoundCertificate) String() string {
 func (*FoundCertificate) ProtoMessage() {}
 
 func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3167,7 +3560,7 @@ func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundCertificate.ProtoReflect.Descriptor instead.
 func (*FoundCertificate) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FoundCertificate) GetDer() []byte {
@@ -3228,7 +3621,7 @@ type ReportInventoryResponse struct {
 
 func (x *ReportInventoryResponse) Reset() {
 	*x = ReportInventoryResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3240,7 +3633,7 @@ func (x *ReportInventoryResponse) String() string {
 func (*ReportInventoryResponse) ProtoMessage() {}
 
 func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3253,7 +3646,7 @@ func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryResponse.ProtoReflect.Descriptor instead.
 func (*ReportInventoryResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 var File_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -3271,7 +3664,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x12generation_counter\x18\x06 \x01(\x04R\x11generationCounter\x12&\n" +
 	"\x04mode\x18\a \x01(\x0e2\x12.csm.agent.v1.ModeR\x04mode\x120\n" +
 	"\x05clock\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\x12\x1b\n" +
-	"\x04hold\x18\t \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x04hold\"\xd6\x04\n" +
+	"\x04hold\x18\t \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x04hold\"\x8b\a\n" +
 	"\rInstanceFacts\x12*\n" +
 	"\fcluster_name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\vclusterName\x12\x1f\n" +
 	"\ahost_id\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06hostId\x12(\n" +
@@ -3291,7 +3684,13 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	" \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\x04rack\x123\n" +
 	"\x11cassandra_version\x18\v \x01(\tB\x06\xea\xe0\x18\x02\b@R\x10cassandraVersion\x12\x18\n" +
 	"\arunning\x18\f \x01(\bR\arunning\x129\n" +
-	"\bfindings\x18\r \x03(\v2\x15.csm.agent.v1.FindingB\x06\xea\xe0\x18\x02\x10dR\bfindings\x12*\n" +
+	"\bfindings\x18\r \x03(\v2\x15.csm.agent.v1.FindingB\x06\xea\xe0\x18\x02\x10dR\bfindings\x126\n" +
+	"\tinternode\x182 \x01(\v2\x18.csm.agent.v1.TLSSectionR\tinternode\x120\n" +
+	"\x06client\x183 \x01(\v2\x18.csm.agent.v1.TLSSectionR\x06client\x12(\n" +
+	"\x03jmx\x184 \x01(\v2\x16.csm.agent.v1.JMXFactsR\x03jmx\x12-\n" +
+	"\rauthenticator\x185 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\rauthenticator\x12;\n" +
+	"\x15broadcast_rpc_address\x186 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\x13broadcastRpcAddress\x123\n" +
+	"\aclients\x187 \x01(\v2\x19.csm.agent.v1.ClientFactsR\aclients\x12*\n" +
 	"\x04ring\x18< \x01(\v2\x16.csm.agent.v1.RingViewR\x04ring\"\xa4\x01\n" +
 	"\bRingView\x12\x1e\n" +
 	"\x06source\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x06source\x12;\n" +
@@ -3303,16 +3702,45 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\ahost_id\x18\x01 \x01(\fB\x06\xea\xe0\x18\x02\b\x10R\x06hostId\x12 \n" +
 	"\aaddress\x18\x02 \x01(\fB\x06\xea\xe0\x18\x02\b\x10R\aaddress\x12\x0e\n" +
 	"\x02up\x18\x03 \x01(\bR\x02up\x12-\n" +
-	"\x05state\x18\x04 \x01(\x0e2\x17.csm.agent.v1.RingStateR\x05state\"\x8d\x01\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x17.csm.agent.v1.RingStateR\x05state\"\xdf\x01\n" +
+	"\n" +
+	"TLSSection\x12\x18\n" +
+	"\aenabled\x18\x01 \x01(\bR\aenabled\x12\x1a\n" +
+	"\boptional\x18\x02 \x01(\bR\boptional\x12\x1a\n" +
+	"\x04mode\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x04mode\x12'\n" +
+	"\vclient_auth\x18\x04 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\n" +
+	"clientAuth\x123\n" +
+	"\x15endpoint_verification\x18\x05 \x01(\bR\x14endpointVerification\x12!\n" +
+	"\afactory\x18\x06 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\afactory\"\xa3\x01\n" +
+	"\bJMXFacts\x12\x12\n" +
+	"\x04seen\x18\x01 \x01(\bR\x04seen\x12\x16\n" +
+	"\x06remote\x18\x02 \x01(\bR\x06remote\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x10\n" +
+	"\x03tls\x18\x04 \x01(\bR\x03tls\x12\x1f\n" +
+	"\vclient_auth\x18\x05 \x01(\bR\n" +
+	"clientAuth\x12$\n" +
+	"\rauthenticated\x18\x06 \x01(\bR\rauthenticated\"\xbe\x01\n" +
+	"\vClientFacts\x12\x1f\n" +
+	"\x06unseen\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06unseen\x12\x1c\n" +
+	"\tencrypted\x18\x02 \x01(\rR\tencrypted\x12\x1c\n" +
+	"\tplaintext\x18\x03 \x01(\rR\tplaintext\x12R\n" +
+	"\x11plaintext_clients\x18\x04 \x03(\v2\x1d.csm.agent.v1.PlaintextClientB\x06\xea\xe0\x18\x02\x102R\x10plaintextClients\"q\n" +
+	"\x0fPlaintextClient\x12 \n" +
+	"\aaddress\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\aaddress\x12\x1b\n" +
+	"\x04user\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\x04user\x12\x1f\n" +
+	"\x06driver\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\x06driver\"\xd7\x01\n" +
 	"\aFinding\x12\x1a\n" +
 	"\x04code\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x04code\x12\"\n" +
 	"\bseverity\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\bseverity\x12!\n" +
 	"\amessage\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\amessage\x12\x1f\n" +
-	"\x06remedy\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06remedy\"i\n" +
+	"\x06remedy\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06remedy\x12\x1c\n" +
+	"\x05store\x182 \x01(\tB\x06\xea\xe0\x18\x02\b?R\x05store\x12\x16\n" +
+	"\x06blocks\x183 \x01(\bR\x06blocks\x12\x12\n" +
+	"\x04line\x184 \x01(\rR\x04line\"i\n" +
 	"\x04Port\x12*\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x16.csm.agent.v1.PortKindR\x04kind\x12!\n" +
 	"\aaddress\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\aaddress\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\rR\x04port\"\xcf\x04\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\x80\x05\n" +
 	"\n" +
 	"StoreFacts\x12\x1c\n" +
 	"\x05store\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b?R\x05store\x121\n" +
@@ -3331,7 +3759,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"generation\x12\x1f\n" +
 	"\x06detail\x18\v \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06detail\x120\n" +
 	"\x05ports\x18\f \x03(\v2\x12.csm.agent.v1.PortB\x06\xea\xe0\x18\x02\x10\bR\x05ports\x12#\n" +
-	"\aanchors\x18\r \x03(\fB\t\xea\xe0\x18\x05\b \x10\x80\x02R\aanchors\"\xfb\x01\n" +
+	"\aanchors\x18\r \x03(\fB\t\xea\xe0\x18\x05\b \x10\x80\x02R\aanchors\x12/\n" +
+	"\brequired\x182 \x01(\v2\x13.csm.agent.v1.NamesR\brequired\"\xfb\x01\n" +
 	"\vJoinRequest\x12\x1e\n" +
 	"\x06method\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b R\x06method\x12$\n" +
 	"\bevidence\x18\x02 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x01R\bevidence\x12\x1a\n" +
@@ -3571,7 +4000,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(Mode)(0),                        // 0: csm.agent.v1.Mode
 	(StoreFormat)(0),                 // 1: csm.agent.v1.StoreFormat
@@ -3585,112 +4014,122 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*InstanceFacts)(nil),            // 9: csm.agent.v1.InstanceFacts
 	(*RingView)(nil),                 // 10: csm.agent.v1.RingView
 	(*RingMember)(nil),               // 11: csm.agent.v1.RingMember
-	(*Finding)(nil),                  // 12: csm.agent.v1.Finding
-	(*Port)(nil),                     // 13: csm.agent.v1.Port
-	(*StoreFacts)(nil),               // 14: csm.agent.v1.StoreFacts
-	(*JoinRequest)(nil),              // 15: csm.agent.v1.JoinRequest
-	(*JoinResponse)(nil),             // 16: csm.agent.v1.JoinResponse
-	(*RenewIdentityRequest)(nil),     // 17: csm.agent.v1.RenewIdentityRequest
-	(*RenewIdentityResponse)(nil),    // 18: csm.agent.v1.RenewIdentityResponse
-	(*SyncRequest)(nil),              // 19: csm.agent.v1.SyncRequest
-	(*Hello)(nil),                    // 20: csm.agent.v1.Hello
-	(*Report)(nil),                   // 21: csm.agent.v1.Report
-	(*SyncResponse)(nil),             // 22: csm.agent.v1.SyncResponse
-	(*Target)(nil),                   // 23: csm.agent.v1.Target
-	(*Frozen)(nil),                   // 24: csm.agent.v1.Frozen
-	(*StoreTarget)(nil),              // 25: csm.agent.v1.StoreTarget
-	(*Names)(nil),                    // 26: csm.agent.v1.Names
-	(*Control)(nil),                  // 27: csm.agent.v1.Control
-	(*ClaimMoveRequest)(nil),         // 28: csm.agent.v1.ClaimMoveRequest
-	(*ClaimMoveResponse)(nil),        // 29: csm.agent.v1.ClaimMoveResponse
-	(*IssueCertificateRequest)(nil),  // 30: csm.agent.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil), // 31: csm.agent.v1.IssueCertificateResponse
-	(*RequestProofsRequest)(nil),     // 32: csm.agent.v1.RequestProofsRequest
-	(*RequestProofsResponse)(nil),    // 33: csm.agent.v1.RequestProofsResponse
-	(*ProofTask)(nil),                // 34: csm.agent.v1.ProofTask
-	(*Proof)(nil),                    // 35: csm.agent.v1.Proof
-	(*ReportProofRequest)(nil),       // 36: csm.agent.v1.ReportProofRequest
-	(*ReportProofResponse)(nil),      // 37: csm.agent.v1.ReportProofResponse
-	(*ProofResult)(nil),              // 38: csm.agent.v1.ProofResult
-	(*ReportMoveRequest)(nil),        // 39: csm.agent.v1.ReportMoveRequest
-	(*ReportMoveResponse)(nil),       // 40: csm.agent.v1.ReportMoveResponse
-	(*ReportInventoryRequest)(nil),   // 41: csm.agent.v1.ReportInventoryRequest
-	(*FoundCertificate)(nil),         // 42: csm.agent.v1.FoundCertificate
-	(*ReportInventoryResponse)(nil),  // 43: csm.agent.v1.ReportInventoryResponse
-	(*timestamppb.Timestamp)(nil),    // 44: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 45: google.protobuf.Duration
+	(*TLSSection)(nil),               // 12: csm.agent.v1.TLSSection
+	(*JMXFacts)(nil),                 // 13: csm.agent.v1.JMXFacts
+	(*ClientFacts)(nil),              // 14: csm.agent.v1.ClientFacts
+	(*PlaintextClient)(nil),          // 15: csm.agent.v1.PlaintextClient
+	(*Finding)(nil),                  // 16: csm.agent.v1.Finding
+	(*Port)(nil),                     // 17: csm.agent.v1.Port
+	(*StoreFacts)(nil),               // 18: csm.agent.v1.StoreFacts
+	(*JoinRequest)(nil),              // 19: csm.agent.v1.JoinRequest
+	(*JoinResponse)(nil),             // 20: csm.agent.v1.JoinResponse
+	(*RenewIdentityRequest)(nil),     // 21: csm.agent.v1.RenewIdentityRequest
+	(*RenewIdentityResponse)(nil),    // 22: csm.agent.v1.RenewIdentityResponse
+	(*SyncRequest)(nil),              // 23: csm.agent.v1.SyncRequest
+	(*Hello)(nil),                    // 24: csm.agent.v1.Hello
+	(*Report)(nil),                   // 25: csm.agent.v1.Report
+	(*SyncResponse)(nil),             // 26: csm.agent.v1.SyncResponse
+	(*Target)(nil),                   // 27: csm.agent.v1.Target
+	(*Frozen)(nil),                   // 28: csm.agent.v1.Frozen
+	(*StoreTarget)(nil),              // 29: csm.agent.v1.StoreTarget
+	(*Names)(nil),                    // 30: csm.agent.v1.Names
+	(*Control)(nil),                  // 31: csm.agent.v1.Control
+	(*ClaimMoveRequest)(nil),         // 32: csm.agent.v1.ClaimMoveRequest
+	(*ClaimMoveResponse)(nil),        // 33: csm.agent.v1.ClaimMoveResponse
+	(*IssueCertificateRequest)(nil),  // 34: csm.agent.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil), // 35: csm.agent.v1.IssueCertificateResponse
+	(*RequestProofsRequest)(nil),     // 36: csm.agent.v1.RequestProofsRequest
+	(*RequestProofsResponse)(nil),    // 37: csm.agent.v1.RequestProofsResponse
+	(*ProofTask)(nil),                // 38: csm.agent.v1.ProofTask
+	(*Proof)(nil),                    // 39: csm.agent.v1.Proof
+	(*ReportProofRequest)(nil),       // 40: csm.agent.v1.ReportProofRequest
+	(*ReportProofResponse)(nil),      // 41: csm.agent.v1.ReportProofResponse
+	(*ProofResult)(nil),              // 42: csm.agent.v1.ProofResult
+	(*ReportMoveRequest)(nil),        // 43: csm.agent.v1.ReportMoveRequest
+	(*ReportMoveResponse)(nil),       // 44: csm.agent.v1.ReportMoveResponse
+	(*ReportInventoryRequest)(nil),   // 45: csm.agent.v1.ReportInventoryRequest
+	(*FoundCertificate)(nil),         // 46: csm.agent.v1.FoundCertificate
+	(*ReportInventoryResponse)(nil),  // 47: csm.agent.v1.ReportInventoryResponse
+	(*timestamppb.Timestamp)(nil),    // 48: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 49: google.protobuf.Duration
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	0,  // 0: csm.agent.v1.AgentFacts.mode:type_name -> csm.agent.v1.Mode
-	44, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
-	12, // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
-	10, // 3: csm.agent.v1.InstanceFacts.ring:type_name -> csm.agent.v1.RingView
-	11, // 4: csm.agent.v1.RingView.members:type_name -> csm.agent.v1.RingMember
-	5,  // 5: csm.agent.v1.RingMember.state:type_name -> csm.agent.v1.RingState
-	3,  // 6: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
-	1,  // 7: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
-	44, // 8: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
-	2,  // 9: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
-	13, // 10: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
-	8,  // 11: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 12: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
-	20, // 13: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
-	21, // 14: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
-	8,  // 15: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 16: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
-	14, // 17: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
-	8,  // 18: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 19: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
-	14, // 20: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
-	23, // 21: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
-	34, // 22: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
-	38, // 23: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
-	27, // 24: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
-	25, // 25: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
-	24, // 26: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
-	26, // 27: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
-	44, // 28: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
-	44, // 29: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
-	6,  // 30: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
-	44, // 31: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
-	44, // 32: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
-	13, // 33: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
-	13, // 34: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
-	44, // 35: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
-	13, // 36: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
-	4,  // 37: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
-	45, // 38: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
-	44, // 39: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
-	35, // 40: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
-	35, // 41: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
-	7,  // 42: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
-	14, // 43: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
-	35, // 44: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
-	45, // 45: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
-	42, // 46: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
-	15, // 47: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
-	17, // 48: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
-	19, // 49: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
-	28, // 50: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
-	30, // 51: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
-	32, // 52: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
-	36, // 53: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
-	39, // 54: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
-	41, // 55: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
-	16, // 56: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
-	18, // 57: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
-	22, // 58: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
-	29, // 59: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
-	31, // 60: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
-	33, // 61: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
-	37, // 62: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
-	40, // 63: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
-	43, // 64: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
-	56, // [56:65] is the sub-list for method output_type
-	47, // [47:56] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	48, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
+	16, // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
+	12, // 3: csm.agent.v1.InstanceFacts.internode:type_name -> csm.agent.v1.TLSSection
+	12, // 4: csm.agent.v1.InstanceFacts.client:type_name -> csm.agent.v1.TLSSection
+	13, // 5: csm.agent.v1.InstanceFacts.jmx:type_name -> csm.agent.v1.JMXFacts
+	14, // 6: csm.agent.v1.InstanceFacts.clients:type_name -> csm.agent.v1.ClientFacts
+	10, // 7: csm.agent.v1.InstanceFacts.ring:type_name -> csm.agent.v1.RingView
+	11, // 8: csm.agent.v1.RingView.members:type_name -> csm.agent.v1.RingMember
+	5,  // 9: csm.agent.v1.RingMember.state:type_name -> csm.agent.v1.RingState
+	15, // 10: csm.agent.v1.ClientFacts.plaintext_clients:type_name -> csm.agent.v1.PlaintextClient
+	3,  // 11: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
+	1,  // 12: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
+	48, // 13: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
+	2,  // 14: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
+	17, // 15: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
+	30, // 16: csm.agent.v1.StoreFacts.required:type_name -> csm.agent.v1.Names
+	8,  // 17: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 18: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
+	24, // 19: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
+	25, // 20: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
+	8,  // 21: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 22: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
+	18, // 23: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
+	8,  // 24: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 25: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
+	18, // 26: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
+	27, // 27: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
+	38, // 28: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
+	42, // 29: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
+	31, // 30: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
+	29, // 31: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
+	28, // 32: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
+	30, // 33: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
+	48, // 34: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
+	48, // 35: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
+	6,  // 36: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
+	48, // 37: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
+	48, // 38: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
+	17, // 39: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
+	17, // 40: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
+	48, // 41: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
+	17, // 42: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
+	4,  // 43: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
+	49, // 44: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
+	48, // 45: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
+	39, // 46: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
+	39, // 47: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
+	7,  // 48: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
+	18, // 49: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
+	39, // 50: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
+	49, // 51: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
+	46, // 52: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
+	19, // 53: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
+	21, // 54: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
+	23, // 55: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
+	32, // 56: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
+	34, // 57: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
+	36, // 58: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
+	40, // 59: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
+	43, // 60: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
+	45, // 61: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
+	20, // 62: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
+	22, // 63: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
+	26, // 64: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
+	33, // 65: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
+	35, // 66: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
+	37, // 67: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
+	41, // 68: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
+	44, // 69: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
+	47, // 70: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
+	62, // [62:71] is the sub-list for method output_type
+	53, // [53:62] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -3698,11 +4137,11 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[11].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[15].OneofWrappers = []any{
 		(*SyncRequest_Hello)(nil),
 		(*SyncRequest_Report)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[14].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[18].OneofWrappers = []any{
 		(*SyncResponse_Target)(nil),
 		(*SyncResponse_ProofTask)(nil),
 		(*SyncResponse_ProofResult)(nil),
@@ -3714,7 +4153,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   36,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -283,3 +283,19 @@ func (a *Agent) Install() {
 	a.Store.State = agentv1.InstallState_INSTALL_STATE_INSTALLED_UNPROVEN
 	w.must(w.Fleet.Complete(ctx, a.UID, a.Incarnation, &agentv1.ReportMoveRequest{Claim: claim, Outcome: agentv1.MoveOutcome_MOVE_OUTCOME_UNPROVEN, Store: a.Store, AfterSha256: leaf[:]}))
 }
+
+// Foreign makes the agent report a store that CSM did not write, and the inventory of its files.
+func (a *Agent) Foreign(leaf []byte, anchors ...[]byte) {
+	a.w.t.Helper()
+	sum := certificate.Fingerprint(leaf)
+	a.Store.State, a.Store.LeafSha256, a.Store.Anchors = agentv1.InstallState_INSTALL_STATE_FOREIGN, sum[:], nil
+	seen := []ledger.Seen{{DER: leaf, Path: a.Store.KeystorePath, Entry: "node/0", Format: "PKCS12", HasPrivateKey: true, Mode: 0o600}}
+	for n, d := range anchors {
+		id := certificate.Fingerprint(d)
+		a.Store.Anchors = append(a.Store.Anchors, id[:])
+		seen = append(seen, ledger.Seen{DER: d, Path: a.Store.TruststorePath, Entry: fmt.Sprint(n), Format: "PKCS12", Mode: 0o600})
+	}
+	a.Report()
+	_, err := ledger.ReportFound(context.Background(), a.w.Log.Store, a.w.Log, a.Node, "agent", seen)
+	a.w.must(err)
+}
