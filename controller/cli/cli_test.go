@@ -381,7 +381,7 @@ func TestAGraceIsGivenShownAndTakenBack(t *testing.T) {
 	if u.w.Grace.Open() {
 		t.Error("the grace was not taken back")
 	}
-	if r := u.ok(u.run("audit", "--filter", "command=SetGrace")); strings.Count(r.out, "SetGrace") < 2 {
+	if r := u.ok(u.run("audit", "search", "--filter", "command=SetGrace")); strings.Count(r.out, "SetGrace") < 2 {
 		t.Errorf("%s", r.out)
 	}
 }

@@ -166,4 +166,3 @@ func (s *session) reportReissue(all []reissued) error {
 func (a *app) emergencyCommand() *cobra.Command {
 	return group("emergency", "When certificates must be new today", a.emergencyReissue())
 }
-

@@ -228,8 +228,9 @@ func TestAnIdentityIsRenewedEvenAfterItExpiredButDoesNothingElse(t *testing.T) {
 	if _, err := newPort(w).client(a.own).RenewIdentity(t.Context(), &agentv1.RenewIdentityRequest{Csr: w.csr(w.key(), nil, nil)}); err == nil {
 		t.Error("an identity renewed after its grace period")
 	}
-	w.server.Grace = func() bool { return true }
-	given := newPort(w).client(a.own)
+	open := newPort(w)
+	open.server.Grace = func() bool { return true }
+	given := open.client(a.own)
 	if _, err := given.RenewIdentity(t.Context(), &agentv1.RenewIdentityRequest{Csr: w.csr(w.key(), nil, nil)}); err != nil {
 		t.Errorf("a grace was given and the identity cannot renew: %v", err)
 	}
