@@ -16,6 +16,7 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/config"
 	"github.com/cassandra-security-manager/csm/shared/identity"
+	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
 // Defaults.
@@ -53,10 +54,12 @@ type Config struct {
 
 // Join says by what evidence an identity is asked for.
 type Join struct {
-	// Method is "token".
+	// Method is "token", or "possession" of the key that Cassandra uses today.
 	Method string `yaml:"method"`
 	// File holds the token; it is removed by nobody but is useless once used.
 	File string `yaml:"file"`
+	// Node is the short name that a node asks for by possession; the default is the host's name.
+	Node string `yaml:"node"`
 }
 
 // Instance is one Cassandra on this host.
@@ -158,8 +161,13 @@ type discard struct{}
 func (discard) Write(b []byte) (int, error) { return len(b), nil }
 
 func checkJoin(p *config.Problems, key string, j Join) {
-	if j.Method != "" && j.Method != "token" {
-		p.Add(key+".method", fmt.Sprintf("%q is not a way to join", j.Method), "write token")
+	if j.Method != "" && j.Method != "token" && j.Method != "possession" {
+		p.Add(key+".method", fmt.Sprintf("%q is not a way to join", j.Method), "write token, or possession")
+	}
+	if j.Node != "" {
+		if err := resource.CheckID("node", j.Node); err != nil {
+			p.Add(key+".node", err.Error(), "write a short name like n7")
+		}
 	}
 	if j.File != "" && !filepath.IsAbs(j.File) {
 		p.Add(key+".file", "the path of the token is not absolute", "write /etc/csm/join.token")
@@ -225,6 +233,9 @@ func (c *Config) JoinFor(in Instance) Join {
 	}
 	if in.Join.File != "" {
 		j.File = in.Join.File
+	}
+	if in.Join.Node != "" {
+		j.Node = in.Join.Node
 	}
 	return j
 }

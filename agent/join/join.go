@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
 	"github.com/cassandra-security-manager/csm/agent/state"
@@ -35,9 +36,13 @@ type Options struct {
 	Method      string
 	// EvidenceFile holds the token.
 	EvidenceFile string
-	Agent        *agentv1.AgentFacts
-	Instance     *agentv1.InstanceFacts
-	Now          func() time.Time
+	// Cassandra gives the certificate and key that Cassandra uses today, for possession.
+	Cassandra func() (*tls.Certificate, error)
+	// Wish is what the agent asks to be called, for possession.
+	Wish     Wish
+	Agent    *agentv1.AgentFacts
+	Instance *agentv1.InstanceFacts
+	Now      func() time.Time
 	// Jitter draws from [0, 1), for the renewal time.
 	Jitter func() float64
 }
@@ -45,7 +50,7 @@ type Options struct {
 // Join asks each controller in turn until one answers, and keeps the identity. A refusal ends it: another controller would
 // say the same.
 func Join(ctx context.Context, f *state.Folder, o Options) (*state.Identity, error) {
-	evidence, err := readEvidence(o)
+	evidence, inUse, err := evidenceOf(o)
 	if err != nil {
 		return nil, err
 	}
@@ -63,13 +68,16 @@ func Join(ctx context.Context, f *state.Folder, o Options) (*state.Identity, err
 		return nil, err
 	}
 	req := &agentv1.JoinRequest{Method: o.Method, Evidence: evidence, Csr: csr, Cluster: o.Cluster, Agent: o.Agent, Instance: o.Instance}
+	if inUse != nil {
+		req.Node, req.Names = o.Wish.Node, &agentv1.Names{Dns: o.Wish.Names.DNS, Ips: o.Wish.Names.IPStrings()}
+	}
 	err = fault.New(fault.Invalid, "no-controllers", "no controller is configured").Do("name them in agent.yaml")
 	for _, a := range o.Controllers {
 		var r *agentv1.JoinResponse
-		if r, err = ask(ctx, a, conf, req); err == nil {
+		if r, err = ask(ctx, a, conf, req, inUse); err == nil {
 			return keep(f, key, r, o)
 		}
-		if final(err) {
+		if final(err) || fault.HasReason(err, "approval-pending") {
 			return nil, err
 		}
 	}
@@ -86,10 +94,20 @@ func final(err error) bool {
 	return false
 }
 
-func readEvidence(o Options) ([]byte, error) {
-	if o.Method != "token" {
-		return nil, fault.New(fault.Invalid, "unknown-method", "joining by %q is not known", o.Method).Do("set join.method: token in agent.yaml")
+// evidenceOf gives the token, or the certificate whose key is to be proved.
+func evidenceOf(o Options) (token []byte, inUse *tls.Certificate, err error) {
+	switch o.Method {
+	case "token":
+		token, err = readEvidence(o)
+		return token, nil, err
+	case "possession":
+		inUse, err = o.Cassandra()
+		return nil, inUse, err
 	}
+	return nil, nil, fault.New(fault.Invalid, "unknown-method", "joining by %q is not known", o.Method).Do("set join.method: token, or possession, in agent.yaml")
+}
+
+func readEvidence(o Options) ([]byte, error) {
 	missing := func(err error) error {
 		return fault.Wrap(err, fault.Invalid, "no-token", "the join token cannot be read").
 			Do("put the token that `csm cluster join-command` prints into the file that join.file in agent.yaml names, readable by the agent's user alone")
@@ -113,7 +131,7 @@ func readEvidence(o Options) ([]byte, error) {
 	return t, nil
 }
 
-func ask(ctx context.Context, address string, conf *tls.Config, req *agentv1.JoinRequest) (*agentv1.JoinResponse, error) {
+func ask(ctx context.Context, address string, conf *tls.Config, req *agentv1.JoinRequest, inUse *tls.Certificate) (*agentv1.JoinResponse, error) {
 	// grpc tells a failed handshake as text only; the reason is wanted as it is.
 	var refused error
 	c := conf.Clone()
@@ -121,13 +139,22 @@ func ask(ctx context.Context, address string, conf *tls.Config, req *agentv1.Joi
 		refused = conf.VerifyConnection(cs)
 		return refused
 	}
-	conn, err := sync.Dial(address, c)
+	b := &bound{TransportCredentials: credentials.NewTLS(c)}
+	conn, err := sync.DialWith(address, b)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
+	if inUse != nil {
+		if err := prove(ctx, b, conn, req, inUse); err != nil {
+			if refused != nil {
+				return nil, refused
+			}
+			return nil, err
+		}
+	}
 	r, err := agentv1.NewAgentServiceClient(conn).Join(ctx, req)
 	if err != nil && refused != nil {
 		return nil, refused

@@ -213,7 +213,7 @@ func (n *Node) Join(ctx context.Context) (*state.Identity, error) {
 	}
 	j := n.o.Config.JoinFor(n.o.Instance)
 	return join.Join(ctx, n.folder, join.Options{Controllers: n.o.Config.Controllers, Pin: n.o.Config.Pin, Cluster: n.o.Config.Cluster,
-		Method: j.Method, EvidenceFile: j.File, Agent: n.agentFacts(), Instance: n.instanceFacts(), Now: n.o.Clock.Now, Jitter: jitter})
+		Method: j.Method, EvidenceFile: j.File, Cassandra: n.cassandraKey, Wish: n.wish(j), Agent: n.agentFacts(), Instance: n.instanceFacts(), Now: n.o.Clock.Now, Jitter: jitter})
 }
 
 // join asks for an identity until it gets one or is refused. Meanwhile the node is observed and its status told.

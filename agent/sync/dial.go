@@ -68,7 +68,12 @@ func IdentityTLS(current func() *state.Identity, now func() time.Time) *tls.Conf
 
 // Dial opens a lazy connection to one controller.
 func Dial(address string, c *tls.Config) (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(c)),
+	return DialWith(address, credentials.NewTLS(c))
+}
+
+// DialWith is Dial for who must see the handshake.
+func DialWith(address string, c credentials.TransportCredentials) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(c),
 		// A dead path is seen within minutes. Servers of grpc-go close a connection that pings more often than each 5 minutes.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 6 * time.Minute, Timeout: 20 * time.Second}),
 		// What a controller sends is bounded like what is sent to it.

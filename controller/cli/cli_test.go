@@ -260,6 +260,44 @@ func TestAnInterruptedCommandExitsWith130(t *testing.T) {
 	u.exits(130, u.runIn(ctx, "events", "-f"))
 }
 
+func TestTheCAOfARingIsRegisteredShownAndRemoved(t *testing.T) {
+	u := newUser(t)
+	u.w.Cluster("prod")
+	u.exits(3, u.run("cluster", "join-command", "prod/n7", "--method", "possession")) // no CA is registered yet
+	root := filepath.Join(t.TempDir(), "root.pem")
+	if err := os.WriteFile(root, u.w.ForeignCA(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	add := []string{"trust", "anchor-add", "prod", "--file", root, "--owner", "PKI team", "--expires", "720h", "--dns", "*.example", "--network", "10.0.0.0/8", "--first-nodes", "2"}
+	u.exits(2, u.run(add...)) // no reason
+	add = append(add, "--reason", "ring of today")
+	u.exits(2, u.run(append(add, "--network", "10.0.0.0/99")...))
+	u.ok(u.run(append(add, "--dry-run")...))
+	u.golden("trust_list_before", u.ok(u.run("trust", "list")).out)
+	u.golden("anchor_add", u.ok(u.run(add...)).out)
+	u.golden("trust_get", u.ok(u.run("trust", "get", "prod")).out)
+	u.golden("join_command_possession", u.ok(u.run("cluster", "join-command", "prod/n7", "--method", "possession")).out)
+	u.golden("request_list", u.ok(u.run("node", "list", "--pending")).out)
+	u.exits(4, u.run("node", "approve", "prod/n7", "--yes"))
+	u.exits(4, u.run("request", "get", "nobody"))
+
+	var d struct {
+		Anchors []struct{ Kind, SHA256 string }
+	}
+	if err := json.Unmarshal([]byte(u.ok(u.run("trust", "get", "prod", "-o", "json")).out), &d); err != nil || len(d.Anchors) != 2 {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	u.exits(4, u.run("trust", "anchor-remove", "prod", d.Anchors[0].SHA256, "--reason", "x", "--dry-run")) // ours is not removed so
+	remove := []string{"trust", "anchor-remove", "prod", d.Anchors[1].SHA256[:12], "--reason", "all have joined"}
+	u.exits(3, u.run(append(remove, "--yes")...))
+	plan := regexp.MustCompile(`--plan ([0-9a-f]{16})`).FindStringSubmatch(u.ok(u.run(append(remove, "--dry-run")...)).err)
+	if plan == nil {
+		t.Fatal("no plan")
+	}
+	u.ok(u.run(append(remove, "--plan", plan[1])...))
+	u.exits(4, u.run(append(remove, "--plan", plan[1])...))
+}
+
 func TestContextsAreKeptAndChosen(t *testing.T) {
 	u := newUser(t)
 	u.ok(u.run("context", "set", "other", "--server", "https://csm9.example:9640", "--cluster", "prod"))

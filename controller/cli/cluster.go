@@ -171,11 +171,13 @@ func (a *app) joinCommand() *cobra.Command {
 	var ttl time.Duration
 	var uses int
 	var rejoin bool
-	var mode, conf string
-	c := &cobra.Command{Use: "join-command NODE", Short: "Make a one-time token for a node and print the lines to paste on it", Args: cobra.ExactArgs(1),
-		Long: "NODE is CLUSTER/NODE, or a node of -c CLUSTER. The token is bound to that node and its names, and is shown once.",
+	var mode, conf, method string
+	c := &cobra.Command{Use: "join-command NODE", Short: "Print the lines to paste on a node, with a one-time token unless it proves possession", Args: cobra.ExactArgs(1),
+		Long: "NODE is CLUSTER/NODE, or a node of -c CLUSTER. The token is bound to that node and its names, and is shown once.\n" +
+			"With --method possession the node proves that it holds the key that Cassandra uses today; its CA is registered first (csm trust anchor-add).",
 		Example: "  csm cluster join-command prod-eu/n7 --dns n7.example --ip 10.0.0.7\n" +
-			"  csm cluster join-command n7 -c prod-eu --ip 10.0.0.7 --controllers csm1:9641,csm2:9641 -o json | jq -r .token"}
+			"  csm cluster join-command n7 -c prod-eu --ip 10.0.0.7 --controllers csm1:9641,csm2:9641 -o json | jq -r .token\n" +
+			"  csm cluster join-command prod-eu/n7 --method possession"}
 	f := c.Flags()
 	f.StringSliceVar(&dns, "dns", nil, "DNS names that its certificates may carry")
 	f.StringSliceVar(&ips, "ip", nil, "addresses that its certificates may carry")
@@ -183,6 +185,7 @@ func (a *app) joinCommand() *cobra.Command {
 	f.DurationVar(&ttl, "ttl", time.Hour, "the token lives so long")
 	f.IntVar(&uses, "uses", 1, "the token may be used so often")
 	f.BoolVar(&rejoin, "rejoin", false, "the node has joined before and is replaced")
+	f.StringVar(&method, "method", "token", "token, or possession of the key that Cassandra uses today")
 	f.StringVar(&mode, "mode", "observe", "what the agent may do: observe, stage or manage")
 	f.StringVar(&conf, "config", "/etc/cassandra/cassandra.yaml", "cassandra.yaml on the node")
 	return a.run(c, func(s *session, args []string) error {
@@ -191,6 +194,13 @@ func (a *app) joinCommand() *cobra.Command {
 			return err
 		}
 		cluster := resource.Parent(node)
+		switch method {
+		case "token":
+		case "possession":
+			return s.possessionLines(node, controllers, mode, conf)
+		default:
+			return fault.New(fault.Invalid, "unknown-method", "joining by %.40q is not known", method).Do("use --method token or --method possession")
+		}
 		ans, err := s.post(cluster+"/joinTokens", map[string]any{"node": resource.Last(node), "dns": dns, "ips": ips, "ttl": ttl.String(), "uses": uses, "rejoin": rejoin})
 		if err != nil || s.dryRun || s.Machine() || s.Format() == "name" {
 			if err != nil {
@@ -209,7 +219,7 @@ func (a *app) joinCommand() *cobra.Command {
 		if len(controllers) == 0 {
 			controllers = agentAddresses(st)
 		}
-		_, err = fmt.Fprint(s.Out, pasteLines(controllers, st.CAPin, cluster, t.Token, mode, conf))
+		_, err = fmt.Fprint(s.Out, pasteLines(controllers, st.CAPin, cluster, "{method: token, file: /etc/csm/join.token}", mode, conf, tokenLines(t.Token)))
 		s.Say("# the token is shown once and ends in %s", ui.Span(ttl))
 		return err
 	})
@@ -227,7 +237,7 @@ func agentAddresses(st statusView) []string {
 }
 
 // pasteLines begin as root, who alone may make the folders, and go on as the user of Cassandra, whom the agent runs as.
-func pasteLines(controllers []string, pin, cluster, token, mode, conf string) string {
+func pasteLines(controllers []string, pin, cluster, join, mode, conf, evidence string) string {
 	return fmt.Sprintf(`# on the node, as root; AS is the user that Cassandra runs as:
 AS=cassandra
 install -d -m 0750 -o $AS /etc/csm /var/lib/csm-agent
@@ -235,13 +245,43 @@ install -m 0600 -o $AS /dev/stdin /etc/csm/agent.yaml <<'EOF'
 controllers: [%s]
 pin: %s
 cluster: %s
-join: {method: token, file: /etc/csm/join.token}
+join: %s
 mode: %s
 cassandra: [{config: %s}]
 EOF
-install -m 0600 -o $AS /dev/stdin /etc/csm/join.token <<'EOF'
-%s
-EOF
-runuser -u $AS -- csm-agent join && runuser -u $AS -- csm-agent run
-`, strings.Join(controllers, ", "), pin, cluster, mode, conf, token)
+%srunuser -u $AS -- csm-agent join && runuser -u $AS -- csm-agent run
+`, strings.Join(controllers, ", "), pin, cluster, join, mode, conf, evidence)
+}
+
+// possessionLines are those of a node that needs no token. It refuses when no CA is registered by which it could join.
+func (s *session) possessionLines(node string, controllers []string, mode, conf string) error {
+	cluster := resource.Parent(node)
+	d, _, err := read[trustView](s, resource.TrustDomain(resource.Segment(cluster, "tenants"), resource.Last(cluster)), nil)
+	if err != nil {
+		return err
+	}
+	usable := 0
+	for _, x := range d.Anchors {
+		if x.Kind == "external" && x.State == "active" {
+			usable++
+		}
+	}
+	if usable == 0 {
+		return fault.New(fault.Refused, "no-anchor", "no CA of today is registered for %s, so possession proves nothing", short(cluster)).
+			Do("csm trust anchor-add %s --file CA.pem --owner WHO --reason WHY --expires 720h", short(cluster))
+	}
+	st, _, err := read[statusView](s, "system", nil)
+	if err != nil {
+		return err
+	}
+	if len(controllers) == 0 {
+		controllers = agentAddresses(st)
+	}
+	lines := pasteLines(controllers, st.CAPin, cluster, "{method: possession, node: "+resource.Last(node)+"}", mode, conf, "")
+	return s.Print(ui.View{Object: map[string]any{"node": node, "method": "possession", "lines": lines}, Text: lines})
+}
+
+// tokenLines put the token where agent.yaml names it.
+func tokenLines(token string) string {
+	return "install -m 0600 -o $AS /dev/stdin /etc/csm/join.token <<'EOF'\n" + token + "\nEOF\n"
 }

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) nodeCommand() *cobra.Command {
-	return group("node", "Cassandra nodes", a.nodeList(), a.nodeGet(), a.nodeRenew(), a.nodeSetNames(), a.nodeMoves(),
+	return group("node", "Cassandra nodes", a.nodeList(), a.nodeGet(), a.nodeApprove(), a.nodeRenew(), a.nodeSetNames(), a.nodeMoves(),
 		a.nodeVerb("suspend", "Close a node's agent out until it is resumed; files stay", "its agent's streams close and its claims are refused", false),
 		a.nodeVerb("resume", "Let a suspended agent work again", "its agent may connect and claim again", false),
 		a.nodeVerb("remove", "Revoke the agent's identity for good; files stay", "the node comes back only with a token made with --rejoin", true),
@@ -37,8 +37,13 @@ func nodeTable(s *session, ns []nodeView) *ui.Table {
 }
 
 func (a *app) nodeList() *cobra.Command {
-	c := &cobra.Command{Use: "list", Short: "List nodes of a cluster, or of all", Args: cobra.NoArgs, Example: "  csm node list\n  csm node list -c prod-eu -o wide"}
+	var pending bool
+	c := &cobra.Command{Use: "list", Short: "List nodes of a cluster, or of all", Args: cobra.NoArgs, Example: "  csm node list\n  csm node list -c prod-eu -o wide\n  csm node list --pending"}
+	c.Flags().BoolVar(&pending, "pending", false, "hosts that wait for csm node approve")
 	return a.run(c, func(s *session, _ []string) error {
+		if pending {
+			return s.listRequests(false)
+		}
 		cluster := s.tenantName() + "/clusters/-"
 		if s.ctx.Cluster != "" {
 			var err error

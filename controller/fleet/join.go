@@ -15,8 +15,11 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
-// MethodToken is the one way to join now.
-const MethodToken = "token"
+// Ways to join.
+const (
+	MethodToken      = "token"
+	MethodPossession = "possession"
+)
 
 // keep is how long what has ended stays in the replicated state.
 const keep = 90 * 24 * time.Hour
@@ -183,7 +186,7 @@ func burn(a *state.Apply, c *clusterv1.JoinNode, t tokenRow) (*clusterv1.JoinNod
 	if err := proto.Unmarshal(c.Instance, &instance); err != nil {
 		return nil, fault.Wrap(err, fault.Invalid, "bad-facts", "the instance's facts cannot be read")
 	}
-	if err := sameRing(a, t, &instance); err != nil {
+	if err := sameRing(a, t.cluster, &instance); err != nil {
 		return nil, err
 	}
 	var uid string
@@ -198,32 +201,54 @@ func burn(a *state.Apply, c *clusterv1.JoinNode, t tokenRow) (*clusterv1.JoinNod
 	if twin, err := twinKey(a, c.KeySha256); err != nil {
 		return nil, err
 	} else if twin {
-		return nil, fault.New(fault.Refused, "key-reused", "this key is already the identity of another agent").Do("let the agent make a new key: one state folder for each Cassandra")
+		return nil, keyReused()
 	}
-	if err := replace(a, uid, incarnation, t.node); err != nil {
+	if _, err := a.Exec(`UPDATE node_tokens SET used = used + 1, revision = ? WHERE name = ?`, a.Index, t.name); err != nil {
 		return nil, err
 	}
-	incarnation++
-	now := a.Now.UnixMilli()
-	for _, s := range []struct {
-		query string
-		args  []any
-	}{
-		{`UPDATE node_tokens SET used = used + 1, revision = ? WHERE name = ?`, []any{a.Index, t.name}},
-		{`INSERT INTO node_token_uses (token, key_sha256, uid, incarnation, used_ms) VALUES (?,?,?,?,?)`, []any{t.name, c.KeySha256, uid, incarnation, now}},
-		{`UPDATE nodes SET incarnation = ?, instance = ?, running = ?, changed = ?, updated_ms = ?, revision = ? WHERE name = ?`,
-			[]any{incarnation, c.Instance, flag(instance.Running), a.Index, now, a.Index, t.node}},
-		{`INSERT INTO agents (uid, incarnation, node, state, reason, mode, hold, machine, counter, facts, key_sha256, connected, controller, stream, transition_ms, joined_ms, asked)
-			VALUES (?,?,?,?,'',?,?,?,?,?,?,0,'','',0,?,0)`, []any{uid, incarnation, t.node, Active, int(agent.Mode), agent.Hold, agent.Machine, agent.GenerationCounter, c.Agent, c.KeySha256, now}},
-	} {
-		if _, err := a.Exec(s.query, s.args...); err != nil {
-			return nil, err
-		}
+	if _, err := a.Exec(`INSERT INTO node_token_uses (token, key_sha256, uid, incarnation, used_ms) VALUES (?,?,?,?,?)`, t.name, c.KeySha256, uid, incarnation+1, a.Now.UnixMilli()); err != nil {
+		return nil, err
 	}
 	a.Touch(state.Updated, t.name)
-	a.Touch(state.Updated, t.node)
-	signalTarget(a, t.node)
-	return &clusterv1.JoinNodeReply{Node: t.node, Uid: uid, Incarnation: incarnation, Token: t.name}, nil
+	reply, err := enrol(a, enrolment{node: t.node, uid: uid, incarnation: incarnation, key: c.KeySha256, facts: &agent, agent: c.Agent, instance: c.Instance, running: instance.Running})
+	if err != nil {
+		return nil, err
+	}
+	reply.Token = t.name
+	return reply, nil
+}
+
+func keyReused() error {
+	return fault.New(fault.Refused, "key-reused", "this key is already the identity of another agent").Do("let the agent make a new key: one state folder for each Cassandra")
+}
+
+// enrolment is a join that was allowed, by whatever method. incarnation is the one that ends.
+type enrolment struct {
+	node, uid       string
+	incarnation     uint64
+	key             []byte
+	facts           *agentv1.AgentFacts
+	agent, instance []byte
+	running         bool
+}
+
+// enrol begins the node's next incarnation; an older identity ends.
+func enrol(a *state.Apply, e enrolment) (*clusterv1.JoinNodeReply, error) {
+	if err := replace(a, e.uid, e.incarnation, e.node); err != nil {
+		return nil, err
+	}
+	now := a.Now.UnixMilli()
+	if _, err := a.Exec(`UPDATE nodes SET incarnation = ?, instance = ?, running = ?, changed = ?, updated_ms = ?, revision = ? WHERE name = ?`,
+		e.incarnation+1, e.instance, flag(e.running), a.Index, now, a.Index, e.node); err != nil {
+		return nil, err
+	}
+	if _, err := a.Exec(`INSERT INTO agents (uid, incarnation, node, state, reason, mode, hold, machine, counter, facts, key_sha256, connected, controller, stream, transition_ms, joined_ms, asked)
+		VALUES (?,?,?,?,'',?,?,?,?,?,?,0,'','',0,?,0)`, e.uid, e.incarnation+1, e.node, Active, int(e.facts.Mode), e.facts.Hold, e.facts.Machine, e.facts.GenerationCounter, e.agent, e.key, now); err != nil {
+		return nil, err
+	}
+	a.Touch(state.Updated, e.node)
+	signalTarget(a, e.node)
+	return &clusterv1.JoinNodeReply{Node: e.node, Uid: e.uid, Incarnation: e.incarnation + 1}, nil
 }
 
 // twinKey says whether an agent has this key already.
@@ -234,21 +259,21 @@ func twinKey(a *state.Apply, key []byte) (bool, error) {
 }
 
 // sameRing refuses an agent whose Cassandra belongs to another ring, and learns the ring's name from the first one.
-func sameRing(a *state.Apply, t tokenRow, i *agentv1.InstanceFacts) error {
+func sameRing(a *state.Apply, cluster string, i *agentv1.InstanceFacts) error {
 	var want string
-	if err := a.QueryRow(`SELECT cassandra_name FROM clusters WHERE name = ?`, t.cluster).Scan(&want); err != nil {
+	if err := a.QueryRow(`SELECT cassandra_name FROM clusters WHERE name = ?`, cluster).Scan(&want); err != nil {
 		return err
 	}
 	switch {
 	case i.ClusterName == "" || i.ClusterName == want:
 		return nil
 	case want == "":
-		_, err := a.Exec(`UPDATE clusters SET cassandra_name = ?, updated_ms = ?, revision = ? WHERE name = ?`, i.ClusterName, a.Now.UnixMilli(), a.Index, t.cluster)
-		a.Touch(state.Updated, t.cluster)
+		_, err := a.Exec(`UPDATE clusters SET cassandra_name = ?, updated_ms = ?, revision = ? WHERE name = ?`, i.ClusterName, a.Now.UnixMilli(), a.Index, cluster)
+		a.Touch(state.Updated, cluster)
 		return err
 	}
-	return fault.New(fault.Refused, "wrong-ring", "this Cassandra belongs to the ring %.100q, the token is for %.100q", i.ClusterName, want).
-		Do("check cluster_name in cassandra.yaml and the cluster of the token")
+	return fault.New(fault.Refused, "wrong-ring", "this Cassandra belongs to the ring %.100q, %s is the ring %.100q", i.ClusterName, short(cluster), want).
+		Do("check cluster_name in cassandra.yaml and the cluster that the agent is to join")
 }
 
 // replace ends what the node's former incarnation was: its identity, its claims, what was known of its files.

@@ -5,8 +5,12 @@ import "github.com/cassandra-security-manager/csm/controller/state"
 // Module brings the tables and commands of this package (migrations 500 to 599).
 func Module() state.Module {
 	return state.Module{
-		Name:       "fleet",
-		Migrations: []state.Migration{{Number: 500, SQL: schema}, {Number: 530, SQL: ringSchema}},
+		Name: "fleet",
+		Migrations: []state.Migration{
+			{Number: 500, SQL: schema},
+			{Number: 510, SQL: joinSchema},
+			{Number: 530, SQL: ringSchema},
+		},
 		Commands: func(r *state.Registry) {
 			state.Handle(r, applyCreateCluster)
 			state.Handle(r, applyGrowTrust)
@@ -24,6 +28,7 @@ func Module() state.Module {
 			state.Handle(r, applyAskProofs)
 			state.Handle(r, applyRecordProof)
 			state.Handle(r, applySetFreeze)
+			joinCommands(r)
 		},
 	}
 }

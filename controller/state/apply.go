@@ -3,7 +3,6 @@ package state
 import (
 	"context"
 	"crypto/sha256"
-	"database/sql"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -172,47 +171,18 @@ func (b *batch) entry(l *raft.Log) (*clusterv1.Outcome, error) {
 	if err := b.store.checkVersion(e); err != nil {
 		return nil, err
 	}
-	if out, err := b.repeat(e); out != nil || err != nil {
-		if out != nil && out.Fault.GetReason() == reusedID {
-			return b.refuse(l, e, DecodeFault(out.Fault))
-		}
+	out, taken, err := b.repeat(e)
+	if err != nil || out != nil {
 		return out, err
+	}
+	if taken != nil {
+		return b.refuse(l, e, taken)
 	}
 	if b.head.clock > e.Deadline.AsTime().UnixMilli() {
 		return b.refuse(l, e, fault.New(fault.Unavailable, "deadline-passed", "the command reached the log after its deadline; nothing was done").
 			Do("ask again; if it happens often, compare the controllers' clocks in `csm status`"))
 	}
 	return b.perform(l, e)
-}
-
-const reusedID = "id-reused"
-
-// repeat answers a command that ran before under the same id.
-func (b *batch) repeat(e *clusterv1.Envelope) (*clusterv1.Outcome, error) {
-	var kind, actor, tenant string
-	var idx uint64
-	var at int64
-	var reply, refusal []byte
-	err := b.w.QueryRowContext(context.Background(), "SELECT idx, kind, actor, tenant, time, reply, fault FROM outcomes WHERE id = ?", e.Id).
-		Scan(&idx, &kind, &actor, &tenant, &at, &reply, &refusal)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if kind != e.Kind || actor != e.Actor || tenant != e.Tenant {
-		return &clusterv1.Outcome{Fault: EncodeFault(fault.New(fault.Conflict, reusedID, "another command ran under the same id").
-			Do("choose a new id for a new command"))}, nil
-	}
-	out := &clusterv1.Outcome{Reply: reply, Index: idx, Repeated: true, Time: timestamppb.New(time.UnixMilli(at))}
-	if refusal != nil {
-		out.Fault = &clusterv1.Fault{}
-		if err := proto.Unmarshal(refusal, out.Fault); err != nil {
-			return nil, fmt.Errorf("recorded outcome of %d: %w", idx, err)
-		}
-	}
-	return out, nil
 }
 
 // refuse audits a command that never reached its handler. Its id stays free.
@@ -349,24 +319,13 @@ func (b *batch) conclude(l *raft.Log, e *clusterv1.Envelope, touched []Change, r
 	return nil
 }
 
-// record keeps the outcome for a repeat.
-func (b *batch) record(l *raft.Log, e *clusterv1.Envelope, reply []byte, refusal *fault.Error) error {
-	var encoded []byte
-	if refusal != nil {
-		var err error
-		if encoded, err = (proto.MarshalOptions{Deterministic: true}).Marshal(EncodeFault(refusal)); err != nil {
-			return err
-		}
-	}
-	expires := min(e.Deadline.AsTime().UnixMilli(), b.head.clock+MaxDeadline.Milliseconds()) + keepOutcome.Milliseconds()
-	return b.exec("INSERT INTO outcomes (idx, id, kind, actor, tenant, time, expires, reply, fault) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		l.Index, e.Id, e.Kind, e.Actor, e.Tenant, b.head.clock, expires, reply, encoded)
-}
-
 // prune depends on nothing but the commands before it: not on batches, nor on this machine's time.
 func (b *batch) prune(index uint64) error {
 	if err := b.exec("DELETE FROM outcomes WHERE idx IN (SELECT idx FROM outcomes ORDER BY idx LIMIT ?) AND expires < ?",
 		pruneMost, b.head.clock); err != nil {
+		return err
+	}
+	if err := b.pruneKept(); err != nil {
 		return err
 	}
 	if index <= keepChanges {

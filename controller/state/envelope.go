@@ -55,7 +55,7 @@ func NewEnvelope(p Proposal, now time.Time) (*clusterv1.Envelope, error) {
 	e := &clusterv1.Envelope{
 		Version: envelopeVersion, Id: id, Deadline: timestamppb.New(now.Add(min(timeout, MaxDeadline))),
 		Tenant: p.Tenant, Zone: p.Zone, Actor: p.Actor, CorrelationId: p.CorrelationID, Reason: p.Reason,
-		Kind: Kind(p.Command), KindVersion: kindVersion, Command: body,
+		Kind: Kind(p.Command), KindVersion: kindVersion, Command: body, RequestSha256: p.Request,
 	}
 	return e, checkBounds(e)
 }
@@ -71,6 +71,7 @@ func checkBounds(e *clusterv1.Envelope) error {
 		{"tenant", len(e.Tenant), 0, 63}, {"zone", len(e.Zone), 0, 63},
 		{"correlation id", len(e.CorrelationId), 0, 128}, {"reason", len(e.Reason), 0, 1024},
 		{"command", len(e.Command), 0, MaxCommand}, {"sealed part", len(e.Sealed), 0, MaxCommand},
+		{"request's hash", len(e.RequestSha256), 0, 32},
 	} {
 		if f.size < f.min {
 			return fault.New(fault.Invalid, "bad-envelope", "the command has no %s", f.name)

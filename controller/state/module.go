@@ -133,6 +133,8 @@ type Proposal struct {
 	Actor string
 	// ID makes a retry safe: the same id is answered, not run again. Random when empty.
 	ID string
+	// Request is the SHA-256 of the request behind an idempotency key, which is in ID: the outcome is then kept for 24 hours.
+	Request []byte
 	// Tenant, Zone, CorrelationID and Reason go into the envelope as they are.
 	Tenant, Zone, CorrelationID, Reason string
 	// Timeout until the deadline; 5 s when zero, at most 10 min.

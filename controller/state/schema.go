@@ -62,12 +62,31 @@ CREATE TABLE changes (
 	verb TEXT NOT NULL,
 	PRIMARY KEY (revision, part)
 ) STRICT, WITHOUT ROWID;
+`}, {Number: 2, SQL: `
+CREATE TABLE kept_outcomes (
+	idx INTEGER PRIMARY KEY,
+	id TEXT NOT NULL UNIQUE,
+	request BLOB NOT NULL,
+	kind TEXT NOT NULL,
+	actor TEXT NOT NULL,
+	tenant TEXT NOT NULL,
+	time INTEGER NOT NULL,
+	expires INTEGER NOT NULL,
+	reply BLOB
+) STRICT;
+CREATE TABLE kept_counts (
+	actor TEXT PRIMARY KEY,
+	count INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 `}}
 
 // plan puts the migrations of all modules into one list and refuses doubles.
 func plan(modules []Module) ([]Migration, error) {
 	all := slices.Clone(ownMigrations)
-	owner := map[int]string{1: "state"}
+	owner := map[int]string{}
+	for _, m := range ownMigrations {
+		owner[m.Number] = "state"
+	}
 	names := map[string]bool{}
 	for _, m := range modules {
 		if names[m.Name] {

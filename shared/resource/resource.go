@@ -13,10 +13,13 @@ import (
 const DefaultTenant = "default"
 
 // Names of the two roots' children.
-func Tenant(t string) string          { return "tenants/" + t }
-func Cluster(t, c string) string      { return Tenant(t) + "/clusters/" + c }
-func Node(t, c, n string) string      { return Cluster(t, c) + "/nodes/" + n }
-func Store(node, store string) string { return node + "/stores/" + store }
+func Tenant(t string) string                      { return "tenants/" + t }
+func Cluster(t, c string) string                  { return Tenant(t) + "/clusters/" + c }
+func Node(t, c, n string) string                  { return Cluster(t, c) + "/nodes/" + n }
+func Store(node, store string) string             { return node + "/stores/" + store }
+func JoinRequest(tenant, id string) string        { return Tenant(tenant) + "/requests/" + id }
+func Anchor(trustDomain, sha256hex string) string { return trustDomain + "/anchors/" + sha256hex }
+func TrustDomain(t, d string) string              { return Tenant(t) + "/trustDomains/" + d }
 func JoinToken(cluster, id string) string {
 	return cluster + "/joinTokens/" + id
 }

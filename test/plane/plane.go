@@ -6,6 +6,7 @@ package plane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -276,18 +277,24 @@ func (p *Plane) Fleet(cluster string) Fleet {
 	return f
 }
 
-// Leader gives the controller that leads now.
+// Leader gives the controller that leads. One that has just started may not know yet, so it is asked for up to 15 s.
 func (p *Plane) Leader(ctx context.Context) (*Controller, error) {
-	var s struct{ Leader string }
-	if err := p.API.Do(ctx, http.MethodGet, "/v1/system", nil, &s); err != nil {
-		return nil, err
-	}
-	for _, c := range p.Controllers {
-		if c.Name == s.Leader {
-			return c, nil
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	for {
+		var s struct{ Leader string }
+		err := p.API.Do(ctx, http.MethodGet, "/v1/system", nil, &s)
+		for _, c := range p.Controllers {
+			if err == nil && c.Name == s.Leader {
+				return c, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("no controller names a leader (%q): %w", s.Leader, errors.Join(err, ctx.Err()))
+		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	return nil, fmt.Errorf("no leader (%q)", s.Leader)
 }
 
 // Stop kills what runs.

@@ -19,37 +19,46 @@ import (
 
 // Join takes evidence for an identity. All that can be checked without the state is checked before a command is spent.
 func (s *Server) Join(ctx context.Context, r *agentv1.JoinRequest) (*agentv1.JoinResponse, error) {
-	if r.Method != fleet.MethodToken {
-		return nil, fault.New(fault.Invalid, "join-method", "joining by %q is not known here", r.Method).Do("set join: {method: token, file: ...} in agent.yaml")
+	methods := map[string]func(context.Context, *agentv1.JoinRequest, *x509.CertificateRequest) (fleet.Joined, string, error){
+		fleet.MethodToken: s.byToken, fleet.MethodPossession: s.byPossession}
+	method, known := methods[r.Method]
+	if !known {
+		return nil, fault.New(fault.Invalid, "join-method", "joining by %q is not known here", r.Method).Do("set join: {method: token, file: ...} or join: {method: possession} in agent.yaml")
 	}
 	if err := s.sameTime(r.GetAgent().GetClock()); err != nil {
-		return nil, err
-	}
-	sum, err := fleet.HashToken(string(r.Evidence))
-	if err != nil {
 		return nil, err
 	}
 	csr, err := certificate.ParseRequest(r.Csr)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.knownToken(ctx, sum); err != nil {
+	host, _ := s.transport(ctx)
+	j, requestID, err := method(ctx, r, csr)
+	if err != nil {
+		s.Logger.WarnContext(ctx, "a join was refused", "peer", host, "method", r.Method, "cluster", r.Cluster, "error", err)
 		return nil, err
+	}
+	id := identity.AgentID(s.TrustDomain, j.UID, j.Incarnation)
+	chain, bundle, err := s.Issuer.IssueIdentity(ctx, id, r.Csr, id.String(), requestID)
+	if err != nil {
+		return nil, err
+	}
+	s.Logger.InfoContext(ctx, "an agent joined", "node", j.Node, "incarnation", j.Incarnation, "peer", host, "method", r.Method, "repeated", j.Repeated)
+	return &agentv1.JoinResponse{Node: j.Node, Uid: j.UID, Incarnation: j.Incarnation, Chain: chain, Bundle: bundle, TrustDomain: s.TrustDomain}, nil
+}
+
+func (s *Server) byToken(ctx context.Context, r *agentv1.JoinRequest, csr *x509.CertificateRequest) (fleet.Joined, string, error) {
+	sum, err := fleet.HashToken(string(r.Evidence))
+	if err != nil {
+		return fleet.Joined{}, "", err
+	}
+	if err := s.knownToken(ctx, sum); err != nil {
+		return fleet.Joined{}, "", err
 	}
 	host, _ := s.transport(ctx)
 	key := keyHash(csr)
 	j, err := s.Fleet.Join(ctx, fleet.JoinSpec{Token: string(r.Evidence), Key: key, Cluster: r.Cluster, Agent: r.Agent, Instance: r.Instance, Peer: host})
-	if err != nil {
-		s.Logger.WarnContext(ctx, "a join was refused", "peer", host, "cluster", r.Cluster, "error", err)
-		return nil, err
-	}
-	id := identity.AgentID(s.TrustDomain, j.UID, j.Incarnation)
-	chain, bundle, err := s.Issuer.IssueIdentity(ctx, id, r.Csr, id.String(), joinID(sum, key))
-	if err != nil {
-		return nil, err
-	}
-	s.Logger.InfoContext(ctx, "an agent joined", "node", j.Node, "incarnation", j.Incarnation, "peer", host, "repeated", j.Repeated)
-	return &agentv1.JoinResponse{Node: j.Node, Uid: j.UID, Incarnation: j.Incarnation, Chain: chain, Bundle: bundle, TrustDomain: s.TrustDomain}, nil
+	return j, joinID(sum, key), err
 }
 
 // knownToken keeps strangers from spending commands. A token that was made a moment ago on another controller is known

@@ -166,8 +166,8 @@ func (l requestLog) Propose(ctx context.Context, p state.Proposal) (state.Result
 	n := q.proposals.Add(1)
 	// A certificate's request id does the same with more knowledge: it sees that the key is another.
 	if _, certificate := p.Command.(*clusterv1.RecordCertificate); p.ID == "" && q.idempotency != "" && !certificate {
-		sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%x\x00%d\x00%s", q.idempotency, q.body, n, p.Command.ProtoReflect().Descriptor().FullName()))
-		p.ID = hex.EncodeToString(sum[:16])
+		sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%d", q.idempotency, n))
+		p.ID, p.Request = hex.EncodeToString(sum[:16]), q.body[:]
 	}
 	res, err := l.inner.Propose(ctx, p)
 	if err != nil {

@@ -168,6 +168,8 @@ func (s *server) routes() {
 	s.certificates()
 	s.clusters()
 	s.readiness()
+	s.trust()
+	s.requests()
 	s.nodes()
 	s.authorities()
 	s.controllers()

@@ -273,6 +273,7 @@ func TestTheSameIdempotencyKeyIsTheSameRequest(t *testing.T) {
 		t.Fatal("made twice")
 	}
 	c.refused(409, "cluster-exists", c.do("POST", "/v1/tenants/default/clusters", create, "Idempotency-Key", "c2"))
+	c.refused(409, "idempotency-key-used", c.do("POST", "/v1/tenants/default/clusters", `{"id":"other","authority":"internal"}`, "Idempotency-Key", "c1"))
 
 	token := `{"node":"n1","dns":["n1.example"]}`
 	c.ok(201, c.do("POST", "/v1/tenants/default/clusters/prod/joinTokens", token, "Idempotency-Key", "t1"))

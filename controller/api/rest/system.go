@@ -153,6 +153,15 @@ func (s *server) object(ctx context.Context, name string) (any, error) {
 	case "joinTokens":
 		t, err := s.Fleet.GetToken(ctx, name)
 		return JoinToken{Token: t}, err
+	case "trustDomains":
+		d, err := s.Fleet.GetTrustDomain(ctx, name)
+		return trustDomainOf(d), err
+	case "anchors":
+		x, err := s.Fleet.GetAnchor(ctx, name)
+		return anchorOf(x), err
+	case "requests":
+		r, err := s.Fleet.GetJoinRequest(ctx, name)
+		return joinRequestOf(r), err
 	case "certificates":
 		c, err := s.Ledger.Get(ctx, name)
 		if err != nil {

@@ -1578,15 +1578,26 @@ func (x *StoreFacts) GetRequired() *Names {
 // JoinRequest asks for an identity by evidence.
 type JoinRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "token" now; proof of possession, Kubernetes, cloud and SSH host identity later, in the same message.
-	Method   string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// "token" or "possession" now; Kubernetes, cloud and SSH host identity later, in the same message.
+	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// Evidence that is one opaque string: the token.
 	Evidence []byte `protobuf:"bytes,2,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	// PKCS#10 request; only its key and signature count.
 	Csr []byte `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"`
 	// Full name or id of the cluster that the agent believes it belongs to.
-	Cluster       string         `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Agent         *AgentFacts    `protobuf:"bytes,5,opt,name=agent,proto3" json:"agent,omitempty"`
-	Instance      *InstanceFacts `protobuf:"bytes,6,opt,name=instance,proto3" json:"instance,omitempty"`
+	Cluster  string         `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Agent    *AgentFacts    `protobuf:"bytes,5,opt,name=agent,proto3" json:"agent,omitempty"`
+	Instance *InstanceFacts `protobuf:"bytes,6,opt,name=instance,proto3" json:"instance,omitempty"`
+	// Evidence that has parts; each method to come has a field of its own here.
+	//
+	// Types that are valid to be assigned to Proof:
+	//
+	//	*JoinRequest_Possession
+	Proof isJoinRequest_Proof `protobuf_oneof:"proof"`
+	// Short name that the node would like to have, where the evidence does not say it.
+	Node string `protobuf:"bytes,41,opt,name=node,proto3" json:"node,omitempty"`
+	// Names that the node's certificates should carry, where the evidence does not say them.
+	Names         *Names `protobuf:"bytes,42,opt,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1663,6 +1674,101 @@ func (x *JoinRequest) GetInstance() *InstanceFacts {
 	return nil
 }
 
+func (x *JoinRequest) GetProof() isJoinRequest_Proof {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetPossession() *Possession {
+	if x != nil {
+		if x, ok := x.Proof.(*JoinRequest_Possession); ok {
+			return x.Possession
+		}
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetNames() *Names {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+type isJoinRequest_Proof interface {
+	isJoinRequest_Proof()
+}
+
+type JoinRequest_Possession struct {
+	Possession *Possession `protobuf:"bytes,40,opt,name=possession,proto3,oneof"`
+}
+
+func (*JoinRequest_Possession) isJoinRequest_Proof() {}
+
+// Possession proves that the node holds the private key that Cassandra uses today.
+type Possession struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Cassandra's certificate of today, leaf first, DER.
+	Chain [][]byte `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
+	// Signature by the leaf's key over what binds this connection, the request's key and its cluster (shared/possession).
+	Signature     []byte `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Possession) Reset() {
+	*x = Possession{}
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Possession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Possession) ProtoMessage() {}
+
+func (x *Possession) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Possession.ProtoReflect.Descriptor instead.
+func (*Possession) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Possession) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *Possession) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
 // JoinResponse is the identity.
 type JoinResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1681,7 +1787,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1693,7 +1799,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1706,7 +1812,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *JoinResponse) GetNode() string {
@@ -1761,7 +1867,7 @@ type RenewIdentityRequest struct {
 
 func (x *RenewIdentityRequest) Reset() {
 	*x = RenewIdentityRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1773,7 +1879,7 @@ func (x *RenewIdentityRequest) String() string {
 func (*RenewIdentityRequest) ProtoMessage() {}
 
 func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1786,7 +1892,7 @@ func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityRequest.ProtoReflect.Descriptor instead.
 func (*RenewIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RenewIdentityRequest) GetCsr() []byte {
@@ -1807,7 +1913,7 @@ type RenewIdentityResponse struct {
 
 func (x *RenewIdentityResponse) Reset() {
 	*x = RenewIdentityResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1819,7 +1925,7 @@ func (x *RenewIdentityResponse) String() string {
 func (*RenewIdentityResponse) ProtoMessage() {}
 
 func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1832,7 +1938,7 @@ func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityResponse.ProtoReflect.Descriptor instead.
 func (*RenewIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RenewIdentityResponse) GetChain() [][]byte {
@@ -1863,7 +1969,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1875,7 +1981,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1888,7 +1994,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SyncRequest) GetMessage() isSyncRequest_Message {
@@ -1946,7 +2052,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2064,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2077,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Hello) GetAgent() *AgentFacts {
@@ -2014,7 +2120,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +2132,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +2145,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Report) GetAgent() *AgentFacts {
@@ -2079,7 +2185,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2197,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2210,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SyncResponse) GetMessage() isSyncResponse_Message {
@@ -2190,15 +2296,17 @@ type Target struct {
 	TrustDomain   string `protobuf:"bytes,5,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
 	BundleVersion uint64 `protobuf:"varint,6,opt,name=bundle_version,json=bundleVersion,proto3" json:"bundle_version,omitempty"`
 	// Anchors of the bundle, DER.
-	Anchors       [][]byte `protobuf:"bytes,7,rep,name=anchors,proto3" json:"anchors,omitempty"`
-	Frozen        *Frozen  `protobuf:"bytes,8,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	Anchors [][]byte `protobuf:"bytes,7,rep,name=anchors,proto3" json:"anchors,omitempty"`
+	Frozen  *Frozen  `protobuf:"bytes,8,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	// The cluster was let go: files stay as they are from now on. The reason, for people; empty: it was not.
+	Released      string `protobuf:"bytes,40,opt,name=released,proto3" json:"released,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2318,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2331,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Target) GetNode() string {
@@ -2282,6 +2390,13 @@ func (x *Target) GetFrozen() *Frozen {
 	return nil
 }
 
+func (x *Target) GetReleased() string {
+	if x != nil {
+		return x.Released
+	}
+	return ""
+}
+
 // Frozen says that no effect may begin, and why.
 type Frozen struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2295,7 +2410,7 @@ type Frozen struct {
 
 func (x *Frozen) Reset() {
 	*x = Frozen{}
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2307,7 +2422,7 @@ func (x *Frozen) String() string {
 func (*Frozen) ProtoMessage() {}
 
 func (x *Frozen) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2320,7 +2435,7 @@ func (x *Frozen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frozen.ProtoReflect.Descriptor instead.
 func (*Frozen) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Frozen) GetActive() bool {
@@ -2366,14 +2481,16 @@ type StoreTarget struct {
 	// "P-384" unless asked otherwise.
 	KeyAlgorithm string `protobuf:"bytes,7,opt,name=key_algorithm,json=keyAlgorithm,proto3" json:"key_algorithm,omitempty"`
 	// Why the newest generation was made, for people.
-	Reason        string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The files are another CA's: only the anchors are added, the leaf stays.
+	TrustOnly     bool `protobuf:"varint,40,opt,name=trust_only,json=trustOnly,proto3" json:"trust_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StoreTarget) Reset() {
 	*x = StoreTarget{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2502,7 @@ func (x *StoreTarget) String() string {
 func (*StoreTarget) ProtoMessage() {}
 
 func (x *StoreTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2515,7 @@ func (x *StoreTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreTarget.ProtoReflect.Descriptor instead.
 func (*StoreTarget) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StoreTarget) GetStore() string {
@@ -2457,6 +2574,13 @@ func (x *StoreTarget) GetReason() string {
 	return ""
 }
 
+func (x *StoreTarget) GetTrustOnly() bool {
+	if x != nil {
+		return x.TrustOnly
+	}
+	return false
+}
+
 // Names are the subject alternative names of a certificate.
 type Names struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2469,7 +2593,7 @@ type Names struct {
 
 func (x *Names) Reset() {
 	*x = Names{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2605,7 @@ func (x *Names) String() string {
 func (*Names) ProtoMessage() {}
 
 func (x *Names) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2494,7 +2618,7 @@ func (x *Names) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Names.ProtoReflect.Descriptor instead.
 func (*Names) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Names) GetDns() []string {
@@ -2535,7 +2659,7 @@ type Control struct {
 
 func (x *Control) Reset() {
 	*x = Control{}
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2547,7 +2671,7 @@ func (x *Control) String() string {
 func (*Control) ProtoMessage() {}
 
 func (x *Control) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2560,7 +2684,7 @@ func (x *Control) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Control.ProtoReflect.Descriptor instead.
 func (*Control) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Control) GetSuspended() bool {
@@ -2619,7 +2743,7 @@ type ClaimMoveRequest struct {
 
 func (x *ClaimMoveRequest) Reset() {
 	*x = ClaimMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +2755,7 @@ func (x *ClaimMoveRequest) String() string {
 func (*ClaimMoveRequest) ProtoMessage() {}
 
 func (x *ClaimMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2644,7 +2768,7 @@ func (x *ClaimMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveRequest.ProtoReflect.Descriptor instead.
 func (*ClaimMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ClaimMoveRequest) GetNode() string {
@@ -2721,7 +2845,7 @@ type ClaimMoveResponse struct {
 
 func (x *ClaimMoveResponse) Reset() {
 	*x = ClaimMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2733,7 +2857,7 @@ func (x *ClaimMoveResponse) String() string {
 func (*ClaimMoveResponse) ProtoMessage() {}
 
 func (x *ClaimMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2746,7 +2870,7 @@ func (x *ClaimMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveResponse.ProtoReflect.Descriptor instead.
 func (*ClaimMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ClaimMoveResponse) GetClaim() string {
@@ -2776,7 +2900,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2788,7 +2912,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2801,7 +2925,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *IssueCertificateRequest) GetClaim() string {
@@ -2846,7 +2970,7 @@ type IssueCertificateResponse struct {
 
 func (x *IssueCertificateResponse) Reset() {
 	*x = IssueCertificateResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2858,7 +2982,7 @@ func (x *IssueCertificateResponse) String() string {
 func (*IssueCertificateResponse) ProtoMessage() {}
 
 func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2871,7 +2995,7 @@ func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IssueCertificateResponse) GetChain() [][]byte {
@@ -2908,7 +3032,7 @@ type RequestProofsRequest struct {
 
 func (x *RequestProofsRequest) Reset() {
 	*x = RequestProofsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +3044,7 @@ func (x *RequestProofsRequest) String() string {
 func (*RequestProofsRequest) ProtoMessage() {}
 
 func (x *RequestProofsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3057,7 @@ func (x *RequestProofsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProofsRequest.ProtoReflect.Descriptor instead.
 func (*RequestProofsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RequestProofsRequest) GetClaim() string {
@@ -2976,7 +3100,7 @@ type RequestProofsResponse struct {
 
 func (x *RequestProofsResponse) Reset() {
 	*x = RequestProofsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2988,7 +3112,7 @@ func (x *RequestProofsResponse) String() string {
 func (*RequestProofsResponse) ProtoMessage() {}
 
 func (x *RequestProofsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3001,7 +3125,7 @@ func (x *RequestProofsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProofsResponse.ProtoReflect.Descriptor instead.
 func (*RequestProofsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RequestProofsResponse) GetTasks() []string {
@@ -3032,7 +3156,7 @@ type ProofTask struct {
 
 func (x *ProofTask) Reset() {
 	*x = ProofTask{}
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3044,7 +3168,7 @@ func (x *ProofTask) String() string {
 func (*ProofTask) ProtoMessage() {}
 
 func (x *ProofTask) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3057,7 +3181,7 @@ func (x *ProofTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofTask.ProtoReflect.Descriptor instead.
 func (*ProofTask) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ProofTask) GetTask() string {
@@ -3113,7 +3237,7 @@ type Proof struct {
 
 func (x *Proof) Reset() {
 	*x = Proof{}
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3125,7 +3249,7 @@ func (x *Proof) String() string {
 func (*Proof) ProtoMessage() {}
 
 func (x *Proof) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3138,7 +3262,7 @@ func (x *Proof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proof.ProtoReflect.Descriptor instead.
 func (*Proof) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Proof) GetPort() *Port {
@@ -3201,7 +3325,7 @@ type ReportProofRequest struct {
 
 func (x *ReportProofRequest) Reset() {
 	*x = ReportProofRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3213,7 +3337,7 @@ func (x *ReportProofRequest) String() string {
 func (*ReportProofRequest) ProtoMessage() {}
 
 func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3226,7 +3350,7 @@ func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofRequest.ProtoReflect.Descriptor instead.
 func (*ReportProofRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReportProofRequest) GetTask() string {
@@ -3252,7 +3376,7 @@ type ReportProofResponse struct {
 
 func (x *ReportProofResponse) Reset() {
 	*x = ReportProofResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3264,7 +3388,7 @@ func (x *ReportProofResponse) String() string {
 func (*ReportProofResponse) ProtoMessage() {}
 
 func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3277,7 +3401,7 @@ func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofResponse.ProtoReflect.Descriptor instead.
 func (*ReportProofResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 // ProofResult tells the node what a neighbour saw.
@@ -3291,7 +3415,7 @@ type ProofResult struct {
 
 func (x *ProofResult) Reset() {
 	*x = ProofResult{}
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3303,7 +3427,7 @@ func (x *ProofResult) String() string {
 func (*ProofResult) ProtoMessage() {}
 
 func (x *ProofResult) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3316,7 +3440,7 @@ func (x *ProofResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofResult.ProtoReflect.Descriptor instead.
 func (*ProofResult) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ProofResult) GetTask() string {
@@ -3351,7 +3475,7 @@ type ReportMoveRequest struct {
 
 func (x *ReportMoveRequest) Reset() {
 	*x = ReportMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3363,7 +3487,7 @@ func (x *ReportMoveRequest) String() string {
 func (*ReportMoveRequest) ProtoMessage() {}
 
 func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3376,7 +3500,7 @@ func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveRequest.ProtoReflect.Descriptor instead.
 func (*ReportMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReportMoveRequest) GetClaim() string {
@@ -3444,7 +3568,7 @@ type ReportMoveResponse struct {
 
 func (x *ReportMoveResponse) Reset() {
 	*x = ReportMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3456,7 +3580,7 @@ func (x *ReportMoveResponse) String() string {
 func (*ReportMoveResponse) ProtoMessage() {}
 
 func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3469,7 +3593,7 @@ func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveResponse.ProtoReflect.Descriptor instead.
 func (*ReportMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 // ReportInventoryRequest is everything the node's scan sees now.
@@ -3482,7 +3606,7 @@ type ReportInventoryRequest struct {
 
 func (x *ReportInventoryRequest) Reset() {
 	*x = ReportInventoryRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3494,7 +3618,7 @@ func (x *ReportInventoryRequest) String() string {
 func (*ReportInventoryRequest) ProtoMessage() {}
 
 func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3507,7 +3631,7 @@ func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryRequest.ProtoReflect.Descriptor instead.
 func (*ReportInventoryRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReportInventoryRequest) GetFound() []*FoundCertificate {
@@ -3535,7 +3659,7 @@ type FoundCertificate struct {
 
 func (x *FoundCertificate) Reset() {
 	*x = FoundCertificate{}
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3547,7 +3671,7 @@ func (x *FoundCertificate) String() string {
 func (*FoundCertificate) ProtoMessage() {}
 
 func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3560,7 +3684,7 @@ func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundCertificate.ProtoReflect.Descriptor instead.
 func (*FoundCertificate) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *FoundCertificate) GetDer() []byte {
@@ -3621,7 +3745,7 @@ type ReportInventoryResponse struct {
 
 func (x *ReportInventoryResponse) Reset() {
 	*x = ReportInventoryResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3633,7 +3757,7 @@ func (x *ReportInventoryResponse) String() string {
 func (*ReportInventoryResponse) ProtoMessage() {}
 
 func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3646,7 +3770,7 @@ func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryResponse.ProtoReflect.Descriptor instead.
 func (*ReportInventoryResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 var File_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -3760,14 +3884,25 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x06detail\x18\v \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06detail\x120\n" +
 	"\x05ports\x18\f \x03(\v2\x12.csm.agent.v1.PortB\x06\xea\xe0\x18\x02\x10\bR\x05ports\x12#\n" +
 	"\aanchors\x18\r \x03(\fB\t\xea\xe0\x18\x05\b \x10\x80\x02R\aanchors\x12/\n" +
-	"\brequired\x182 \x01(\v2\x13.csm.agent.v1.NamesR\brequired\"\xfb\x01\n" +
+	"\brequired\x182 \x01(\v2\x13.csm.agent.v1.NamesR\brequired\"\x87\x03\n" +
 	"\vJoinRequest\x12\x1e\n" +
 	"\x06method\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b R\x06method\x12$\n" +
 	"\bevidence\x18\x02 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x01R\bevidence\x12\x1a\n" +
 	"\x03csr\x18\x03 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x01R\x03csr\x12!\n" +
 	"\acluster\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\acluster\x12.\n" +
 	"\x05agent\x18\x05 \x01(\v2\x18.csm.agent.v1.AgentFactsR\x05agent\x127\n" +
-	"\binstance\x18\x06 \x01(\v2\x1b.csm.agent.v1.InstanceFactsR\binstance\"\xd9\x01\n" +
+	"\binstance\x18\x06 \x01(\v2\x1b.csm.agent.v1.InstanceFactsR\binstance\x12:\n" +
+	"\n" +
+	"possession\x18( \x01(\v2\x18.csm.agent.v1.PossessionH\x00R\n" +
+	"possession\x12\x1a\n" +
+	"\x04node\x18) \x01(\tB\x06\xea\xe0\x18\x02\b?R\x04node\x12)\n" +
+	"\x05names\x18* \x01(\v2\x13.csm.agent.v1.NamesR\x05namesB\a\n" +
+	"\x05proof\"U\n" +
+	"\n" +
+	"Possession\x12 \n" +
+	"\x05chain\x18\x01 \x03(\fB\n" +
+	"\xea\xe0\x18\x06\b\x80\x80\x04\x10\bR\x05chain\x12%\n" +
+	"\tsignature\x18\x02 \x01(\fB\a\xea\xe0\x18\x03\b\x80 R\tsignature\"\xd9\x01\n" +
 	"\fJoinResponse\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12\x18\n" +
 	"\x03uid\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x03uid\x12 \n" +
@@ -3803,7 +3938,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"proof_task\x18\x02 \x01(\v2\x17.csm.agent.v1.ProofTaskH\x00R\tproofTask\x12>\n" +
 	"\fproof_result\x18\x03 \x01(\v2\x19.csm.agent.v1.ProofResultH\x00R\vproofResult\x121\n" +
 	"\acontrol\x18\x04 \x01(\v2\x15.csm.agent.v1.ControlH\x00R\acontrolB\t\n" +
-	"\amessage\"\xc9\x02\n" +
+	"\amessage\"\xee\x02\n" +
 	"\x06Target\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1e\n" +
@@ -3815,12 +3950,13 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x0ebundle_version\x18\x06 \x01(\x04R\rbundleVersion\x12$\n" +
 	"\aanchors\x18\a \x03(\fB\n" +
 	"\xea\xe0\x18\x06\b\x80\x80\x04\x10@R\aanchors\x12,\n" +
-	"\x06frozen\x18\b \x01(\v2\x14.csm.agent.v1.FrozenR\x06frozen\"\x7f\n" +
+	"\x06frozen\x18\b \x01(\v2\x14.csm.agent.v1.FrozenR\x06frozen\x12#\n" +
+	"\breleased\x18( \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\breleased\"\x7f\n" +
 	"\x06Frozen\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\bR\x06active\x12\x1d\n" +
 	"\x05scope\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05scope\x12\x1d\n" +
 	"\x05actor\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05actor\x12\x1f\n" +
-	"\x06reason\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"\xc9\x02\n" +
+	"\x06reason\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"\xe8\x02\n" +
 	"\vStoreTarget\x12\x1c\n" +
 	"\x05store\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b?R\x05store\x12\x1e\n" +
 	"\n" +
@@ -3832,7 +3968,9 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\vleaf_sha256\x18\x06 \x01(\fB\x06\xea\xe0\x18\x02\b R\n" +
 	"leafSha256\x12+\n" +
 	"\rkey_algorithm\x18\a \x01(\tB\x06\xea\xe0\x18\x02\b R\fkeyAlgorithm\x12\x1f\n" +
-	"\x06reason\x18\b \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"_\n" +
+	"\x06reason\x18\b \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x12\x1d\n" +
+	"\n" +
+	"trust_only\x18( \x01(\bR\ttrustOnly\"_\n" +
 	"\x05Names\x12\x1b\n" +
 	"\x03dns\x18\x01 \x03(\tB\t\xea\xe0\x18\x05\b\xfd\x01\x10@R\x03dns\x12\x1a\n" +
 	"\x03ips\x18\x02 \x03(\tB\b\xea\xe0\x18\x04\b@\x10@R\x03ips\x12\x1d\n" +
@@ -4000,7 +4138,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(Mode)(0),                        // 0: csm.agent.v1.Mode
 	(StoreFormat)(0),                 // 1: csm.agent.v1.StoreFormat
@@ -4022,40 +4160,41 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*Port)(nil),                     // 17: csm.agent.v1.Port
 	(*StoreFacts)(nil),               // 18: csm.agent.v1.StoreFacts
 	(*JoinRequest)(nil),              // 19: csm.agent.v1.JoinRequest
-	(*JoinResponse)(nil),             // 20: csm.agent.v1.JoinResponse
-	(*RenewIdentityRequest)(nil),     // 21: csm.agent.v1.RenewIdentityRequest
-	(*RenewIdentityResponse)(nil),    // 22: csm.agent.v1.RenewIdentityResponse
-	(*SyncRequest)(nil),              // 23: csm.agent.v1.SyncRequest
-	(*Hello)(nil),                    // 24: csm.agent.v1.Hello
-	(*Report)(nil),                   // 25: csm.agent.v1.Report
-	(*SyncResponse)(nil),             // 26: csm.agent.v1.SyncResponse
-	(*Target)(nil),                   // 27: csm.agent.v1.Target
-	(*Frozen)(nil),                   // 28: csm.agent.v1.Frozen
-	(*StoreTarget)(nil),              // 29: csm.agent.v1.StoreTarget
-	(*Names)(nil),                    // 30: csm.agent.v1.Names
-	(*Control)(nil),                  // 31: csm.agent.v1.Control
-	(*ClaimMoveRequest)(nil),         // 32: csm.agent.v1.ClaimMoveRequest
-	(*ClaimMoveResponse)(nil),        // 33: csm.agent.v1.ClaimMoveResponse
-	(*IssueCertificateRequest)(nil),  // 34: csm.agent.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil), // 35: csm.agent.v1.IssueCertificateResponse
-	(*RequestProofsRequest)(nil),     // 36: csm.agent.v1.RequestProofsRequest
-	(*RequestProofsResponse)(nil),    // 37: csm.agent.v1.RequestProofsResponse
-	(*ProofTask)(nil),                // 38: csm.agent.v1.ProofTask
-	(*Proof)(nil),                    // 39: csm.agent.v1.Proof
-	(*ReportProofRequest)(nil),       // 40: csm.agent.v1.ReportProofRequest
-	(*ReportProofResponse)(nil),      // 41: csm.agent.v1.ReportProofResponse
-	(*ProofResult)(nil),              // 42: csm.agent.v1.ProofResult
-	(*ReportMoveRequest)(nil),        // 43: csm.agent.v1.ReportMoveRequest
-	(*ReportMoveResponse)(nil),       // 44: csm.agent.v1.ReportMoveResponse
-	(*ReportInventoryRequest)(nil),   // 45: csm.agent.v1.ReportInventoryRequest
-	(*FoundCertificate)(nil),         // 46: csm.agent.v1.FoundCertificate
-	(*ReportInventoryResponse)(nil),  // 47: csm.agent.v1.ReportInventoryResponse
-	(*timestamppb.Timestamp)(nil),    // 48: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 49: google.protobuf.Duration
+	(*Possession)(nil),               // 20: csm.agent.v1.Possession
+	(*JoinResponse)(nil),             // 21: csm.agent.v1.JoinResponse
+	(*RenewIdentityRequest)(nil),     // 22: csm.agent.v1.RenewIdentityRequest
+	(*RenewIdentityResponse)(nil),    // 23: csm.agent.v1.RenewIdentityResponse
+	(*SyncRequest)(nil),              // 24: csm.agent.v1.SyncRequest
+	(*Hello)(nil),                    // 25: csm.agent.v1.Hello
+	(*Report)(nil),                   // 26: csm.agent.v1.Report
+	(*SyncResponse)(nil),             // 27: csm.agent.v1.SyncResponse
+	(*Target)(nil),                   // 28: csm.agent.v1.Target
+	(*Frozen)(nil),                   // 29: csm.agent.v1.Frozen
+	(*StoreTarget)(nil),              // 30: csm.agent.v1.StoreTarget
+	(*Names)(nil),                    // 31: csm.agent.v1.Names
+	(*Control)(nil),                  // 32: csm.agent.v1.Control
+	(*ClaimMoveRequest)(nil),         // 33: csm.agent.v1.ClaimMoveRequest
+	(*ClaimMoveResponse)(nil),        // 34: csm.agent.v1.ClaimMoveResponse
+	(*IssueCertificateRequest)(nil),  // 35: csm.agent.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil), // 36: csm.agent.v1.IssueCertificateResponse
+	(*RequestProofsRequest)(nil),     // 37: csm.agent.v1.RequestProofsRequest
+	(*RequestProofsResponse)(nil),    // 38: csm.agent.v1.RequestProofsResponse
+	(*ProofTask)(nil),                // 39: csm.agent.v1.ProofTask
+	(*Proof)(nil),                    // 40: csm.agent.v1.Proof
+	(*ReportProofRequest)(nil),       // 41: csm.agent.v1.ReportProofRequest
+	(*ReportProofResponse)(nil),      // 42: csm.agent.v1.ReportProofResponse
+	(*ProofResult)(nil),              // 43: csm.agent.v1.ProofResult
+	(*ReportMoveRequest)(nil),        // 44: csm.agent.v1.ReportMoveRequest
+	(*ReportMoveResponse)(nil),       // 45: csm.agent.v1.ReportMoveResponse
+	(*ReportInventoryRequest)(nil),   // 46: csm.agent.v1.ReportInventoryRequest
+	(*FoundCertificate)(nil),         // 47: csm.agent.v1.FoundCertificate
+	(*ReportInventoryResponse)(nil),  // 48: csm.agent.v1.ReportInventoryResponse
+	(*timestamppb.Timestamp)(nil),    // 49: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 50: google.protobuf.Duration
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	0,  // 0: csm.agent.v1.AgentFacts.mode:type_name -> csm.agent.v1.Mode
-	48, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
+	49, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
 	16, // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
 	12, // 3: csm.agent.v1.InstanceFacts.internode:type_name -> csm.agent.v1.TLSSection
 	12, // 4: csm.agent.v1.InstanceFacts.client:type_name -> csm.agent.v1.TLSSection
@@ -4067,69 +4206,71 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	15, // 10: csm.agent.v1.ClientFacts.plaintext_clients:type_name -> csm.agent.v1.PlaintextClient
 	3,  // 11: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
 	1,  // 12: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
-	48, // 13: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
+	49, // 13: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
 	2,  // 14: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
 	17, // 15: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
-	30, // 16: csm.agent.v1.StoreFacts.required:type_name -> csm.agent.v1.Names
+	31, // 16: csm.agent.v1.StoreFacts.required:type_name -> csm.agent.v1.Names
 	8,  // 17: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
 	9,  // 18: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
-	24, // 19: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
-	25, // 20: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
-	8,  // 21: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 22: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
-	18, // 23: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
-	8,  // 24: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 25: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
-	18, // 26: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
-	27, // 27: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
-	38, // 28: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
-	42, // 29: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
-	31, // 30: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
-	29, // 31: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
-	28, // 32: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
-	30, // 33: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
-	48, // 34: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
-	48, // 35: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
-	6,  // 36: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
-	48, // 37: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
-	48, // 38: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
-	17, // 39: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
-	17, // 40: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
-	48, // 41: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
-	17, // 42: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
-	4,  // 43: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
-	49, // 44: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
-	48, // 45: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
-	39, // 46: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
-	39, // 47: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
-	7,  // 48: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
-	18, // 49: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
-	39, // 50: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
-	49, // 51: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
-	46, // 52: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
-	19, // 53: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
-	21, // 54: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
-	23, // 55: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
-	32, // 56: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
-	34, // 57: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
-	36, // 58: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
-	40, // 59: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
-	43, // 60: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
-	45, // 61: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
-	20, // 62: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
-	22, // 63: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
-	26, // 64: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
-	33, // 65: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
-	35, // 66: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
-	37, // 67: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
-	41, // 68: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
-	44, // 69: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
-	47, // 70: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
-	62, // [62:71] is the sub-list for method output_type
-	53, // [53:62] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	20, // 19: csm.agent.v1.JoinRequest.possession:type_name -> csm.agent.v1.Possession
+	31, // 20: csm.agent.v1.JoinRequest.names:type_name -> csm.agent.v1.Names
+	25, // 21: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
+	26, // 22: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
+	8,  // 23: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 24: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
+	18, // 25: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
+	8,  // 26: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 27: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
+	18, // 28: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
+	28, // 29: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
+	39, // 30: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
+	43, // 31: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
+	32, // 32: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
+	30, // 33: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
+	29, // 34: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
+	31, // 35: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
+	49, // 36: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
+	49, // 37: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
+	6,  // 38: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
+	49, // 39: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
+	49, // 40: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
+	17, // 41: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
+	17, // 42: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
+	49, // 43: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
+	17, // 44: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
+	4,  // 45: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
+	50, // 46: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
+	49, // 47: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
+	40, // 48: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
+	40, // 49: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
+	7,  // 50: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
+	18, // 51: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
+	40, // 52: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
+	50, // 53: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
+	47, // 54: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
+	19, // 55: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
+	22, // 56: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
+	24, // 57: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
+	33, // 58: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
+	35, // 59: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
+	37, // 60: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
+	41, // 61: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
+	44, // 62: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
+	46, // 63: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
+	21, // 64: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
+	23, // 65: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
+	27, // 66: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
+	34, // 67: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
+	36, // 68: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
+	38, // 69: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
+	42, // 70: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
+	45, // 71: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
+	48, // 72: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
+	64, // [64:73] is the sub-list for method output_type
+	55, // [55:64] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -4137,11 +4278,14 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[15].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[11].OneofWrappers = []any{
+		(*JoinRequest_Possession)(nil),
+	}
+	file_agent_v1_agent_proto_msgTypes[16].OneofWrappers = []any{
 		(*SyncRequest_Hello)(nil),
 		(*SyncRequest_Report)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[18].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[19].OneofWrappers = []any{
 		(*SyncResponse_Target)(nil),
 		(*SyncResponse_ProofTask)(nil),
 		(*SyncResponse_ProofResult)(nil),
@@ -4153,7 +4297,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -47,7 +47,10 @@ type Envelope struct {
 	// Set by the leader.
 	Stamp *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=stamp,proto3" json:"stamp,omitempty"`
 	// A tenant's content, sealed under its zone's key; plain fields stay in command.
-	Sealed        []byte `protobuf:"bytes,13,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	Sealed []byte `protobuf:"bytes,13,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	// SHA-256 of the request behind an idempotency key. With it the outcome of what was done is kept for 24 hours, and the same id
+	// with another request is refused.
+	RequestSha256 []byte `protobuf:"bytes,14,opt,name=request_sha256,json=requestSha256,proto3" json:"request_sha256,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -169,6 +172,13 @@ func (x *Envelope) GetStamp() *timestamppb.Timestamp {
 func (x *Envelope) GetSealed() []byte {
 	if x != nil {
 		return x.Sealed
+	}
+	return nil
+}
+
+func (x *Envelope) GetRequestSha256() []byte {
+	if x != nil {
+		return x.RequestSha256
 	}
 	return nil
 }
@@ -452,7 +462,7 @@ var File_cluster_v1_envelope_proto protoreflect.FileDescriptor
 
 const file_cluster_v1_envelope_proto_rawDesc = "" +
 	"\n" +
-	"\x19cluster/v1/envelope.proto\x12\x0ecsm.cluster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18options/v1/options.proto\"\xd8\x03\n" +
+	"\x19cluster/v1/envelope.proto\x12\x0ecsm.cluster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18options/v1/options.proto\"\x87\x04\n" +
 	"\bEnvelope\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x16\n" +
 	"\x02id\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x02id\x126\n" +
@@ -467,7 +477,8 @@ const file_cluster_v1_envelope_proto_rawDesc = "" +
 	" \x01(\rR\vkindVersion\x12\"\n" +
 	"\acommand\x18\v \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\bR\acommand\x120\n" +
 	"\x05stamp\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x05stamp\x12 \n" +
-	"\x06sealed\x18\r \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\bR\x06sealed\"\xb8\x01\n" +
+	"\x06sealed\x18\r \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\bR\x06sealed\x12-\n" +
+	"\x0erequest_sha256\x18\x0e \x01(\fB\x06\xea\xe0\x18\x02\b R\rrequestSha256\"\xb8\x01\n" +
 	"\aOutcome\x12\x1e\n" +
 	"\x05reply\x18\x01 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80@R\x05reply\x12+\n" +
 	"\x05fault\x18\x02 \x01(\v2\x15.csm.cluster.v1.FaultR\x05fault\x12\x14\n" +
