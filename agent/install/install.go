@@ -31,8 +31,10 @@ const (
 	Poll = 600 * time.Second
 	// KeepGenerations is how many old generations stay in the state folder beside the current one.
 	KeepGenerations = 2
-	// HoldGrace is how long a neighbour may still take once a HOLD file has appeared.
+	// HoldGrace is how long a transaction may still go forward, and BackGrace how long back, once a HOLD file has appeared
+	// or the node was frozen: together, with a look each second, less than 30 s.
 	HoldGrace = 10 * time.Second
+	BackGrace = 15 * time.Second
 	// ContestWindow: a second foreign change within it makes a store contested.
 	ContestWindow = 24 * time.Hour
 )
@@ -43,6 +45,9 @@ type Options struct {
 	StateDir string
 	// Hold is the kill switch's file; empty is DefaultHold.
 	Hold string
+	// Frozen says why the controllers let no effect begin, nil while they do; it may be nil. Unlike HOLD it does not keep
+	// Recover from bringing an interrupted install to its end.
+	Frozen func() error
 	// Reloader makes the instance reload. Budget limits reloads that are not rollbacks; nil is no limit.
 	Reloader reload.Reloader
 	Budget   *reload.Budget
@@ -57,7 +62,7 @@ type Options struct {
 	Before func(op Op) error
 	// ProveFor is how long a proof is tried again while the port says nothing; 0 is 15 s. Between tries: ProveEvery, 0 is 1 s.
 	ProveFor, ProveEvery time.Duration
-	// NeighbourFor bounds the neighbour's proof; 0 is 60 s. A HOLD file that appears shortens it to HoldGrace.
+	// NeighbourFor bounds the neighbour's proof; 0 is 60 s. HOLD and freeze shorten it to HoldGrace.
 	NeighbourFor time.Duration
 }
 
@@ -142,6 +147,9 @@ func New(o Options) (*Installer, error) {
 	}
 	if o.Before == nil {
 		o.Before = func(Op) error { return nil }
+	}
+	if o.Frozen == nil {
+		o.Frozen = func() error { return nil }
 	}
 	o.ProveFor = orElse(o.ProveFor, 15*time.Second)
 	o.ProveEvery = orElse(o.ProveEvery, time.Second)

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -166,34 +168,107 @@ func TestWhatTheNeighbourDoesNotProveIsTakenBack(t *testing.T) {
 	}
 }
 
-func TestAHoldThatAppearsInTheMiddleEndsOrTurnsBack(t *testing.T) {
+func TestAHoldOrAFreezeThatAppearsInTheMiddleEndsOrTurnsBack(t *testing.T) {
 	for _, s := range install.Steps() {
-		t.Run(string(s), func(t *testing.T) {
-			t.Parallel()
-			w := installed(t)
-			before, p := w.leafOnDisk(), w.plan(2)
-			hook := func(o *install.Options) {
-				o.Before = func(op install.Op) error {
-					if op.Step == s && op.Do == "begin" {
-						w.putHold()
-					}
-					return nil
+		for _, by := range []string{"HOLD", "freeze"} {
+			t.Run(by+" at "+string(s), func(t *testing.T) {
+				t.Parallel()
+				w := installed(t)
+				before, p := w.leafOnDisk(), w.plan(2)
+				o, err := w.installer(w.stopAt(s, by == "freeze")).Run(context.Background(), p)
+				want := before
+				if o.Result == proven {
+					want = leafSum(p.Chain)
+				} else if reason := map[string]string{"HOLD": "held", "freeze": "frozen"}[by]; !fault.HasReason(err, reason) {
+					t.Errorf("%v: %v, want %s", o.Result, err, reason)
 				}
+				if w.leafOnDisk() != want {
+					t.Fatalf("%v, but the disk says otherwise", o.Result)
+				}
+				if o.Result == failed {
+					t.Fatalf("%+v", o)
+				}
+				w.serves(want)
+				w.clean()
+			})
+		}
+	}
+}
+
+// stopAt lets a HOLD file, or a freeze, appear as a step begins.
+func (w *world) stopAt(s install.Step, freeze bool) func(*install.Options) {
+	var frozen atomic.Bool
+	return func(o *install.Options) {
+		o.Frozen = func() error {
+			if frozen.Load() {
+				return fault.New(fault.Refused, "frozen", "the cluster is frozen")
 			}
-			o, _ := w.installer(hook).Run(context.Background(), p)
-			want := before
-			if o.Result == proven {
-				want = leafSum(p.Chain)
+			return nil
+		}
+		o.Before = func(op install.Op) error {
+			switch {
+			case op.Step != s || op.Do != "begin":
+			case freeze:
+				frozen.Store(true)
+			default:
+				w.putHold()
 			}
-			if w.leafOnDisk() != want {
-				t.Fatalf("%v, but the disk says otherwise", o.Result)
-			}
-			if o.Result == failed {
-				t.Fatalf("%+v", o)
-			}
-			w.serves(want)
-			w.clean()
-		})
+			return nil
+		}
+	}
+}
+
+func TestAStoppedTransactionIsOverWithinThirtySeconds(t *testing.T) {
+	for name, c := range map[string]struct {
+		step install.Step
+		port cassandratest.Mode
+	}{
+		"a neighbour that says nothing": {install.StepNeighbour, cassandratest.Honest},
+		"a port that says nothing":      {install.StepProve, cassandratest.Silent},
+	} {
+		for _, freeze := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, " freeze=", freeze), func(t *testing.T) {
+				t.Parallel()
+				w := installed(t)
+				clock := clockwork.NewFakeClockAt(time.Now())
+				w.clock, w.opts = clock, append(w.opts, fastProbe)
+				ctx, stop := context.WithCancel(context.Background())
+				defer stop()
+				go func() { // time passes only while the transaction waits too, not the watch over HOLD alone
+					for ctx.Err() == nil {
+						both, enough := context.WithTimeout(ctx, 5*time.Second) // before the first rename nobody watches yet
+						_ = clock.BlockUntilContext(both, 2)
+						enough()
+						clock.Advance(time.Second)
+					}
+				}()
+				before, p := w.leafOnDisk(), w.plan(2)
+				p.Neighbour = func(ctx context.Context, _ [32]byte, _ []cassandra.Port) ([]*agentv1.Proof, error) {
+					timer := clock.NewTimer(time.Hour)
+					defer timer.Stop()
+					<-ctx.Done()
+					return nil, ctx.Err()
+				}
+				slow := func(o *install.Options) {
+					o.ProveFor, o.ProveEvery, o.NeighbourFor = 15*time.Second, time.Second, time.Minute
+					stop := o.Before
+					o.Before = func(op install.Op) error {
+						if op.Step == c.step && op.Do == "begin" {
+							w.node.Set(cql, c.port)
+						}
+						return stop(op)
+					}
+				}
+				began := clock.Now()
+				o, err := w.installer(w.stopAt(c.step, freeze), slow).Run(ctx, p)
+				if took := clock.Since(began); took > 30*time.Second {
+					t.Errorf("it took %s", took)
+				}
+				if err == nil || w.leafOnDisk() != before {
+					t.Errorf("%v, %v: the old pair is not back", o.Result, err)
+				}
+			})
+		}
 	}
 }
 

@@ -38,14 +38,11 @@ func (t *transaction) probe(ctx context.Context, port cassandra.Port, with pair,
 		if ctx.Err() != nil || !t.i.o.Clock.Now().Before(until) {
 			return r, nil
 		}
-		select {
-		case <-ctx.Done():
-		case <-t.i.o.Clock.After(t.i.o.ProveEvery):
-		}
+		t.wait(ctx, t.i.o.ProveEvery)
 	}
 }
 
-// gateProbe lets tests stop at a probe; looking is free under HOLD.
+// gateProbe lets tests stop at a probe; looking is free under HOLD and freeze.
 func (t *transaction) gateProbe(port cassandra.Port) error {
 	return t.i.o.Before(Op{Step: t.step, Do: "probe", Path: fmt.Sprintf("%s:%d", port.Address, port.Port)})
 }
@@ -131,7 +128,6 @@ func (t *transaction) askNeighbour(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.i.o.NeighbourFor)
 	defer cancel()
-	go t.shortenWhenHeld(ctx, cancel)
 	proofs, err := t.site.Neighbour(ctx, t.new.leaf(), t.ports())
 	if err != nil {
 		return unproved(err)
@@ -153,24 +149,4 @@ func unproved(err error) error {
 		return err
 	}
 	return fault.Wrap(err, fault.Unavailable, "neighbour-unknown", "no neighbour has proved this node").Do("`csm node moves` shows who was asked")
-}
-
-// shortenWhenHeld ends the wait HoldGrace after a HOLD file appeared: a running transaction ends or rolls back within 30 s.
-func (t *transaction) shortenWhenHeld(ctx context.Context, cancel context.CancelFunc) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.i.o.Clock.After(time.Second):
-		}
-		if t.i.held() == nil {
-			continue
-		}
-		select {
-		case <-ctx.Done():
-		case <-t.i.o.Clock.After(HoldGrace):
-			cancel()
-		}
-		return
-	}
 }

@@ -87,7 +87,7 @@ func (t *transaction) resume(ctx context.Context, c course, disk pair, normal bo
 		t.changed = 1
 		t.running = t.running && normal // a node that is still starting proves nothing; the files are good, later proofs follow
 		if t.running && t.old.keystore.exists {
-			if err := t.resumeForth(ctx); err != nil {
+			if err := t.within(ctx, HoldGrace, t.resumeForth); err != nil {
 				return t.rollback(ctx, err)
 			}
 		}

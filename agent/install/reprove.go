@@ -107,7 +107,7 @@ func (i *Installer) Reprove(ctx context.Context, site Site) (*Outcome, error) {
 	switch reason := fault.From(err); {
 	case err == nil:
 		return t.proved(o)
-	case reason.Reason == "proof-unknown" || reason.Reason == "proof-down" || reason.Reason == "held":
+	case reason.Reason == "proof-unknown" || reason.Reason == "proof-down" || reason.Reason == "held" || reason.Reason == "frozen":
 		o.Result, o.Reason, o.Detail = agentv1.MoveOutcome_MOVE_OUTCOME_UNPROVEN, reason.Reason, reason.Error()
 		return &o, err
 	}
@@ -127,7 +127,7 @@ func (t *transaction) again(ctx context.Context) error {
 	if err == nil || !fault.HasReason(err, "proof-wrong-leaf") && !fault.HasReason(err, "proof-refused") {
 		return err
 	}
-	if err := t.i.held(); err != nil {
+	if err := t.i.stopped(); err != nil {
 		return err
 	}
 	if t.i.o.Budget != nil {
@@ -161,7 +161,7 @@ func (t *transaction) proved(o Outcome) (*Outcome, error) {
 
 // retreat puts the generation before the current one back, as a rollback of its own.
 func (t *transaction) retreat(ctx context.Context, cause error) (Outcome, error) {
-	if err := t.i.held(); err != nil {
+	if err := t.i.stopped(); err != nil {
 		return t.failedRestore(err)
 	}
 	previous, err := t.fromKept(t.rec.History[1])

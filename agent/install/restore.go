@@ -48,7 +48,7 @@ func (t *transaction) restore(ctx context.Context) (*Outcome, error) {
 		o := t.outcome(agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED, err)
 		return &o, err
 	}
-	if err := t.i.held(); err != nil {
+	if err := t.i.stopped(); err != nil {
 		o := t.outcome(agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED, err)
 		return &o, err
 	}

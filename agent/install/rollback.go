@@ -46,11 +46,18 @@ func (t *transaction) back(ctx context.Context, cause error, force bool) (Outcom
 		if err := t.at(StepBackReload, true); err != nil {
 			return t.failed(err, false)
 		}
-		t.doReload(ctx)
-		if err := t.at(StepBackProve, true); err != nil {
-			return t.failed(err, false)
+		var gate error
+		err := t.within(ctx, BackGrace, func(ctx context.Context) error {
+			t.doReload(ctx)
+			if gate = t.at(StepBackProve, true); gate != nil {
+				return gate
+			}
+			return t.prove(ctx, t.old)
+		})
+		if gate != nil {
+			return t.failed(gate, false)
 		}
-		if err := t.prove(ctx, t.old); err != nil {
+		if err != nil {
 			return t.settleBack(fault.Wrap(cause, fault.Internal, "rollback-not-proved", "the old pair is back on disk, but not proved (%s), after", fault.From(err).Message).
 				Do("look at the node now"), agentv1.MoveOutcome_MOVE_OUTCOME_FAILED, agentv1.InstallState_INSTALL_STATE_FAILED)
 		}

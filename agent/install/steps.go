@@ -85,3 +85,11 @@ func (i *Installer) held() error {
 	}
 	return nil
 }
+
+// stopped says why no effect may begin: HOLD or a freeze.
+func (i *Installer) stopped() error {
+	if err := i.held(); err != nil {
+		return err
+	}
+	return i.o.Frozen()
+}

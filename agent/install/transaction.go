@@ -59,7 +59,7 @@ type transaction struct {
 	begun time.Time
 
 	step   Step
-	exempt bool // HOLD no longer stops effects: the way back, and the end after a reload
+	exempt bool // HOLD and freeze no longer stop effects: the way back, and the end after a reload
 	rec    *record
 	j      *journal
 
@@ -95,11 +95,11 @@ func (i *Installer) begin(site Site) (*transaction, func(), error) {
 	return t, func() { unlock(); <-i.turn }, nil
 }
 
-// at enters a step. Free steps read only and go on under HOLD.
+// at enters a step. Free steps read only and go on under HOLD and freeze.
 func (t *transaction) at(s Step, free bool) error {
 	t.step = s
 	if !free && !t.exempt {
-		if err := t.i.held(); err != nil {
+		if err := t.i.stopped(); err != nil {
 			return err
 		}
 	}
@@ -109,7 +109,7 @@ func (t *transaction) at(s Step, free bool) error {
 // gate is asked before each effect.
 func (t *transaction) gate(do, path string) error {
 	if !t.exempt {
-		if err := t.i.held(); err != nil {
+		if err := t.i.stopped(); err != nil {
 			return err
 		}
 	}
@@ -134,10 +134,42 @@ func (i *Installer) Run(ctx context.Context, p Plan) (Outcome, error) {
 	}
 	// From the first rename on the transaction ends by itself: a caller that goes away must not leave it half done.
 	work := context.WithoutCancel(ctx)
-	if err := t.forward(work); err != nil {
+	if err := t.within(work, HoldGrace, t.forward); err != nil {
 		return t.rollback(work, err)
 	}
 	return t.commit(work)
+}
+
+// within ends what is done some time after a HOLD file has appeared or the node was frozen.
+func (t *transaction) within(ctx context.Context, grace time.Duration, do func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go t.shortenWhenStopped(ctx, grace, cancel)
+	return do(ctx)
+}
+
+// shortenWhenStopped cancels grace after HOLD or a freeze was seen: a running transaction ends or rolls back within 30 s.
+func (t *transaction) shortenWhenStopped(ctx context.Context, grace time.Duration, cancel context.CancelFunc) {
+	for t.i.stopped() == nil {
+		if !t.wait(ctx, time.Second) {
+			return
+		}
+	}
+	if t.wait(ctx, grace) {
+		cancel()
+	}
+}
+
+// wait is false when the context ended before the time was over.
+func (t *transaction) wait(ctx context.Context, d time.Duration) bool {
+	timer := t.i.o.Clock.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.Chan():
+		return true
+	}
 }
 
 func refused(p Plan, err error) Outcome {

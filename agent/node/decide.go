@@ -226,7 +226,14 @@ var gates = []gate{
 	func(v View, w Action) (string, string, time.Time, bool) {
 		f := v.Frozen
 		// An interrupted install ends in a freeze too: a half-written node is worse than a change.
-		return "frozen", fmt.Sprintf("%s is frozen by %s: %s", f.GetScope(), f.GetActor(), f.GetReason()), time.Time{}, f.GetActive() && effect(w) && w.Do != Settle
+		if !f.GetActive() || !effect(w) || w.Do == Settle {
+			return "", "", time.Time{}, false
+		}
+		again := time.Time{}
+		if f.Until != nil {
+			again = f.Until.AsTime()
+		}
+		return "frozen", freezeWords(f), again, true
 	},
 	func(v View, w Action) (string, string, time.Time, bool) {
 		return "offline", "no controller can be reached", time.Time{}, !v.Connected && claimed(w)

@@ -142,7 +142,7 @@ func Open(o Options) (*Node, error) {
 	io := o.Install
 	io.StateDir, io.Hold, io.Reloader, io.Clock, io.Logger = f.InstallDir(), o.Config.HoldFile, o.Reloader, o.Clock, n.log
 	io.Budget = reload.NewBudget(filepath.Join(f.Dir(), "reloads.json"), o.Clock)
-	io.Detect = o.Detect
+	io.Detect, io.Frozen = o.Detect, n.frozen
 	if n.installer, err = install.New(io); err != nil {
 		f.Close()
 		return nil, err
@@ -228,7 +228,7 @@ func (n *Node) join(ctx context.Context) error {
 		n.online.Error = err.Error()
 		n.mu.Unlock()
 		n.publish()
-		if !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Unknown) && !fault.HasReason(err, "pin-mismatch") {
+		if !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Unknown) && !fault.HasReason(err, "pin-mismatch") && !fault.HasReason(err, "frozen") {
 			return err
 		}
 		n.log.Warn("not joined yet", "error", err)
@@ -453,7 +453,7 @@ func (n *Node) view(s *cassandra.Store) View {
 	defer n.mu.Unlock()
 	v.Connected, v.Suspended, v.Skew = n.online.Connected, n.suspended, n.skew
 	if n.target != nil {
-		v.Frozen = n.target.Frozen
+		v.Frozen = inForce(n.target.Frozen, v.Now)
 		for _, a := range n.target.Anchors {
 			v.Anchors = append(v.Anchors, fingerprint(a))
 		}

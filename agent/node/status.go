@@ -92,8 +92,8 @@ func (n *Node) status() Status {
 	}
 	n.mu.Lock()
 	s.Link, s.Suspended = n.online, n.suspended
-	if f := n.target.GetFrozen(); f.GetActive() {
-		s.Frozen = fmt.Sprintf("%s by %s: %s", f.Scope, f.Actor, f.Reason)
+	if f := inForce(n.target.GetFrozen(), n.o.Clock.Now()); f != nil {
+		s.Frozen = freezeWords(f)
 	}
 	n.mu.Unlock()
 	if n.inst != nil {
@@ -206,7 +206,7 @@ func Health(s Status, running bool, now time.Time) (Level, []Note) {
 		add(Yellow, "`csm-agent release` when it may act again", "held: %s", s.Hold)
 	}
 	if s.Frozen != "" {
-		add(Yellow, "", "frozen: %s", s.Frozen)
+		add(Yellow, "`csm status` shows it; it is lifted with `csm ... unfreeze`", "%s", s.Frozen)
 	}
 	if s.Unreported > 0 {
 		add(Yellow, "", "outcomes of moves that no controller has taken yet: %d", s.Unreported)

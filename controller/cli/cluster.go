@@ -55,7 +55,7 @@ func (a *app) clusterGet() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return s.Print(ui.View{Object: raw, Table: clusterTable(s, []clusterView{v})})
+		return s.Print(ui.View{Object: raw, Table: clusterTable(s, []clusterView{v}), Note: s.notes(v.Frozen, v.Conditions)})
 	})
 }
 
@@ -91,47 +91,6 @@ func (a *app) clusterCreate() *cobra.Command {
 			return err
 		}
 		return s.Print(ui.View{Object: ans.body, Table: clusterTable(s, []clusterView{v})})
-	})
-}
-
-// freezeCommand makes freeze and unfreeze of clusters and nodes.
-func (a *app) freezeCommand(noun, verb string) *cobra.Command {
-	shorts := map[string]string{"freeze": "Let no effect begin; reports and probes go on", "unfreeze": "Lift a freeze; wider and narrower ones stay"}
-	c := &cobra.Command{Use: verb + " NAME", Short: shorts[verb], Args: cobra.ExactArgs(1),
-		Example: fmt.Sprintf("  csm %s %s NAME --reason 'incident 4711' --dry-run\n  csm %s %s NAME --reason 'incident 4711' --plan HASH", noun, verb, noun, verb)}
-	names := a.clusterNames
-	if noun == "node" {
-		names = a.nodeNames
-	}
-	c.ValidArgsFunction = a.completeWith(names)
-	return a.run(c, func(s *session, args []string) error {
-		name, err := s.clusterName(args[0])
-		if noun == "node" {
-			name, err = s.nodeName(args[0])
-		}
-		if err != nil {
-			return err
-		}
-		if err := s.needReason(); err != nil {
-			return err
-		}
-		now, _, err := read[struct{ ETag string }](s, name, nil)
-		if err != nil {
-			return err
-		}
-		ch := change{verb: verb, name: name, etag: now.ETag, grave: verb == "freeze",
-			effects: []string{"no agent below begins a move until it is lifted", "a move under way ends, or rolls back, within 30 s"}}
-		if verb == "unfreeze" {
-			ch.effects = []string{"moves that waited for it may begin"}
-		}
-		if err := s.confirm(ch); err != nil {
-			return err
-		}
-		ans, err := s.post(name+":"+verb, map[string]any{"reason": s.reason})
-		if err != nil {
-			return err
-		}
-		return s.Print(ui.View{Object: ans.body, Text: fmt.Sprintf("%s %s\n", short(name), map[string]string{"freeze": "frozen", "unfreeze": "no longer frozen"}[verb])})
 	})
 }
 

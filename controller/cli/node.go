@@ -95,7 +95,10 @@ func (s *session) printNode(n nodeView, raw json.RawMessage) error {
 		p.Add("cassandra", "%s  %s  %s/%s  %s:%d  cql %d  running %s", i.Version, i.ClusterName, i.Datacenter, i.Rack, i.ListenAddress, i.StoragePort, i.NativePort, yesNo(i.Running))
 	}
 	if n.Frozen != nil {
-		p.Add("frozen", "%s by %s: %s", n.Frozen.Scope, actorName(n.Frozen.Actor), n.Frozen.Reason)
+		p.Add("frozen", "%s", s.freezeText(*n.Frozen))
+	}
+	for _, c := range n.Conditions {
+		p.Add(c.Severity, "%s\n%s", c.Message, c.Remedy)
 	}
 	for _, f := range n.Instance.Findings {
 		p.Add(f.Severity, "%s\n%s", f.Message, f.Remedy)

@@ -55,7 +55,7 @@ func (s *session) printStatus(st statusView, raw json.RawMessage) error {
 	}
 	p.Add("system CA pin", "%s", st.CAPin)
 	for _, f := range st.Freezes {
-		p.Add("frozen", "%s by %s %s: %s", f.Scope, actorName(f.Actor), s.ago(f.Since), f.Reason)
+		p.Add("frozen", "%s", s.freezeText(f))
 	}
 	if g := st.Grace; g != nil {
 		p.Add("grace", "until %s by %s: %s", s.at(g.Until), actorName(g.Actor), g.Reason)

@@ -15,7 +15,7 @@ import (
 )
 
 func (a *app) systemCommand() *cobra.Command {
-	return group("system", "The control plane itself", a.systemControllers(), a.systemToken(), a.systemApprove(), a.systemRemove(), a.systemFreeze("freeze"), a.systemFreeze("unfreeze"), a.systemGrace())
+	return group("system", "The control plane itself", a.systemControllers(), a.systemToken(), a.systemApprove(), a.systemRemove(), a.freezeCommand("system", "freeze"), a.freezeCommand("system", "unfreeze"), a.systemGrace())
 }
 
 func (a *app) systemControllers() *cobra.Command {
@@ -110,24 +110,5 @@ func (a *app) systemRemove() *cobra.Command {
 			return err
 		}
 		return s.Print(ui.View{Object: map[string]string{"name": name, "state": "removed"}, Text: args[0] + " is removed\n"})
-	})
-}
-
-func (a *app) systemFreeze(verb string) *cobra.Command {
-	shorts := map[string]string{"freeze": "Let no effect begin on any node", "unfreeze": "Lift the freeze of the system; narrower ones stay"}
-	effects := map[string]string{"freeze": "no agent anywhere begins a move until it is lifted", "unfreeze": "moves that waited for it may begin"}
-	c := &cobra.Command{Use: verb, Short: shorts[verb], Args: cobra.NoArgs, Example: fmt.Sprintf("  csm system %s --reason 'incident 4711' --dry-run\n  csm system %s --reason 'incident 4711' --plan HASH", verb, verb)}
-	return a.run(c, func(s *session, _ []string) error {
-		if err := s.needReason(); err != nil {
-			return err
-		}
-		if err := s.confirm(change{verb: verb, name: "system", grave: verb == "freeze", effects: []string{effects[verb]}}); err != nil {
-			return err
-		}
-		ans, err := s.post("system:"+verb, map[string]any{"reason": s.reason})
-		if err != nil {
-			return err
-		}
-		return s.Print(ui.View{Object: ans.body, Text: "system " + map[string]string{"freeze": "frozen", "unfreeze": "no longer frozen"}[verb] + "\n"})
 	})
 }

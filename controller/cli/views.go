@@ -26,6 +26,11 @@ type freezeView struct {
 	Since, Until         time.Time
 }
 
+type conditionView struct {
+	Type, Severity, Resource, Message, Remedy string
+	Since                                     time.Time
+}
+
 type controllerView struct {
 	Name, State, Region, Zone, Address, Version, KeyFingerprint string
 	Voter, Leader, Reachable                                    bool
@@ -39,6 +44,7 @@ type clusterView struct {
 	Nodes, Connected                                                 int
 	Moving                                                           []string
 	Frozen                                                           *freezeView
+	Conditions                                                       []conditionView
 	CreateTime                                                       time.Time
 }
 
@@ -57,9 +63,10 @@ type nodeView struct {
 		Running                                                       bool
 		Findings                                                      []struct{ Code, Severity, Message, Remedy string }
 	}
-	Stores []storeView
-	Claim  *moveView
-	Frozen *freezeView
+	Stores     []storeView
+	Claim      *moveView
+	Frozen     *freezeView
+	Conditions []conditionView
 }
 
 type storeView struct {

@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"sync"
 	"testing"
 	"time"
@@ -155,12 +156,12 @@ func (b *box) config(l net.Listener) Config {
 			}
 			return [][]byte{b.w.ca.sign(name, r.PublicKey, b.from, b.to)}, [][]byte{b.w.ca.cert.Raw}, nil
 		},
-		Fatal: func(err error) { fatal <- err }, Version: "test", Clock: b.clock, Logger: b.w.logger.With("node", b.name), Stabilization: 100 * time.Millisecond, tuning: b.tune}
+		Fatal: func(err error) { fatal <- err }, Version: "test", Clock: b.clock, Logger: b.w.logger.With("node", b.name), Profile: timers, Stabilization: 100 * time.Millisecond, tuning: b.tune}
 }
 
 // open starts the controller as the server does: rules, state, quorum.
 func (b *box) open(bootstrap bool) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var l net.Listener
 	var err error
@@ -254,7 +255,7 @@ func (w *world) cluster(names ...string) []*box {
 					voters++
 				}
 			}
-			return err == nil && voters == len(out) && s.Quorum && b.node.Age() < time.Second
+			return err == nil && voters == len(out) && s.Quorum && b.node.Age() != AgeUnknown
 		})
 	}
 	return out
@@ -264,7 +265,7 @@ func (w *world) cluster(names ...string) []*box {
 func (b *box) join(first *box) {
 	t := b.w.t
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	token, _, err := first.node.CreateJoinToken(ctx, TokenSpec{Name: b.name}, "tester")
 	if err != nil {
@@ -294,13 +295,43 @@ func (b *box) join(first *box) {
 	b.w.eventually(b.name+" reports that it is unsealed", func() bool { err = b.node.ReportUnsealed(ctx); return err == nil })
 }
 
+// patience bounds every wait for what will come however slow the machine is: it tells a test that hangs, never one that
+// is slow.
+const patience = 3 * time.Minute
+
+// eventually asks again and again what nothing tells of: gossip, raft's own log, another controller's answer.
 func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
-	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
+	w.never(what)
+}
+
+// led waits for something about who leads: it asks when any controller has heard of a change.
+func (w *world) led(what string, ok func() bool) {
+	w.t.Helper()
+	late := time.After(patience)
+	for {
+		wake := []reflect.SelectCase{{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(late)}}
+		for _, b := range w.boxes {
+			if b.node != nil {
+				wake = append(wake, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(b.node.leaders.wait())})
+			}
+		}
+		if ok() {
+			return
+		}
+		if which, _, _ := reflect.Select(wake); which == 0 {
+			w.never(what)
+		}
+	}
+}
+
+func (w *world) never(what string) {
+	w.t.Helper()
 	for _, b := range w.boxes {
 		if b.node != nil {
 			s, err := b.node.Status(context.Background())
@@ -313,7 +344,7 @@ func (w *world) eventually(what string, ok func() bool) {
 func (w *world) leader() *box {
 	w.t.Helper()
 	var found *box
-	w.eventually("there is a leader", func() bool {
+	w.led("there is a leader", func() bool {
 		for _, b := range w.boxes {
 			if b.node != nil && b.node.IsLeader() && b.node.leaders.ready.Load() == b.node.raft.CurrentTerm() {
 				found = b
@@ -347,7 +378,7 @@ func (b *box) write(id string, timeout time.Duration) error {
 
 func (b *box) mustWrite(id string) {
 	b.w.t.Helper()
-	if err := b.write(id, 30*time.Second); err != nil {
+	if err := b.write(id, patience); err != nil {
 		b.w.t.Fatalf("%s writes %s: %v", b.name, id, err)
 	}
 }
@@ -355,7 +386,7 @@ func (b *box) mustWrite(id string) {
 // written is the set of names that were written, read linearizably.
 func (b *box) written() map[string]bool {
 	b.w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := b.node.Linearize(ctx); err != nil {
 		b.w.t.Fatalf("linearizable read at %s: %v", b.name, err)
@@ -371,6 +402,16 @@ func (b *box) written() map[string]bool {
 	return out
 }
 
+// reads waits until this controller has applied what another one has by now.
+func (b *box) reads(of *box) {
+	b.w.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := b.store.WaitApplied(ctx, of.store.Applied()); err != nil {
+		b.w.t.Fatalf("%s does not catch up with %s: %v", b.name, of.name, err)
+	}
+}
+
 func wantReason(t testing.TB, err error, code fault.Code, reason string) {
 	t.Helper()
 	if !fault.Is(err, code) || !fault.HasReason(err, reason) {
@@ -384,7 +425,7 @@ func wantReason(t testing.TB, err error, code fault.Code, reason string) {
 // identical fails unless all controllers hold the same state.
 func (w *world) identical(b *box, want int) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	sums, err := b.node.Verify(ctx, "tester")
 	if err != nil {

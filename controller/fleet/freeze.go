@@ -42,12 +42,157 @@ func (f *Fleet) Unfreeze(ctx context.Context, scope, reason, actor string) error
 	return err
 }
 
-// ListFreezes reads the freezes in force, by scope.
+// ListFreezes reads the freezes in force, by scope, each with what expires under it.
 func (f *Fleet) ListFreezes(ctx context.Context) ([]Freeze, error) {
 	return view(ctx, f.read, func(ctx context.Context, q state.Querier) ([]Freeze, error) {
-		return collect(ctx, q, func(r *sql.Rows) (Freeze, error) { return scanFreeze(r) },
-			freezeColumns+` WHERE active = 1 AND (until_ms = 0 OR until_ms > ?) ORDER BY scope`, f.clock.Now().UnixMilli())
+		now := f.clock.Now()
+		list, err := inForce(ctx, q, now)
+		for i := range list {
+			if err != nil {
+				break
+			}
+			var e expiry
+			e, err = expiringUnder(ctx, q, list[i].Scope, list[i], now)
+			list[i].Expiring, list[i].FirstExpiry = e.stores, e.first
+			if e.stores > 0 {
+				list[i].Alarm = e.message(list[i])
+			}
+		}
+		return list, err
 	})
+}
+
+func inForce(ctx context.Context, q state.Querier, now time.Time) ([]Freeze, error) {
+	return collect(ctx, q, func(r *sql.Rows) (Freeze, error) { return scanFreeze(r) },
+		freezeColumns+` WHERE active = 1 AND (until_ms = 0 OR until_ms > ?) ORDER BY scope`, now.UnixMilli())
+}
+
+// Tenant is an owner of clusters.
+type Tenant struct {
+	Name     string  `json:"name"`
+	Clusters int     `json:"clusters"`
+	Frozen   *Freeze `json:"frozen,omitempty"`
+}
+
+// GetTenant reads a tenant: the default one, or one that has a cluster.
+func (f *Fleet) GetTenant(ctx context.Context, name string) (Tenant, error) {
+	return view(ctx, f.read, func(ctx context.Context, q state.Querier) (Tenant, error) {
+		t := Tenant{Name: name}
+		var err error
+		if t.Clusters, err = clustersOf(ctx, q, name); err != nil {
+			return t, err
+		}
+		if t.Clusters == 0 && name != resource.Tenant(resource.DefaultTenant) {
+			return t, noTenant(name)
+		}
+		t.Frozen, err = frozen(ctx, q, name, f.clock.Now().UnixMilli())
+		return t, err
+	})
+}
+
+func clustersOf(ctx context.Context, q state.Querier, tenant string) (n int, err error) {
+	err = q.QueryRowContext(ctx, `SELECT count(*) FROM clusters WHERE substr(name, 1, length(?1)) = ?1`, tenant+"/").Scan(&n)
+	return n, err
+}
+
+func noTenant(name string) error {
+	return fault.New(fault.NotFound, "no-tenant", "there is no tenant %.200q with a cluster", name).Do("see `csm cluster list -T -` for all clusters")
+}
+
+// expireMargin: what expires within a freeze, or so shortly after it that a renewal may come too late.
+const expireMargin = 24 * time.Hour
+
+// noEnd is how far ahead a freeze without an end is looked at: the repair floor, below which a node is red.
+const noEnd = 21 * 24 * time.Hour
+
+// expiringUnder finds the stores that CSM wrote, within a scope, that a freeze lets expire.
+func expiringUnder(ctx context.Context, q state.Querier, scope string, z Freeze, now time.Time) (e expiry, err error) {
+	limit := now.Add(noEnd)
+	if !z.Until.IsZero() {
+		limit = z.Until.Add(expireMargin)
+	}
+	const where = ` FROM stores WHERE installed > 0 AND not_after_ms > 0 AND not_after_ms < ?1 AND (?2 = 'system' OR node = ?2 OR substr(node, 1, length(?2) + 1) = ?2 || '/')`
+	if err := q.QueryRowContext(ctx, `SELECT count(*)`+where, limit.UnixMilli(), scope).Scan(&e.stores); err != nil || e.stores == 0 {
+		return e, err
+	}
+	var first int64
+	err = q.QueryRowContext(ctx, `SELECT not_after_ms, node`+where+` ORDER BY not_after_ms, node LIMIT 1`, limit.UnixMilli(), scope).Scan(&first, &e.node)
+	e.first = at(first)
+	return e, err
+}
+
+// WatchFreezes records an alarm for each freeze under which more expires than was said before. The leader calls it now and
+// then: time passes without commands.
+func (f *Fleet) WatchFreezes(ctx context.Context) error {
+	list, err := f.ListFreezes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, z := range list {
+		if z.Expiring == 0 {
+			continue
+		}
+		said, err := view(ctx, f.read, func(ctx context.Context, q state.Querier) (int, error) { return alarmed(ctx, q, z) })
+		if err != nil {
+			return err
+		}
+		if z.Expiring > said {
+			if _, err := f.propose(ctx, z.Scope, "freeze watch", "", &clusterv1.AlarmFreeze{Scope: z.Scope}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// alarmed is how many expiring stores the newest alarm of this freeze spoke of.
+func alarmed(ctx context.Context, q state.Querier, z Freeze) (n int, err error) {
+	_, err = found(q.QueryRowContext(ctx, `SELECT stores FROM freeze_alarms WHERE scope = ? AND since_ms = ?`, z.Scope, z.Since.UnixMilli()).Scan(&n))
+	return n, err
+}
+
+func applyAlarmFreeze(a *state.Apply, c *clusterv1.AlarmFreeze) (*clusterv1.Empty, error) {
+	list, err := inForce(a.Context(), a.Querier(), a.Now)
+	if err != nil {
+		return nil, err
+	}
+	for _, z := range list {
+		if z.Scope == c.Scope {
+			return &clusterv1.Empty{}, alarmFreeze(a, z)
+		}
+	}
+	return &clusterv1.Empty{}, nil
+}
+
+// alarmFreeze says what will expire under a freeze, when it is more than was said.
+func alarmFreeze(a *state.Apply, z Freeze) error {
+	e, err := expiringUnder(a.Context(), a.Querier(), z.Scope, z, a.Now)
+	if err != nil {
+		return err
+	}
+	said, err := alarmed(a.Context(), a.Querier(), z)
+	if err != nil || e.stores <= said {
+		return err
+	}
+	if _, err := a.Exec(`INSERT INTO freeze_alarms (scope, since_ms, stores) VALUES (?,?,?) ON CONFLICT (scope) DO UPDATE SET since_ms = excluded.since_ms, stores = excluded.stores`,
+		z.Scope, z.Since.UnixMilli(), e.stores); err != nil {
+		return err
+	}
+	a.Touch(state.Updated, z.Scope)
+	return alarm(a, "expires-frozen", z.Scope, e.message(z))
+}
+
+// kindOf is the kind of a scope: System, "tenant", "cluster" or "node".
+func kindOf(scope string) string {
+	switch {
+	case resource.Segment(scope, "nodes") != "":
+		return "node"
+	case resource.Segment(scope, "clusters") != "":
+		return "cluster"
+	case scope == System:
+		return System
+	}
+	return "tenant"
 }
 
 func checkScope(scope string) error {
@@ -104,9 +249,9 @@ func frozen(ctx context.Context, q state.Querier, name string, now int64) (*Free
 func (z *Freeze) refusal() error {
 	e := fault.New(fault.Refused, "frozen", "%s is frozen since %s by %s: %s", z.Scope, z.Since.Format(time.RFC3339), z.Actor, z.Reason)
 	if !z.Until.IsZero() {
-		return e.Do("it ends at %s, or lift it with `csm cluster unfreeze`", z.Until.Format(time.RFC3339))
+		return e.Do("it ends at %s, or lift it with `%s`", z.Until.Format(time.RFC3339), unfreezeCommand(z.Scope))
 	}
-	return e.Do("lift it with `csm cluster unfreeze` (or `csm system unfreeze`) when it is no longer needed")
+	return e.Do("lift it with `%s` when it is no longer needed", unfreezeCommand(z.Scope))
 }
 
 func applySetFreeze(a *state.Apply, c *clusterv1.SetFreeze) (*clusterv1.Empty, error) {
@@ -123,30 +268,42 @@ func applySetFreeze(a *state.Apply, c *clusterv1.SetFreeze) (*clusterv1.Empty, e
 	signalTarget(a, c.Scope)
 	if !c.Active {
 		a.Touch(state.Signalled, c.Scope+"/wave")
+		return &clusterv1.Empty{}, nil
 	}
-	return &clusterv1.Empty{}, nil
+	return &clusterv1.Empty{}, alarmFreeze(a, Freeze{Scope: c.Scope, Since: a.Now.Truncate(time.Millisecond), Until: at(c.UntilMs)})
 }
 
 // scopeExists refuses to freeze what is not there: a mistyped name must not look like safety.
 func scopeExists(a *state.Apply, scope string) error {
-	table := ""
-	switch {
-	case resource.Segment(scope, "nodes") != "":
-		table = "nodes"
-	case resource.Segment(scope, "clusters") != "":
-		table = "clusters"
-	default:
-		return nil
-	}
 	var n int
-	if err := a.QueryRow(`SELECT count(*) FROM `+table+` WHERE name = ?`, scope).Scan(&n); err != nil {
+	var err error
+	missing := noTenant
+	switch kindOf(scope) {
+	case System:
+		return nil
+	case "node":
+		missing = noNode
+		err = a.QueryRow(`SELECT count(*) FROM nodes WHERE name = ?`, scope).Scan(&n)
+	case "cluster":
+		missing = noCluster
+		err = a.QueryRow(`SELECT count(*) FROM clusters WHERE name = ?`, scope).Scan(&n)
+	default:
+		if scope == resource.Tenant(resource.DefaultTenant) {
+			return nil
+		}
+		n, err = clustersOf(a.Context(), a.Querier(), scope)
+	}
+	if err == nil && n == 0 {
+		err = missing(scope)
+	}
+	return err
+}
+
+// mayJoin asks the freezes above a node that is about to become a new incarnation.
+func mayJoin(a *state.Apply, node string) error {
+	z, err := frozen(a.Context(), a.Querier(), node, a.Now.UnixMilli())
+	if err != nil || z == nil {
 		return err
 	}
-	if n == 0 && table == "nodes" {
-		return noNode(scope)
-	}
-	if n == 0 {
-		return noCluster(scope)
-	}
-	return nil
+	return z.refusal()
 }

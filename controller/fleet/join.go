@@ -234,6 +234,9 @@ type enrolment struct {
 
 // enrol begins the node's next incarnation; an older identity ends.
 func enrol(a *state.Apply, e enrolment) (*clusterv1.JoinNodeReply, error) {
+	if err := mayJoin(a, e.node); err != nil {
+		return nil, err
+	}
 	if err := replace(a, e.uid, e.incarnation, e.node); err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ func Module() state.Module {
 			{Number: 500, SQL: schema},
 			{Number: 510, SQL: joinSchema},
 			{Number: 530, SQL: ringSchema},
+			{Number: 531, SQL: freezeSchema},
 		},
 		Commands: func(r *state.Registry) {
 			state.Handle(r, applyCreateCluster)
@@ -28,6 +29,7 @@ func Module() state.Module {
 			state.Handle(r, applyAskProofs)
 			state.Handle(r, applyRecordProof)
 			state.Handle(r, applySetFreeze)
+			state.Handle(r, applyAlarmFreeze)
 			joinCommands(r)
 		},
 	}
@@ -200,4 +202,13 @@ CREATE TABLE fleet_alarms (
 	message TEXT NOT NULL,
 	time_ms INTEGER NOT NULL
 ) STRICT;
+`
+
+// freezeSchema: what the newest alarm of a freeze spoke of.
+const freezeSchema = `
+CREATE TABLE freeze_alarms (
+	scope TEXT PRIMARY KEY,
+	since_ms INTEGER NOT NULL,
+	stores INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 `

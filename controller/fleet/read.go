@@ -61,6 +61,9 @@ func (f *Fleet) clusters(ctx context.Context, q state.Querier, where string, lim
 		if c.Frozen, err = frozen(ctx, q, c.Name, now); err != nil {
 			break
 		}
+		if c.Conditions, err = conditions(ctx, q, c.Name, c.Frozen, f.clock.Now()); err != nil {
+			break
+		}
 		if c.Moving, err = collect(ctx, q, scanString, `SELECT DISTINCT node FROM moves WHERE cluster = ? AND state = 'open' AND expires_ms > ? ORDER BY node`, c.Name, now); err != nil {
 			break
 		}
@@ -177,6 +180,9 @@ func (f *Fleet) complete(ctx context.Context, q state.Querier, n *Node) (err err
 		return err
 	}
 	if n.Frozen, err = frozen(ctx, q, n.Name, now.UnixMilli()); err != nil {
+		return err
+	}
+	if n.Conditions, err = conditions(ctx, q, n.Name, n.Frozen, now); err != nil {
 		return err
 	}
 	if n.Generation, err = targetGeneration(ctx, q, n.Name); err != nil {

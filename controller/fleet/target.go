@@ -44,7 +44,10 @@ func (f *Fleet) Target(ctx context.Context, node string) (t *agentv1.Target, rec
 			return nil, err
 		}
 		if z != nil {
-			t.Frozen, recheck = &agentv1.Frozen{Active: true, Scope: z.Scope, Actor: z.Actor, Reason: z.Reason}, z.Until
+			t.Frozen, recheck = &agentv1.Frozen{Active: true, Scope: z.Scope, Actor: z.Actor, Reason: z.Reason, Since: timestamppb.New(z.Since)}, z.Until
+			if !z.Until.IsZero() {
+				t.Frozen.Until = timestamppb.New(z.Until)
+			}
 		}
 		t.Stores, err = storeTargets(ctx, q, node, n)
 		return t, err

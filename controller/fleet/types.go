@@ -13,21 +13,22 @@ type Names struct {
 
 // Cluster is one Cassandra ring.
 type Cluster struct {
-	Name          string    `json:"name"`
-	UID           string    `json:"uid"`
-	CassandraName string    `json:"cassandraName,omitempty" doc:"cluster_name of cassandra.yaml"`
-	Authority     string    `json:"authority" doc:"authority that signs for its nodes"`
-	Region        string    `json:"region,omitempty" doc:"issuers of this region are preferred"`
-	TrustDomain   string    `json:"trustDomain"`
-	BundleVersion uint64    `json:"bundleVersion"`
-	Anchors       []string  `json:"anchors,omitempty" doc:"SHA-256 of each trust anchor"`
-	Nodes         int       `json:"nodes" doc:"number of nodes"`
-	Connected     int       `json:"connected" doc:"nodes whose agent has an open stream to some controller"`
-	Moving        []string  `json:"moving,omitempty" doc:"nodes with an open claim"`
-	Frozen        *Freeze   `json:"frozen,omitempty"`
-	CreateTime    time.Time `json:"createTime"`
-	UpdateTime    time.Time `json:"updateTime"`
-	Revision      uint64    `json:"revision"`
+	Name          string      `json:"name"`
+	UID           string      `json:"uid"`
+	CassandraName string      `json:"cassandraName,omitempty" doc:"cluster_name of cassandra.yaml"`
+	Authority     string      `json:"authority" doc:"authority that signs for its nodes"`
+	Region        string      `json:"region,omitempty" doc:"issuers of this region are preferred"`
+	TrustDomain   string      `json:"trustDomain"`
+	BundleVersion uint64      `json:"bundleVersion"`
+	Anchors       []string    `json:"anchors,omitempty" doc:"SHA-256 of each trust anchor"`
+	Nodes         int         `json:"nodes" doc:"number of nodes"`
+	Connected     int         `json:"connected" doc:"nodes whose agent has an open stream to some controller"`
+	Moving        []string    `json:"moving,omitempty" doc:"nodes with an open claim"`
+	Frozen        *Freeze     `json:"frozen,omitempty"`
+	Conditions    []Condition `json:"conditions,omitempty"`
+	CreateTime    time.Time   `json:"createTime"`
+	UpdateTime    time.Time   `json:"updateTime"`
+	Revision      uint64      `json:"revision"`
 }
 
 // ClusterSpec asks for a cluster.
@@ -48,12 +49,13 @@ type Node struct {
 	StateReason string `json:"stateReason,omitempty"`
 	Names       Names  `json:"names" doc:"what its certificates carry"`
 	// Generation of its target; UpdateTime of any change.
-	Generation uint64    `json:"generation"`
-	Agent      AgentView `json:"agent"`
-	Instance   Instance  `json:"instance"`
-	Stores     []Store   `json:"stores,omitempty"`
-	Claim      *Move     `json:"claim,omitempty" doc:"the open claim, if there is one"`
-	Frozen     *Freeze   `json:"frozen,omitempty"`
+	Generation uint64      `json:"generation"`
+	Agent      AgentView   `json:"agent"`
+	Instance   Instance    `json:"instance"`
+	Stores     []Store     `json:"stores,omitempty"`
+	Claim      *Move       `json:"claim,omitempty" doc:"the open claim, if there is one"`
+	Frozen     *Freeze     `json:"frozen,omitempty"`
+	Conditions []Condition `json:"conditions,omitempty"`
 	// Why says in a sentence what the node is waiting for, or that it is as it should be.
 	Why        string    `json:"why"`
 	CreateTime time.Time `json:"createTime"`
@@ -211,12 +213,16 @@ type Freeze struct {
 	Reason string    `json:"reason"`
 	Since  time.Time `json:"since"`
 	Until  time.Time `json:"until,omitzero" doc:"zero: until it is lifted"`
+	// Expiring stores: those that CSM wrote and that end within the freeze, or, where it has no end, within 21 days.
+	Expiring    int       `json:"expiring,omitempty" doc:"stores that expire under it; said by the status of the system"`
+	FirstExpiry time.Time `json:"firstExpireTime,omitzero"`
+	Alarm       string    `json:"alarm,omitempty" doc:"what will expire under it, in words"`
 }
 
 // Alarm is something that should not have been seen.
 type Alarm struct {
 	Revision uint64    `json:"revision"`
-	Kind     string    `json:"kind" doc:"token-reused, copied-state"`
+	Kind     string    `json:"kind" doc:"token-reused, copied-state, expires-frozen"`
 	Resource string    `json:"resource"`
 	Message  string    `json:"message"`
 	Time     time.Time `json:"time"`

@@ -12,10 +12,20 @@ type policy func(n Node, b *blocking, now time.Time) string
 func why(n Node, b *blocking, now time.Time) string {
 	for _, p := range []policy{whyAgent, whyBroken, whyMoving, whyNothing, whyHeld, whyWave} {
 		if s := p(n, b, now); s != "" {
-			return s
+			return s + stopped(n, s)
 		}
 	}
 	return "the agent is about to claim its move"
+}
+
+// stopped adds a freeze or a HOLD file to an answer that does not speak of it: whoever looks at a node sees it.
+func stopped(n Node, said string) string {
+	switch held := whyHeld(n, nil, time.Time{}); {
+	case held == said, n.Frozen == nil && n.Agent.Hold == "":
+		return ""
+	default:
+		return "; " + held
+	}
 }
 
 func whyAgent(n Node, _ *blocking, _ time.Time) string {
@@ -79,7 +89,11 @@ func whyNothing(n Node, _ *blocking, now time.Time) string {
 func whyHeld(n Node, _ *blocking, _ time.Time) string {
 	switch {
 	case n.Frozen != nil:
-		return fmt.Sprintf("frozen (%s) by %s: %s", n.Frozen.Scope, n.Frozen.Actor, n.Frozen.Reason)
+		until := ""
+		if !n.Frozen.Until.IsZero() {
+			until = " until " + n.Frozen.Until.Format(time.RFC3339)
+		}
+		return fmt.Sprintf("frozen (%s)%s by %s: %s", n.Frozen.Scope, until, n.Frozen.Actor, n.Frozen.Reason)
 	case n.Agent.Hold != "":
 		return "held by a HOLD file on the node: " + n.Agent.Hold
 	case n.Agent.Mode != "manage":

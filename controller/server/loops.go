@@ -60,6 +60,19 @@ func (s *Server) agentsLoop(ctx context.Context, agents *agentapi.Server) error 
 	return nil
 }
 
+// freezeLoop lets the leader say what will expire under a freeze.
+func (s *Server) freezeLoop(ctx context.Context) error {
+	for wait(ctx, nil, time.Minute) {
+		if !s.dom.node.IsLeader() {
+			continue
+		}
+		if err := s.dom.fleet.WatchFreezes(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("what expires under a freeze is not said yet", "error", err)
+		}
+	}
+	return nil
+}
+
 // wait returns when the channel wakes or the time is over; false when the context ended.
 func wait(ctx context.Context, wake <-chan struct{}, d time.Duration) bool {
 	t := time.NewTimer(d)

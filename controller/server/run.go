@@ -154,6 +154,7 @@ func (s *Server) serve(ctx context.Context, ready func()) error {
 	group.Go(func() error { return s.identityLoop(ctx) })
 	group.Go(func() error { return s.verifyLoop(ctx) })
 	group.Go(func() error { return s.agentsLoop(ctx, agents) })
+	group.Go(func() error { return s.freezeLoop(ctx) })
 	s.log.Info("controller runs", "region", s.cfg.Region, "api", s.cfg.Listen.API, "agents", s.cfg.Listen.Agents,
 		"cluster", s.cfg.Listen.Cluster, "pki", s.cfg.Listen.PKI)
 	if ready != nil {

@@ -129,12 +129,33 @@ const (
 	rolledBack = agentv1.MoveOutcome_MOVE_OUTCOME_ROLLED_BACK
 )
 
+// estate is a real ring whose stores the installer wrote before the first start, under load.
+type estate struct {
+	hosts []*host
+	marks []ring.Mark // place in each node's log when it was up
+	load  *workload.Load
+}
+
+// TestInstallsOnARealRing is one ring and one story, because starting a ring is most of the time.
 func TestInstallsOnARealRing(t *testing.T) {
+	e := start(t)
+	t.Run("each node is renewed and proved by its neighbour", e.renewEach)
+	t.Run("a wrong name is refused before anything is written", e.refuseAWrongName)
+	e.noErrors(t)
+	t.Run("a reload that fails while nodetool exits 0 is rolled back", e.rollBackABadReload)
+	t.Run("a store cut off after a good reload is restored and proved", e.restoreATruncatedStore)
+	t.Run("HOLD refuses, and nothing changes", e.refuseWhileHeld)
+	e.noQueryFailed(t)
+	t.Run("a JVM that stalls during the proof proves nothing", e.provesNothingWhileStalled)
+}
+
+func start(t *testing.T) *estate {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("a real Cassandra ring is left out of -short runs")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
+	t.Cleanup(cancel)
 	dist, err := ring.Prepare(ctx, "../../build/cassandra/"+ring.Version, false, func(s string) { t.Log(s) })
 	if err != nil {
 		t.Fatal(err)
@@ -143,143 +164,173 @@ func TestInstallsOnARealRing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer loopback.Release()
+	t.Cleanup(loopback.Release)
 	r, err := ring.New(dist, ring.Options{Dir: t.TempDir(), Cluster: "install-test", Addresses: []netip.Addr{loopback.Host(1), loopback.Host(2), loopback.Host(3)}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Kill()
+	t.Cleanup(r.Kill)
+	e := &estate{}
 	ca := handmade.New(t)
-	var hosts []*host
-	for _, n := range r.Nodes {
-		h := newHost(t, ca, n)
-		o, err := h.renew()
-		h.want(o, err, unproven)
-		hosts = append(hosts, h)
-	}
+	e.installFirst(t, ca, r)
 	if err := r.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	formats := 1 // of the stores that are spoiled; all take a minute
-	if os.Getenv("CSM_TEST_FULL") != "" {
-		formats = len(hosts)
-	}
-	marks := make([]ring.Mark, len(hosts))
-	for i, h := range hosts {
-		marks[i] = h.node.Mark()
-		o, err := h.installer.Reprove(ctx, h.site)
-		if err != nil || o == nil || o.Result != proven {
-			t.Fatalf("%s: the stores written before the first start are not proved: %+v %v", h.node.Name, o, err)
-		}
-	}
+	e.proveFirst(t)
 	cert, roots := ca.Client("load")
-	load, err := workload.Start(ctx, workload.Options{Hosts: r.Hosts(), TLS: func() *tls.Config {
+	e.load, err = workload.Start(ctx, workload.Options{Hosts: r.Hosts(), TLS: func() *tls.Config {
 		return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots}
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer load.Stop()
+	t.Cleanup(func() { e.load.Stop() })
+	return e
+}
 
-	t.Run("each node is renewed and proved by its neighbour", func(t *testing.T) {
-		for i, h := range hosts {
-			h.t = t
-			h.site.Neighbour = h.neighbour(hosts[(i+1)%len(hosts)])
-			o, err := h.renew()
-			h.want(o, err, proven)
-			if len(o.Proofs) != 4 || o.Before == o.After {
-				t.Errorf("%s: %d proofs, before %x, after %x", h.node.Name, len(o.Proofs), o.Before[:4], o.After[:4])
-			}
-			t.Logf("%s (%s): %s", h.node.Name, h.node.Format, o.Took.Round(10*time.Millisecond))
-		}
-	})
-	t.Run("a wrong name is refused before anything is written", func(t *testing.T) {
-		h := hosts[0]
-		h.t = t
-		before := h.installer.Facts(h.site)
-		o, err := h.move(net.IPv4(127, 9, 9, 9))
-		h.want(o, err, refused)
-		if after := h.installer.Facts(h.site); string(after.KeystoreSha256) != string(before.KeystoreSha256) {
-			t.Error("the keystore changed")
-		}
-	})
-	for i, h := range hosts {
-		if e := h.node.Errors(marks[i]); len(e) > 0 {
-			t.Errorf("good installs made %s log %q", h.node.Name, e)
+// installFirst writes the stores while Cassandra has never run.
+func (e *estate) installFirst(t *testing.T, ca *handmade.CA, r *ring.Ring) {
+	t.Helper()
+	for _, n := range r.Nodes {
+		h := newHost(t, ca, n)
+		o, err := h.renew()
+		h.want(o, err, unproven)
+		e.hosts = append(e.hosts, h)
+	}
+}
+
+// proveFirst proves what the nodes started with.
+func (e *estate) proveFirst(t *testing.T) {
+	t.Helper()
+	for _, h := range e.hosts {
+		e.marks = append(e.marks, h.node.Mark())
+		o, err := h.installer.Reprove(t.Context(), h.site)
+		if err != nil || o == nil || o.Result != proven {
+			t.Fatalf("%s: the stores written before the first start are not proved: %+v %v", h.node.Name, o, err)
 		}
 	}
-	t.Run("a reload that fails while nodetool exits 0 is rolled back", func(t *testing.T) {
-		for _, h := range hosts[:formats] {
-			h.t = t
-			before := h.installer.Facts(h.site)
-			h.spoil = func() {
-				if err := os.Truncate(h.node.Keystore, 100); err != nil {
-					t.Error(err)
-				}
-			}
-			o, err := h.renew()
-			h.want(o, err, rolledBack)
-			t.Logf("%s (%s): %s in %s", h.node.Name, h.node.Format, o.Detail, o.Took.Round(10*time.Millisecond))
-			if after := h.installer.Facts(h.site); string(after.LeafSha256) != string(before.LeafSha256) {
-				t.Errorf("%s holds %x, not %x from before", h.node.Name, after.LeafSha256, before.LeafSha256)
-			}
-			o, err = h.renew()
-			h.want(o, err, proven)
+}
+
+// spoiled is how many stores a reload is spoiled for: each takes long, so all of them only where there is time.
+func spoiled(all int) int {
+	if os.Getenv("CSM_TEST_FULL") != "" {
+		return all
+	}
+	return 1
+}
+
+// noErrors says that nothing until now made Cassandra log an ERROR.
+func (e *estate) noErrors(t *testing.T) {
+	t.Helper()
+	for i, h := range e.hosts {
+		if lines := h.node.Errors(e.marks[i]); len(lines) > 0 {
+			t.Errorf("good installs made %s log %q", h.node.Name, lines)
 		}
-	})
-	t.Run("a store cut off after a good reload is restored and proved", func(t *testing.T) {
-		for _, h := range hosts {
-			h.t = t
-			before, err := os.ReadFile(h.node.Keystore)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Truncate(h.node.Keystore, 100); err != nil {
-				t.Fatal(err)
-			}
-			o, err := h.installer.Restore(t.Context(), h.site)
-			if err != nil || o == nil || o.Result != proven {
-				t.Fatalf("%s: %+v %v", h.node.Name, o, err)
-			}
-			if after, _ := os.ReadFile(h.node.Keystore); string(after) != string(before) {
-				t.Errorf("%s: other bytes than before", h.node.Name)
-			}
-		}
-	})
-	t.Run("HOLD refuses, and nothing changes", func(t *testing.T) {
-		h := hosts[2]
-		h.t = t
-		hold := filepath.Join(h.node.Dir, "HOLD")
-		if err := os.WriteFile(hold, []byte("not now\n"), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		o, err := h.renew()
-		h.want(o, err, refused)
-		if err := os.Remove(hold); err != nil {
-			t.Fatal(err)
-		}
-	})
-	if all := load.Since(load.Begin()); all.Failed+all.Wrong > 0 || all.Queries == 0 {
+	}
+}
+
+func (e *estate) noQueryFailed(t *testing.T) {
+	t.Helper()
+	if all := e.load.Since(e.load.Begin()); all.Failed+all.Wrong > 0 || all.Queries == 0 {
 		t.Errorf("the load saw it: %+v", all)
 	}
-	t.Run("a JVM that stalls during the proof proves nothing", func(t *testing.T) {
-		if os.Getenv("CSM_TEST_FULL") == "" {
-			t.Skip("takes a minute; runs with make test-full")
+}
+
+func (e *estate) renewEach(t *testing.T) {
+	for i, h := range e.hosts {
+		h.t = t
+		h.site.Neighbour = h.neighbour(e.hosts[(i+1)%len(e.hosts)])
+		o, err := h.renew()
+		h.want(o, err, proven)
+		if len(o.Proofs) != 4 || o.Before == o.After {
+			t.Errorf("%s: %d proofs, before %x, after %x", h.node.Name, len(o.Proofs), o.Before[:4], o.After[:4])
 		}
-		h := hosts[1]
+		t.Logf("%s (%s): %s", h.node.Name, h.node.Format, o.Took.Round(10*time.Millisecond))
+	}
+}
+
+func (e *estate) refuseAWrongName(t *testing.T) {
+	h := e.hosts[0]
+	h.t = t
+	before := h.installer.Facts(h.site)
+	o, err := h.move(net.IPv4(127, 9, 9, 9))
+	h.want(o, err, refused)
+	if after := h.installer.Facts(h.site); string(after.KeystoreSha256) != string(before.KeystoreSha256) {
+		t.Error("the keystore changed")
+	}
+}
+
+func (e *estate) rollBackABadReload(t *testing.T) {
+	for _, h := range e.hosts[:spoiled(len(e.hosts))] {
 		h.t = t
 		before := h.installer.Facts(h.site)
-		h.stall = func() {
-			if err := h.node.Stall(); err != nil {
+		h.spoil = func() {
+			if err := os.Truncate(h.node.Keystore, 100); err != nil {
 				t.Error(err)
 			}
-			// Longer than a proof is tried; the way back waits for its reload until then.
-			time.AfterFunc(40*time.Second, func() { h.node.Resume() })
 		}
 		o, err := h.renew()
 		h.want(o, err, rolledBack)
+		t.Logf("%s (%s): %s in %s", h.node.Name, h.node.Format, o.Detail, o.Took.Round(10*time.Millisecond))
 		if after := h.installer.Facts(h.site); string(after.LeafSha256) != string(before.LeafSha256) {
-			t.Errorf("%x is in place, not %x from before", after.LeafSha256, before.LeafSha256)
+			t.Errorf("%s holds %x, not %x from before", h.node.Name, after.LeafSha256, before.LeafSha256)
 		}
-	})
+		o, err = h.renew()
+		h.want(o, err, proven)
+	}
+}
+
+func (e *estate) restoreATruncatedStore(t *testing.T) {
+	for _, h := range e.hosts {
+		h.t = t
+		before, err := os.ReadFile(h.node.Keystore)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(h.node.Keystore, 100); err != nil {
+			t.Fatal(err)
+		}
+		o, err := h.installer.Restore(t.Context(), h.site)
+		if err != nil || o == nil || o.Result != proven {
+			t.Fatalf("%s: %+v %v", h.node.Name, o, err)
+		}
+		if after, _ := os.ReadFile(h.node.Keystore); string(after) != string(before) {
+			t.Errorf("%s: other bytes than before", h.node.Name)
+		}
+	}
+}
+
+func (e *estate) refuseWhileHeld(t *testing.T) {
+	h := e.hosts[2]
+	h.t = t
+	hold := filepath.Join(h.node.Dir, "HOLD")
+	if err := os.WriteFile(hold, []byte("not now\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	o, err := h.renew()
+	h.want(o, err, refused)
+	if err := os.Remove(hold); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (e *estate) provesNothingWhileStalled(t *testing.T) {
+	if os.Getenv("CSM_TEST_FULL") == "" {
+		t.Skip("takes a minute; runs with make test-full")
+	}
+	h := e.hosts[1]
+	h.t = t
+	before := h.installer.Facts(h.site)
+	h.stall = func() {
+		if err := h.node.Stall(); err != nil {
+			t.Error(err)
+		}
+		// Longer than a proof is tried; the way back waits for its reload until then.
+		time.AfterFunc(40*time.Second, func() { h.node.Resume() })
+	}
+	o, err := h.renew()
+	h.want(o, err, rolledBack)
+	if after := h.installer.Facts(h.site); string(after.LeafSha256) != string(before.LeafSha256) {
+		t.Errorf("%x is in place, not %x from before", after.LeafSha256, before.LeafSha256)
+	}
 }

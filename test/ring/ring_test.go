@@ -86,126 +86,147 @@ func (p prober) wants(t *testing.T, n *ring.Node, leaf [32]byte, verdict agentv1
 	}
 }
 
+// world is one ring, what its stores hold, and a load on it.
+type world struct {
+	ca     *handmade.CA
+	ring   *ring.Ring
+	leaves [][32]byte
+	ours   prober
+	load   *workload.Load
+}
+
 // TestRealRing is one ring and one story, because starting a ring is most of the time.
 func TestRealRing(t *testing.T) {
-	ca := handmade.New(t)
-	r, leaves := startRing(t, ca)
-	ours := newProber(ca)
+	w := &world{ca: handmade.New(t)}
+	w.ring, w.leaves = startRing(t, w.ca)
+	w.ours = newProber(w.ca)
+	t.Run("serves what its stores hold and takes a neighbour's certificate, without an ERROR", w.servesWhatItHolds)
+	t.Run("is read by the agent as it is", w.isReadAsItIs)
+	w.startLoad(t)
+	t.Run("leaf swaps under load fail no query", w.swapsUnderLoad)
+	t.Run("a certificate of another CA is refused, and that is an ERROR in the log", w.refusesAStranger)
+	t.Run("a stalled JVM proves nothing", w.provesNothingWhileStalled)
+	t.Run("a broken store is only logged, and nodetool exits 0", w.onlyLogsABrokenStore)
+	t.Run("the load counts a lost quorum", w.failsWithoutAQuorum)
+}
 
-	t.Run("serves what its stores hold and takes a neighbour's certificate, without an ERROR", func(t *testing.T) {
-		for i, n := range r.Nodes {
-			mark := n.Mark()
-			ours.wants(t, n, leaves[i], agentv1.Verdict_VERDICT_ACCEPTED)
-			ours.wants(t, n, sha256.Sum256(nil), agentv1.Verdict_VERDICT_WRONG_LEAF)
-			if e := n.Errors(mark); len(e) > 0 {
-				t.Errorf("passing probes made %s log %q", n.Name, e)
-			}
-		}
-		if err := r.WaitUp(t.Context()); err != nil {
-			t.Error(err)
-		}
-	})
-
-	t.Run("is read by the agent as it is", func(t *testing.T) {
-		for _, n := range r.Nodes {
-			i, findings, err := cassandra.Options{Roots: []string{n.Stores}}.Read(n.Config)
-			if err != nil {
-				t.Fatalf("%v %v", err, findings)
-			}
-			if len(i.Stores) != 1 || !i.Stores[0].Manageable || i.Stores[0].KeystorePath != n.Keystore || i.Rack != n.Rack || i.Datacenter != n.Datacenter || i.Listen != n.Address {
-				t.Errorf("%s is read as %+v with stores %+v", n.Name, i.Findings, i.Stores)
-			}
-		}
-	})
-
-	cert, roots := ca.Client("load")
+func (w *world) startLoad(t *testing.T) {
+	t.Helper()
+	cert, roots := w.ca.Client("load")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	load, err := workload.Start(ctx, workload.Options{Hosts: r.Hosts(), TLS: func() *tls.Config {
+	t.Cleanup(cancel)
+	var err error
+	w.load, err = workload.Start(ctx, workload.Options{Hosts: w.ring.Hosts(), TLS: func() *tls.Config {
 		return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots}
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer load.Stop()
+	t.Cleanup(func() { w.load.Stop() })
+}
 
-	t.Run("leaf swaps under load fail no query", func(t *testing.T) {
-		for i, n := range r.Nodes {
-			mark := n.Mark()
-			leaves[i] = ca.Equip(n)
-			began := time.Now()
-			if _, err := n.RunNodetool(t.Context(), "reloadssl"); err != nil {
-				t.Fatal(err)
-			}
-			t.Logf("%s (%s) reloaded in %s", n.Name, n.Format, time.Since(began).Round(10*time.Millisecond))
-			ours.wants(t, n, leaves[i], agentv1.Verdict_VERDICT_ACCEPTED)
-			if len(n.Lines(mark, "SSL certificates have been updated")) == 0 {
-				t.Errorf("%s logged no reload", n.Name)
-			}
-		}
-		swaps := load.Since(load.Begin())
-		t.Logf("%+v", swaps)
-		if swaps.Failed != 0 || swaps.Wrong != 0 || swaps.Queries == 0 || swaps.Connections == 0 {
-			t.Errorf("%+v", swaps)
-		}
-	})
-
-	t.Run("a certificate of another CA is refused, and that is an ERROR in the log", func(t *testing.T) {
-		n := r.Nodes[0]
+func (w *world) servesWhatItHolds(t *testing.T) {
+	for i, n := range w.ring.Nodes {
 		mark := n.Mark()
-		stranger := newProber(handmade.New(t))
-		stranger.roots = ours.roots
-		stranger.wants(t, n, leaves[0], agentv1.Verdict_VERDICT_REFUSED)
-		if len(n.Errors(mark)) == 0 {
-			t.Error("no ERROR in the log after a refused probe of the internode port")
+		w.ours.wants(t, n, w.leaves[i], agentv1.Verdict_VERDICT_ACCEPTED)
+		w.ours.wants(t, n, sha256.Sum256(nil), agentv1.Verdict_VERDICT_WRONG_LEAF)
+		if e := n.Errors(mark); len(e) > 0 {
+			t.Errorf("passing probes made %s log %q", n.Name, e)
 		}
-	})
+	}
+	if err := w.ring.WaitUp(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
 
-	t.Run("a stalled JVM proves nothing", func(t *testing.T) {
-		n := r.Nodes[1]
-		if err := n.Stall(); err != nil {
+func (w *world) isReadAsItIs(t *testing.T) {
+	for _, n := range w.ring.Nodes {
+		i, findings, err := cassandra.Options{Roots: []string{n.Stores}}.Read(n.Config)
+		if err != nil {
+			t.Fatalf("%v %v", err, findings)
+		}
+		if len(i.Stores) != 1 || !i.Stores[0].Manageable || i.Stores[0].KeystorePath != n.Keystore || i.Rack != n.Rack || i.Datacenter != n.Datacenter || i.Listen != n.Address {
+			t.Errorf("%s is read as %+v with stores %+v", n.Name, i.Findings, i.Stores)
+		}
+	}
+}
+
+func (w *world) swapsUnderLoad(t *testing.T) {
+	for i, n := range w.ring.Nodes {
+		mark := n.Mark()
+		w.leaves[i] = w.ca.Equip(n)
+		began := time.Now()
+		if _, err := n.RunNodetool(t.Context(), "reloadssl"); err != nil {
 			t.Fatal(err)
 		}
-		defer n.Resume()
-		for _, p := range ours.knock(t, n, leaves[1]) {
-			if p.Verdict != agentv1.Verdict_VERDICT_UNKNOWN {
-				t.Errorf("a stalled JVM gives the verdict %v (%s)", p.Verdict, p.Detail)
-			}
+		t.Logf("%s (%s) reloaded in %s", n.Name, n.Format, time.Since(began).Round(10*time.Millisecond))
+		w.ours.wants(t, n, w.leaves[i], agentv1.Verdict_VERDICT_ACCEPTED)
+		if len(n.Lines(mark, "SSL certificates have been updated")) == 0 {
+			t.Errorf("%s logged no reload", n.Name)
 		}
-	})
+	}
+	swaps := w.load.Since(w.load.Begin())
+	t.Logf("%+v", swaps)
+	if swaps.Failed != 0 || swaps.Wrong != 0 || swaps.Queries == 0 || swaps.Connections == 0 {
+		t.Errorf("%+v", swaps)
+	}
+}
 
-	t.Run("a broken store is only logged, and nodetool exits 0", func(t *testing.T) {
-		n := r.Nodes[0]
-		mark := n.Mark()
-		if err := os.Truncate(n.Keystore, 100); err != nil {
-			t.Fatal(err)
-		}
-		if out, err := n.RunNodetool(t.Context(), "reloadssl"); err != nil {
-			t.Fatalf("%v %s", err, out)
-		}
-		if len(n.Errors(mark)) == 0 {
-			t.Error("no ERROR in the log after reloading a truncated store")
-		}
-	})
+func (w *world) refusesAStranger(t *testing.T) {
+	n := w.ring.Nodes[0]
+	mark := n.Mark()
+	stranger := newProber(handmade.New(t))
+	stranger.roots = w.ours.roots
+	stranger.wants(t, n, w.leaves[0], agentv1.Verdict_VERDICT_REFUSED)
+	if len(n.Errors(mark)) == 0 {
+		t.Error("no ERROR in the log after a refused probe of the internode port")
+	}
+}
 
-	t.Run("the load counts a lost quorum", func(t *testing.T) {
-		mark := load.Mark()
-		r.Nodes[1].Kill()
-		r.Nodes[2].Kill()
-		deadline := time.Now().Add(20 * time.Second)
-		for load.Since(mark).Failed == 0 && time.Now().Before(deadline) {
-			time.Sleep(50 * time.Millisecond)
+func (w *world) provesNothingWhileStalled(t *testing.T) {
+	n := w.ring.Nodes[1]
+	if err := n.Stall(); err != nil {
+		t.Fatal(err)
+	}
+	defer n.Resume()
+	for _, p := range w.ours.knock(t, n, w.leaves[1]) {
+		if p.Verdict != agentv1.Verdict_VERDICT_UNKNOWN {
+			t.Errorf("a stalled JVM gives the verdict %v (%s)", p.Verdict, p.Detail)
 		}
-		if load.Since(mark).Failed == 0 {
-			t.Error("two of three nodes are dead and the load noticed nothing")
-		}
-	})
+	}
+}
+
+func (w *world) onlyLogsABrokenStore(t *testing.T) {
+	n := w.ring.Nodes[0]
+	mark := n.Mark()
+	if err := os.Truncate(n.Keystore, 100); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := n.RunNodetool(t.Context(), "reloadssl"); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	if len(n.Errors(mark)) == 0 {
+		t.Error("no ERROR in the log after reloading a truncated store")
+	}
+}
+
+func (w *world) failsWithoutAQuorum(t *testing.T) {
+	mark := w.load.Mark()
+	w.ring.Nodes[1].Kill()
+	w.ring.Nodes[2].Kill()
+	deadline := time.Now().Add(20 * time.Second)
+	for w.load.Since(mark).Failed == 0 && time.Now().Before(deadline) {
+		time.Sleep(50 * time.Millisecond)
+	}
+	if w.load.Since(mark).Failed == 0 {
+		t.Error("two of three nodes are dead and the load noticed nothing")
+	}
 }
 
 func TestHalfADownloadIsNoticed(t *testing.T) {
 	tools, err := ring.Setup(t.Context(), false, func(string) {})
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	dir := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dir, "lib"), 0o755); err != nil {

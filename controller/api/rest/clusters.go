@@ -25,12 +25,22 @@ type Cluster struct {
 }
 
 func clusterOf(c fleet.Cluster) Cluster {
-	out := Cluster{Cluster: c, ETag: etag(c.Revision), State: "active"}
-	if c.Frozen != nil {
-		out.State = "frozen" // which is no change of the cluster itself, so its revision does not show it
-		out.ETag = strconv.Quote(fmt.Sprintf("%d-%d", c.Revision, c.Frozen.Since.UnixMilli()))
+	return Cluster{Cluster: c, ETag: frozenETag(c.Revision, c.Frozen), State: frozenState(c.Frozen)}
+}
+
+func frozenState(z *fleet.Freeze) string {
+	if z != nil {
+		return "frozen"
 	}
-	return out
+	return "active"
+}
+
+// frozenETag holds the freeze too, which is no change of the resource itself, so its revision does not show it.
+func frozenETag(revision uint64, z *fleet.Freeze) string {
+	if z == nil {
+		return etag(revision)
+	}
+	return strconv.Quote(fmt.Sprintf("%d-%d", revision, z.Since.UnixMilli()))
 }
 
 // etag of a revision; equal etags mean an equal resource.

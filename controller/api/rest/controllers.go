@@ -15,8 +15,6 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
-var noTime time.Time
-
 // Controller is one member of the control plane, as the controller that answers sees it.
 type Controller struct {
 	Name     string            `json:"name"`

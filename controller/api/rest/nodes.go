@@ -18,7 +18,7 @@ type Node struct {
 	Labels map[string]string `json:"labels,omitempty"`
 }
 
-func nodeOf(n fleet.Node) Node { return Node{Node: n, ETag: etag(n.Revision)} }
+func nodeOf(n fleet.Node) Node { return Node{Node: n, ETag: frozenETag(n.Revision, n.Frozen)} }
 
 type NodePath struct {
 	ClusterPath
@@ -121,10 +121,12 @@ func (s *server) nodes() {
 	s.nodeVerb("suspendNode", "suspend", "Close the agent's streams and refuse its claims until it is resumed; files stay", s.Fleet.Suspend)
 	s.nodeVerb("resumeNode", "resume", "Let a suspended agent work again", s.Fleet.Resume)
 	s.nodeVerb("removeNode", "remove", "Revoke the agent's identity for good; files stay, and the node comes back only by a token made for rejoining", s.Fleet.Revoke)
-	s.nodeVerb("freezeNode", "freeze", "Let no effect begin on this node", func(ctx context.Context, node, reason, actor string) error {
-		return s.Fleet.Freeze(ctx, node, reason, noTime, actor)
+	s.nodeFreeze("freezeNode", "freeze", "Let no effect begin on this node", func(ctx context.Context, node string, w Why) error {
+		return s.Fleet.Freeze(ctx, node, w.Reason, w.Until, actor(ctx))
 	})
-	s.nodeVerb("unfreezeNode", "unfreeze", "Lift the freeze of this node; wider ones stay", s.Fleet.Unfreeze)
+	s.nodeFreeze("unfreezeNode", "unfreeze", "Lift the freeze of this node; wider ones stay", func(ctx context.Context, node string, w Why) error {
+		return s.Fleet.Unfreeze(ctx, node, w.Reason, actor(ctx))
+	})
 	s.moves()
 }
 
@@ -134,7 +136,7 @@ func (s *server) matches(ctx context.Context, node, etagWanted string) error {
 	if err != nil {
 		return err
 	}
-	if etagWanted != "" && etagWanted != "*" && etagWanted != etag(n.Revision) {
+	if etagWanted != "" && etagWanted != "*" && etagWanted != nodeOf(n).ETag {
 		return fault.New(fault.Stale, "etag", "the node changed since you read it").Do("read it again, then decide")
 	}
 	return nil
@@ -149,6 +151,22 @@ func (s *server) nodeVerb(id, verb, summary string, do func(ctx context.Context,
 		}) (*One[Node], error) {
 			if !in.ValidateOnly {
 				if err := do(ctx, in.name(), in.Body.Reason, actor(ctx)); err != nil {
+					return nil, err
+				}
+			}
+			return s.oneNode(ctx, in.name())
+		})
+}
+
+func (s *server) nodeFreeze(id, verb, summary string, do func(ctx context.Context, node string, w Why) error) {
+	handle(s, huma.Operation{OperationID: id, Method: http.MethodPost, Path: "/v1/tenants/{tenant}/clusters/{cluster}/nodes/{node}:" + verb, Tags: []string{"nodes"}, Summary: summary}, "node:"+verb,
+		func(ctx context.Context, in *struct {
+			NodePath
+			Created
+			Body Why
+		}) (*One[Node], error) {
+			if !in.ValidateOnly {
+				if err := do(ctx, in.name(), in.Body); err != nil {
 					return nil, err
 				}
 			}

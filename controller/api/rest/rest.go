@@ -166,6 +166,7 @@ func build(d Deps) (http.Handler, huma.API) {
 func (s *server) routes() {
 	s.health()
 	s.certificates()
+	s.tenants()
 	s.clusters()
 	s.readiness()
 	s.trust()

@@ -87,6 +87,11 @@ func (s *server) status(ctx context.Context) (Status, error) {
 	if st.Age != consensus.AgeUnknown {
 		out.AgeMs = millis(st.Age)
 	}
+	for _, f := range freezes {
+		if f.Alarm != "" {
+			out.Problems = append(out.Problems, f.Alarm)
+		}
+	}
 	for _, m := range st.Members {
 		out.Controllers = append(out.Controllers, controllerOf(m))
 	}
@@ -147,6 +152,9 @@ func (s *server) object(ctx context.Context, name string) (any, error) {
 	case "clusters":
 		c, err := s.Fleet.GetCluster(ctx, name)
 		return clusterOf(c), err
+	case "tenants":
+		t, err := s.Fleet.GetTenant(ctx, name)
+		return tenantOf(t), err
 	case "nodes":
 		n, err := s.Fleet.GetNode(ctx, name)
 		return nodeOf(n), err

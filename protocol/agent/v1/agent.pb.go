@@ -2399,11 +2399,14 @@ func (x *Target) GetReleased() string {
 
 // Frozen says that no effect may begin, and why.
 type Frozen struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Active        bool                   `protobuf:"varint,1,opt,name=active,proto3" json:"active,omitempty"`
-	Scope         string                 `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
-	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Active bool                   `protobuf:"varint,1,opt,name=active,proto3" json:"active,omitempty"`
+	Scope  string                 `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	Actor  string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Reason string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Since  *timestamppb.Timestamp `protobuf:"bytes,60,opt,name=since,proto3" json:"since,omitempty"`
+	// Absent: until it is lifted.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,61,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2464,6 +2467,20 @@ func (x *Frozen) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Frozen) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Frozen) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
 }
 
 // StoreTarget is the wish for one store.
@@ -3951,12 +3968,14 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\aanchors\x18\a \x03(\fB\n" +
 	"\xea\xe0\x18\x06\b\x80\x80\x04\x10@R\aanchors\x12,\n" +
 	"\x06frozen\x18\b \x01(\v2\x14.csm.agent.v1.FrozenR\x06frozen\x12#\n" +
-	"\breleased\x18( \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\breleased\"\x7f\n" +
+	"\breleased\x18( \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\breleased\"\xe3\x01\n" +
 	"\x06Frozen\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\bR\x06active\x12\x1d\n" +
 	"\x05scope\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05scope\x12\x1d\n" +
 	"\x05actor\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05actor\x12\x1f\n" +
-	"\x06reason\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"\xe8\x02\n" +
+	"\x06reason\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x120\n" +
+	"\x05since\x18< \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18= \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xe8\x02\n" +
 	"\vStoreTarget\x12\x1c\n" +
 	"\x05store\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b?R\x05store\x12\x1e\n" +
 	"\n" +
@@ -4228,49 +4247,51 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	32, // 32: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
 	30, // 33: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
 	29, // 34: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
-	31, // 35: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
-	49, // 36: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
-	49, // 37: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
-	6,  // 38: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
-	49, // 39: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
-	49, // 40: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
-	17, // 41: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
-	17, // 42: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
-	49, // 43: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
-	17, // 44: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
-	4,  // 45: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
-	50, // 46: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
-	49, // 47: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
-	40, // 48: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
-	40, // 49: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
-	7,  // 50: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
-	18, // 51: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
-	40, // 52: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
-	50, // 53: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
-	47, // 54: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
-	19, // 55: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
-	22, // 56: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
-	24, // 57: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
-	33, // 58: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
-	35, // 59: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
-	37, // 60: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
-	41, // 61: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
-	44, // 62: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
-	46, // 63: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
-	21, // 64: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
-	23, // 65: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
-	27, // 66: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
-	34, // 67: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
-	36, // 68: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
-	38, // 69: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
-	42, // 70: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
-	45, // 71: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
-	48, // 72: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
-	64, // [64:73] is the sub-list for method output_type
-	55, // [55:64] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	49, // 35: csm.agent.v1.Frozen.since:type_name -> google.protobuf.Timestamp
+	49, // 36: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
+	31, // 37: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
+	49, // 38: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
+	49, // 39: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
+	6,  // 40: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
+	49, // 41: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
+	49, // 42: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
+	17, // 43: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
+	17, // 44: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
+	49, // 45: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
+	17, // 46: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
+	4,  // 47: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
+	50, // 48: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
+	49, // 49: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
+	40, // 50: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
+	40, // 51: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
+	7,  // 52: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
+	18, // 53: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
+	40, // 54: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
+	50, // 55: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
+	47, // 56: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
+	19, // 57: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
+	22, // 58: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
+	24, // 59: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
+	33, // 60: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
+	35, // 61: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
+	37, // 62: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
+	41, // 63: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
+	44, // 64: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
+	46, // 65: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
+	21, // 66: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
+	23, // 67: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
+	27, // 68: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
+	34, // 69: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
+	36, // 70: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
+	38, // 71: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
+	42, // 72: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
+	45, // 73: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
+	48, // 74: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
+	66, // [66:75] is the sub-list for method output_type
+	57, // [57:66] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }

@@ -1596,6 +1596,51 @@ func (x *SetFreeze) GetUntilMs() int64 {
 	return 0
 }
 
+// AlarmFreeze records what will expire under a freeze, if it is more than was said before. Apply counts.
+type AlarmFreeze struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scope         string                 `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AlarmFreeze) Reset() {
+	*x = AlarmFreeze{}
+	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AlarmFreeze) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AlarmFreeze) ProtoMessage() {}
+
+func (x *AlarmFreeze) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AlarmFreeze.ProtoReflect.Descriptor instead.
+func (*AlarmFreeze) Descriptor() ([]byte, []int) {
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *AlarmFreeze) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
 var File_cluster_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_cluster_v1_fleet_proto_rawDesc = "" +
@@ -1731,7 +1776,9 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\x05scope\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05scope\x12\x16\n" +
 	"\x06active\x18\x02 \x01(\bR\x06active\x12\x1f\n" +
 	"\x06reason\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x12\x19\n" +
-	"\buntil_ms\x18\x04 \x01(\x03R\auntilMsBIZGgithub.com/cassandra-security-manager/csm/protocol/cluster/v1;clusterv1b\x06proto3"
+	"\buntil_ms\x18\x04 \x01(\x03R\auntilMs\",\n" +
+	"\vAlarmFreeze\x12\x1d\n" +
+	"\x05scope\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05scopeBIZGgithub.com/cassandra-security-manager/csm/protocol/cluster/v1;clusterv1b\x06proto3"
 
 var (
 	file_cluster_v1_fleet_proto_rawDescOnce sync.Once
@@ -1745,7 +1792,7 @@ func file_cluster_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_cluster_v1_fleet_proto_rawDescData
 }
 
-var file_cluster_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_cluster_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_cluster_v1_fleet_proto_goTypes = []any{
 	(*CreateCluster)(nil),       // 0: csm.cluster.v1.CreateCluster
 	(*GrowTrust)(nil),           // 1: csm.cluster.v1.GrowTrust
@@ -1768,23 +1815,24 @@ var file_cluster_v1_fleet_proto_goTypes = []any{
 	(*AskProofsReply)(nil),      // 18: csm.cluster.v1.AskProofsReply
 	(*RecordProof)(nil),         // 19: csm.cluster.v1.RecordProof
 	(*SetFreeze)(nil),           // 20: csm.cluster.v1.SetFreeze
-	(*v1.Names)(nil),            // 21: csm.agent.v1.Names
-	(*Fault)(nil),               // 22: csm.cluster.v1.Fault
-	(*v1.ClaimMoveRequest)(nil), // 23: csm.agent.v1.ClaimMoveRequest
-	(v1.MoveOutcome)(0),         // 24: csm.agent.v1.MoveOutcome
-	(*v1.Proof)(nil),            // 25: csm.agent.v1.Proof
-	(*v1.Port)(nil),             // 26: csm.agent.v1.Port
+	(*AlarmFreeze)(nil),         // 21: csm.cluster.v1.AlarmFreeze
+	(*v1.Names)(nil),            // 22: csm.agent.v1.Names
+	(*Fault)(nil),               // 23: csm.cluster.v1.Fault
+	(*v1.ClaimMoveRequest)(nil), // 24: csm.agent.v1.ClaimMoveRequest
+	(v1.MoveOutcome)(0),         // 25: csm.agent.v1.MoveOutcome
+	(*v1.Proof)(nil),            // 26: csm.agent.v1.Proof
+	(*v1.Port)(nil),             // 27: csm.agent.v1.Port
 }
 var file_cluster_v1_fleet_proto_depIdxs = []int32{
-	21, // 0: csm.cluster.v1.CreateNodeToken.names:type_name -> csm.agent.v1.Names
-	22, // 1: csm.cluster.v1.JoinNodeReply.refused:type_name -> csm.cluster.v1.Fault
+	22, // 0: csm.cluster.v1.CreateNodeToken.names:type_name -> csm.agent.v1.Names
+	23, // 1: csm.cluster.v1.JoinNodeReply.refused:type_name -> csm.cluster.v1.Fault
 	7,  // 2: csm.cluster.v1.AgentConnected.report:type_name -> csm.cluster.v1.AgentReported
-	21, // 3: csm.cluster.v1.SetNodeNames.names:type_name -> csm.agent.v1.Names
-	23, // 4: csm.cluster.v1.ClaimMove.request:type_name -> csm.agent.v1.ClaimMoveRequest
-	24, // 5: csm.cluster.v1.CompleteMove.outcome:type_name -> csm.agent.v1.MoveOutcome
-	25, // 6: csm.cluster.v1.CompleteMove.proofs:type_name -> csm.agent.v1.Proof
-	26, // 7: csm.cluster.v1.AskProofs.ports:type_name -> csm.agent.v1.Port
-	25, // 8: csm.cluster.v1.RecordProof.proof:type_name -> csm.agent.v1.Proof
+	22, // 3: csm.cluster.v1.SetNodeNames.names:type_name -> csm.agent.v1.Names
+	24, // 4: csm.cluster.v1.ClaimMove.request:type_name -> csm.agent.v1.ClaimMoveRequest
+	25, // 5: csm.cluster.v1.CompleteMove.outcome:type_name -> csm.agent.v1.MoveOutcome
+	26, // 6: csm.cluster.v1.CompleteMove.proofs:type_name -> csm.agent.v1.Proof
+	27, // 7: csm.cluster.v1.AskProofs.ports:type_name -> csm.agent.v1.Port
+	26, // 8: csm.cluster.v1.RecordProof.proof:type_name -> csm.agent.v1.Proof
 	9,  // [9:9] is the sub-list for method output_type
 	9,  // [9:9] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
@@ -1804,7 +1852,7 @@ func file_cluster_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cluster_v1_fleet_proto_rawDesc), len(file_cluster_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

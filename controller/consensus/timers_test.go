@@ -1,0 +1,6 @@
+//go:build !race
+
+package consensus
+
+// timers of the controllers of a test.
+const timers = LAN
