@@ -27,9 +27,12 @@ func (a *app) systemGrace() *cobra.Command {
 		}
 		verb, body, text := "endGrace", map[string]any{"reason": s.reason}, "no grace is in force any more\n"
 		if !end {
-			at, err := timeOrSpan(s.Now(), until)
+			at, err := s.untilTime(until)
 			if err != nil {
 				return err
+			}
+			if at.IsZero() {
+				return fault.New(fault.Invalid, "bad-until", "a grace needs an end").Do("add --until 24h")
 			}
 			verb, body["until"] = "grace", at.UTC().Truncate(time.Second)
 			text = fmt.Sprintf("agents may renew expired identities until %s\n", s.at(at))
@@ -46,16 +49,4 @@ func (a *app) systemGrace() *cobra.Command {
 		}
 		return s.Print(ui.View{Object: ans.body, Text: text})
 	})
-}
-
-// timeOrSpan reads a time, or a span from now.
-func timeOrSpan(now time.Time, s string) (time.Time, error) {
-	if d, err := time.ParseDuration(s); err == nil {
-		return now.Add(d), nil
-	}
-	t, err := time.Parse(time.RFC3339, s)
-	if err != nil {
-		return t, fault.New(fault.Invalid, "bad-until", "%.60q is neither a time nor a span", s).Do("write --until 24h or --until 2026-12-01T00:00:00Z")
-	}
-	return t, nil
 }

@@ -276,10 +276,12 @@ func unfreezeCommand(scope string) string {
 	switch {
 	case scope == "system":
 		return "system unfreeze --reason WHY"
-	case resource.Segment(scope, "nodes") != "" || resource.Segment(scope, "clusters") == "":
-		return "api POST /v1/" + scope + ":unfreeze -d '{\"reason\":\"WHY\"}'"
+	case resource.Segment(scope, "nodes") != "":
+		return "node unfreeze " + short(scope) + " --reason WHY"
+	case resource.Segment(scope, "clusters") != "":
+		return "cluster unfreeze " + resource.Last(scope) + " --reason WHY"
 	}
-	return "cluster unfreeze " + resource.Last(scope) + " --reason WHY"
+	return "tenant unfreeze " + resource.Last(scope) + " --reason WHY"
 }
 
 func holdRule(f facts, _ limits) (out []finding) {
