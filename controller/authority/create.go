@@ -129,21 +129,18 @@ func (s *Authorities) CreateIssuer(ctx context.Context, authority, region, actor
 	if root == nil {
 		return nil, fault.New(fault.Unavailable, "no-root", "%s has no active root", authority)
 	}
-	n := 1
-	for _, i := range a.Issuers {
-		if i.Kind == Issuing && i.Region == region {
-			n++
-		}
+	if strings.HasPrefix(root.Key, externalKey) {
+		return nil, fault.New(fault.Refused, "external-root", "the root of %s is not here", authority).
+			Do("make a request with `csm ca csr %s --region %s`, have it signed, and install the chain", resource.Last(authority), region)
 	}
+	n := 1 + a.issuing(region)
 	name := resource.Issuer(authority, region+"-"+strconv.Itoa(n))
 	rec, pub, err := s.newKey(ctx, name, a.Algorithm, actor)
 	if err != nil {
 		return nil, err
 	}
 	validity := min(IssuerValidity, root.Certificate.NotAfter.Sub(s.clock.Now()))
-	subject := pkix.Name{CommonName: fmt.Sprintf("%s %s %d", resource.Last(authority), region, n),
-		OrganizationalUnit: []string{a.Tenant}, Organization: []string{"Cassandra Security Manager"}}
-	tmpl, err := s.caTemplate(subject, pub, validity)
+	tmpl, err := s.caTemplate(subject(authority, a.Tenant, region, n), pub, validity)
 	if err != nil {
 		return nil, err
 	}
@@ -220,14 +217,18 @@ func (s *Authorities) newKey(ctx context.Context, issuer string, alg algorithm.K
 		return nil, nil, fmt.Errorf("authority: encode public key: %w", err)
 	}
 	sum := sha256.Sum256(spki)
+	return &clusterv1.IssuerRecord{Name: issuer, PublicId: hex.EncodeToString(sum[:10]), Key: info.Name,
+		CrlShards: uint32(s.options.CRLShards), BaseUrls: s.baseURLs()}, info.Public, nil
+}
+
+func (s *Authorities) baseURLs() []string {
 	urls := make([]string, 0, len(s.options.BaseURLs))
 	for _, u := range s.options.BaseURLs {
 		if u = strings.TrimRight(u, "/"); u != "" {
 			urls = append(urls, u)
 		}
 	}
-	return &clusterv1.IssuerRecord{Name: issuer, PublicId: hex.EncodeToString(sum[:10]), Key: info.Name,
-		CrlShards: uint32(s.options.CRLShards), BaseUrls: urls}, info.Public, nil
+	return urls
 }
 
 func (s *Authorities) caTemplate(subject pkix.Name, pub crypto.PublicKey, validity time.Duration) (*x509.Certificate, error) {

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) caCommand() *cobra.Command {
-	return group("ca", "Certificate authorities", a.caList(), a.caGet(), a.caCreate(), a.caIssuer(), a.caChain(), a.caRetire())
+	return group("ca", "Certificate authorities", a.caList(), a.caGet(), a.caCreate(), a.caIssuer(), a.caChain(), a.caRetire(), a.caCSR(), a.caInstall())
 }
 
 func (a *app) caList() *cobra.Command {

@@ -29,6 +29,7 @@ func Module() state.Module {
 			state.Handle(r, applyAskProofs)
 			state.Handle(r, applyRecordProof)
 			state.Handle(r, applySetFreeze)
+			state.Handle(r, applyRaiseTargets)
 			state.Handle(r, applyAlarmFreeze)
 			joinCommands(r)
 		},

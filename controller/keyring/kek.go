@@ -213,3 +213,25 @@ func OpenRecovery(share Secret) (*KEK, error) {
 	}
 	return nil, fault.New(fault.Invalid, "bad-recovery-share", "this is not a recovery share").Do("it is one line beginning with %s", recoveryPrefix)
 }
+
+// WrapFor encrypts a short secret to a public key set (HPKE). purpose is bound to it: Unwrap with another one fails.
+func WrapFor(public []byte, purpose string, secret []byte) ([]byte, error) {
+	h, err := keyset.ReadWithNoSecrets(keyset.NewBinaryReader(bytes.NewReader(public)))
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "bad-kek", "a public key of the keyring cannot be read").Do("compare the state of all controllers with `csm status --verify`")
+	}
+	e, err := hybrid.NewHybridEncrypt(h)
+	if err != nil {
+		return nil, fmt.Errorf("keyring: HPKE: %w", err)
+	}
+	return e.Encrypt(secret, []byte("csm wrap v1\x00"+purpose))
+}
+
+// Unwrap reverses WrapFor.
+func (k *KEK) Unwrap(purpose string, wrapped []byte) ([]byte, error) {
+	d, err := hybrid.NewHybridDecrypt(k.handle)
+	if err != nil {
+		return nil, fmt.Errorf("keyring: HPKE: %w", err)
+	}
+	return d.Decrypt(wrapped, []byte("csm wrap v1\x00"+purpose))
+}

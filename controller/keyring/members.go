@@ -120,6 +120,31 @@ func (k *Keyring) recipients(ctx context.Context, dek string) (out []*clusterv1.
 	return out, err
 }
 
+// Recipient is who can open the data encryption key, and with it all that is sealed.
+type Recipient struct {
+	// Name of a controller, or RecoveryRecipient.
+	Name string
+	// Public is its public key set (tink, binary).
+	Public []byte
+}
+
+// Recipients are all who can open the newest data encryption key, by name.
+func (k *Keyring) Recipients(ctx context.Context) ([]Recipient, error) {
+	var id string
+	err := k.store.View(ctx, func(ctx context.Context, q state.Querier) error {
+		return q.QueryRowContext(ctx, `SELECT id FROM deks WHERE state = 'active'`).Scan(&id)
+	})
+	if err != nil {
+		return nil, err
+	}
+	wraps, err := k.recipients(ctx, id)
+	var out []Recipient
+	for _, w := range wraps {
+		out = append(out, Recipient{w.Recipient, w.RecipientPublic})
+	}
+	return out, err
+}
+
 // reseal puts every software key under the active DEK, a hundred to a command.
 func (k *Keyring) reseal(ctx context.Context, id, removed, actor, reason string) (Rotation, error) {
 	out := Rotation{DEK: id}

@@ -32,8 +32,9 @@ type Config struct {
 	// Timers is "lan" (controllers within 10 ms of each other) or "wan" (within 150 ms).
 	Timers string `yaml:"timers"`
 	// PKIURL is the base of CRL and CA URLs inside certificates; default http://<advertise>:<pki port>.
-	PKIURL string  `yaml:"pki_url"`
-	Log    cli.Log `yaml:"log"`
+	PKIURL string       `yaml:"pki_url"`
+	Backup BackupConfig `yaml:"backup"`
+	Log    cli.Log      `yaml:"log"`
 }
 
 // SealConfig says what opens the key-encryption key: "file" (a 0600 key file), "passphrase" (a 0600 file holding it), or
@@ -61,6 +62,7 @@ func DefaultConfig() Config {
 		Listen:  Listen{API: ":9640", Agents: ":9641", Cluster: ":9642", PKI: ":9643"},
 		Metrics: "127.0.0.1:9644",
 		Timers:  "lan",
+		Backup:  BackupConfig{Keep: 30},
 		Log:     cli.Log{Level: "info", Format: "json"},
 	}
 }
@@ -88,6 +90,7 @@ func (c *Config) Check(p *config.Problems) {
 		p.Add("timers", fmt.Sprintf("%.40q is no set of timers", c.Timers), "use lan (controllers within 10 ms) or wan (within 150 ms)")
 	}
 	c.checkSeal(p)
+	c.Backup.check(p)
 	if c.PKIURL == "" {
 		c.PKIURL = "http://" + net.JoinHostPort(c.Advertise, port(c.Listen.PKI))
 	}

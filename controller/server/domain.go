@@ -11,6 +11,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
 	"github.com/cassandra-security-manager/csm/controller/authority"
+	"github.com/cassandra-security-manager/csm/controller/backup"
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/grace"
@@ -33,6 +34,7 @@ func modules() []state.Module {
 		fleet.Module(),
 		people.Module(),
 		grace.Module(),
+		backup.Module(),
 	}
 }
 
@@ -85,16 +87,23 @@ func listen(key, addr string) (net.Listener, error) {
 
 // assemble puts the domain packages on top of a store and a quorum.
 func assemble(cfg Config, in installation, kek *keyring.KEK, store *state.Store, node *consensus.Node) *domain {
-	clock := clockwork.NewRealClock()
-	d := &domain{store: store, node: node, metrics: newMetrics()}
+	m := newMetrics()
 	// Requests over REST carry their correlation, reason and idempotency into the log; other proposals pass unchanged.
-	log := rest.Log(timedLog{node, d.metrics.commit})
-	d.keyring = keyring.New(store, log, kek, in.Name)
+	log := rest.Log(timedLog{node, m.commit})
+	d := assembleOn(cfg, keyring.New(store, log, kek, in.Name), store, log, m)
+	d.node = node
+	d.fleet.Holders(node.Answers)
+	return d
+}
+
+// assembleOn puts them on any log: that of a quorum, or one that writes into a state nobody else has.
+func assembleOn(cfg Config, ring *keyring.Keyring, store *state.Store, log state.Log, m *metrics) *domain {
+	clock := clockwork.NewRealClock()
+	d := &domain{store: store, keyring: ring, metrics: m}
 	d.authorities = authority.New(store, log, d.keyring, clock, rand.Reader, authority.Options{BaseURLs: []string{cfg.PKIURL}, AllowBenchmark: benchmark})
 	d.ledger = ledger.NewReplicated(store, clock)
 	d.issuance = issuance.New(d.authorities, log, clock, rand.Reader, issuance.Options{AllowBenchmark: benchmark, HourlyCap: hourlyCap, Observe: d.metrics.observeIssue})
 	d.fleet = fleet.New(store, log, clock, d.anchors)
-	d.fleet.Holders(node.Answers)
 	d.people = people.New(store, log)
 	d.grace = grace.New(store, log, clock)
 	return d

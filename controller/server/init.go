@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -29,20 +30,24 @@ type InitOptions struct {
 	AdminOut string
 	// RecoveryOut takes the recovery share: it opens every key of the system when all controllers are lost. Carry it away.
 	RecoveryOut string
-	// Root is "lab" (a root and an issuer for this region, keys sealed in the state) or "none".
-	Root string
+	// Root is "lab" (a root and an issuer for this region, keys sealed in the state), "subordinate" (a key for this region's issuer,
+	// whose request goes to CSROut and is signed by a CA elsewhere), "offline" or "none" (neither; see Authorities.Request).
+	Root   string
+	CSROut string
 }
 
 // InitResult says what was made.
 type InitResult struct {
-	SystemID    string `json:"systemId"`
-	Pin         string `json:"pin"`
-	Controller  string `json:"controller"`
-	Admin       string `json:"admin"`
-	AdminFile   string `json:"adminFile"`
-	Recovery    string `json:"recoveryFile"`
-	Root        string `json:"root,omitempty"`
-	Issuer      string `json:"issuer,omitempty"`
+	SystemID   string `json:"systemId"`
+	Pin        string `json:"pin"`
+	Controller string `json:"controller"`
+	Admin      string `json:"admin"`
+	AdminFile  string `json:"adminFile"`
+	Recovery   string `json:"recoveryFile"`
+	Root       string `json:"root,omitempty"`
+	Issuer     string `json:"issuer,omitempty"`
+	// Request is the file of the request for this region's issuer.
+	Request     string `json:"requestFile,omitempty"`
 	APIAddress  string `json:"apiAddress"`
 	Fingerprint string `json:"fingerprint"`
 }
@@ -56,10 +61,15 @@ func Init(ctx context.Context, cfg Config, opt InitOptions, log *slog.Logger) (I
 	if err := resource.CheckID("admin", opt.Admin); err != nil {
 		return res, err
 	}
-	if opt.Root != "lab" && opt.Root != "none" {
-		return res, fault.New(fault.Invalid, "bad-root", "--root %.40q is unknown", opt.Root).Do("use lab or none")
+	files := []string{opt.AdminOut, opt.RecoveryOut}
+	switch opt.Root {
+	case "lab", "offline", "none":
+	case "subordinate":
+		files = append(files, opt.CSROut)
+	default:
+		return res, fault.New(fault.Invalid, "bad-root", "--root %.40q is unknown", opt.Root).Do("use lab, subordinate, offline or none")
 	}
-	for _, f := range []string{opt.AdminOut, opt.RecoveryOut} {
+	for _, f := range files {
 		if err := refuseExisting(f); err != nil {
 			return res, err
 		}
@@ -157,8 +167,11 @@ func (b *birth) run(ctx context.Context) (res InitResult, err error) {
 	if res.Pin, err = b.identities(ctx, dom); err != nil {
 		return res, err
 	}
-	if b.opt.Root == "lab" {
+	switch b.opt.Root {
+	case "lab":
 		res.Root, res.Issuer, err = b.root(ctx, dom)
+	case "subordinate":
+		res.Request, err = b.opt.CSROut, b.request(ctx, dom)
 	}
 	return res, err
 }
@@ -217,6 +230,18 @@ func (b *birth) root(ctx context.Context, dom *domain) (root, issuer string, err
 		return "", "", err
 	}
 	return a.Name, i.Name, nil
+}
+
+// request makes the key of this region's issuer and writes the request that a CA elsewhere is to sign.
+func (b *birth) request(ctx context.Context, dom *domain) error {
+	der, err := dom.authorities.Request(ctx, resource.Authority(resource.DefaultTenant, "root"), b.cfg.Region, "", genesis)
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.Replace(b.opt.CSROut, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), 0o644); err != nil {
+		return fault.Wrap(err, fault.Invalid, "csr-file", "cannot write %s", b.opt.CSROut).Do("choose another place with --csr-out")
+	}
+	return nil
 }
 
 // writeAdmin writes key, chain and system CA into one file for `csm context set`.

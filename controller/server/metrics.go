@@ -76,7 +76,7 @@ func (l timedLog) Propose(ctx context.Context, p state.Proposal) (state.Result, 
 func (s *Server) metricsHandler(api http.Handler) http.Handler {
 	reg := prometheus.NewRegistry()
 	m := s.dom.metrics
-	reg.MustRegister(quorumCollector{s.dom.node}, &fleetCollector{s: s}, m.issued, m.duration, m.commit, m.mismatch, m.verified, m.proofs, m.rollback,
+	reg.MustRegister(s.lastVerifiedGauge(), quorumCollector{s.dom.node}, &fleetCollector{s: s}, m.issued, m.duration, m.commit, m.mismatch, m.verified, m.proofs, m.rollback,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)}))

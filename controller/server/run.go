@@ -21,6 +21,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/api/agentapi"
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
+	"github.com/cassandra-security-manager/csm/controller/backup"
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -33,7 +34,9 @@ type Server struct {
 	in  installation
 	id  *identityHolder
 	dom *domain
-	log *slog.Logger
+	// copies makes and verifies backups.
+	copies *backup.Backups
+	log    *slog.Logger
 }
 
 // Run runs a controller until the context ends. ready is called once, when every port is open.
@@ -49,6 +52,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func()) error 
 	if in.Name != cfg.Name {
 		return fault.New(fault.Refused, "wrong-name", "%s belongs to controller %q, the configuration says %q", d, in.Name, cfg.Name).
 			Do("correct name or data_dir in controller.yaml")
+	}
+	if err := d.tidy(); err != nil {
+		return err
 	}
 	id, err := openIdentity(d)
 	if err != nil {
@@ -98,6 +104,9 @@ func (s *Server) run(ctx context.Context, kek *keyring.KEK, ready func()) error 
 	}
 	defer node.Close()
 	s.dom = assemble(s.cfg, s.in, kek, store, node)
+	if s.copies, err = s.backups(kek); err != nil {
+		return err
+	}
 	return s.serve(ctx, ready)
 }
 
@@ -154,6 +163,7 @@ func (s *Server) serve(ctx context.Context, ready func()) error {
 	group.Go(func() error { return s.identityLoop(ctx) })
 	group.Go(func() error { return s.verifyLoop(ctx) })
 	group.Go(func() error { return s.agentsLoop(ctx, agents) })
+	group.Go(func() error { return s.copies.Run(ctx) })
 	group.Go(func() error { return s.freezeLoop(ctx) })
 	s.log.Info("controller runs", "region", s.cfg.Region, "api", s.cfg.Listen.API, "agents", s.cfg.Listen.Agents,
 		"cluster", s.cfg.Listen.Cluster, "pki", s.cfg.Listen.PKI)
@@ -198,7 +208,7 @@ func (s *Server) restDeps() rest.Deps {
 	return rest.Deps{
 		Name: s.in.Name, Region: s.cfg.Region, TrustDomain: s.in.trustDomain(), Roots: s.id.roots,
 		People: s.dom.people, Grace: s.dom.grace, Fleet: s.dom.fleet, Issuance: s.dom.issuance, Authorities: s.dom.authorities, Ledger: s.dom.ledger,
-		Quorum: quorum{s.dom.node, s}, State: s.dom.store, Unsealed: s.dom.keyring.Unsealed, AfterApprove: s.approved,
+		Quorum: quorum{s.dom.node, s}, State: s.dom.store, Unsealed: s.dom.keyring.Unsealed, AfterApprove: s.approved, Backups: s.copies,
 		Limits: apiLimits, Clock: clockwork.NewRealClock(), Logger: s.log,
 	}
 }

@@ -147,6 +147,32 @@ func inspectFile(ctx context.Context, path string) (info FileInfo, err error) {
 	return info, err
 }
 
+// Examine reads every page of the current state file, whether it was closed cleanly or not, and says which migrations made it:
+// what a backup that was restored for a trial has to pass.
+func Examine(ctx context.Context, dir string) (info FileInfo, migrations []int, err error) {
+	number, err := currentGeneration(dir)
+	if err != nil {
+		return info, nil, err
+	}
+	db, err := openDB(generationFile(dir, number))
+	if err != nil {
+		return info, nil, err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	r, err := openSession(ctx, db, "query_only=1")
+	if err != nil {
+		return info, nil, broken(err)
+	}
+	defer r.close()
+	if info, err = readInfo(ctx, r); err != nil {
+		return info, nil, err
+	}
+	if migrations, err = readMigrations(ctx, r); err != nil {
+		return info, nil, broken(err)
+	}
+	return info, migrations, quickCheck(ctx, r)
+}
+
 func readInfo(ctx context.Context, q Querier) (i FileInfo, err error) {
 	err = q.QueryRowContext(ctx, `SELECT m.cluster_id, l.node_id, m.format, m.applied, m.applied_term, l.clean
 		FROM meta m JOIN local_meta l ON l.id = m.id WHERE m.id = 1`).

@@ -134,24 +134,40 @@ func create(ctx context.Context, s *session, migrations []Migration, clusterID, 
 	return err
 }
 
-// checkSchema refuses a file made by a program with other migrations than ours.
-func checkSchema(ctx context.Context, q Querier, migrations []Migration) error {
+// Numbers are the numbers of all migrations of these modules and of the state machine itself, in order: what says whether a
+// state was made by a program like this one.
+func Numbers(modules []Module) ([]int, error) {
+	all, err := plan(modules)
+	var out []int
+	for _, m := range all {
+		out = append(out, m.Number)
+	}
+	return out, err
+}
+
+func readMigrations(ctx context.Context, q Querier) (have []int, err error) {
 	rows, err := q.QueryContext(ctx, "SELECT number FROM migrations ORDER BY number")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer rows.Close()
-	var have, want []int
 	for rows.Next() {
 		var n int
 		if err := rows.Scan(&n); err != nil {
-			return err
+			return nil, err
 		}
 		have = append(have, n)
 	}
-	if err := rows.Err(); err != nil {
+	return have, rows.Err()
+}
+
+// checkSchema refuses a file made by a program with other migrations than ours.
+func checkSchema(ctx context.Context, q Querier, migrations []Migration) error {
+	have, err := readMigrations(ctx, q)
+	if err != nil {
 		return err
 	}
+	var want []int
 	for _, m := range migrations {
 		want = append(want, m.Number)
 	}

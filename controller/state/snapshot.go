@@ -52,11 +52,47 @@ func (s *Store) Snapshot() (raft.FSMSnapshot, error) {
 	if s.failed != nil {
 		return nil, s.failed
 	}
-	if s.isClosed() {
-		return nil, errClosed
-	}
 	if s.delivered.Load() < s.head.applied {
 		return nil, raft.ErrNothingNewToSnapshot
+	}
+	n, err := s.pinCurrent()
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// Pinned is the state as of one commit, held for a copy of it: for backups, and for whoever goes on with this state elsewhere.
+type Pinned struct{ n *snapshot }
+
+// Pin holds the state as of the last commit; commits go on meanwhile. Release it.
+func (s *Store) Pin() (*Pinned, error) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if s.failed != nil {
+		return nil, s.failed
+	}
+	n, err := s.pinCurrent()
+	return &Pinned{n}, err
+}
+
+// Info is what is pinned; Size is not known yet.
+func (p *Pinned) Info() SnapshotInfo { return p.n.info() }
+
+// Write streams it in the form of a snapshot. It needs as much free space beside the state as the state has itself.
+func (p *Pinned) Write(w io.Writer) (SnapshotInfo, error) { return p.n.persist(w) }
+
+// Release ends the read transaction; again is harmless.
+func (p *Pinned) Release() { p.n.Release() }
+
+func (n *snapshot) info() SnapshotInfo {
+	return SnapshotInfo{ClusterID: n.store.opts.ClusterID, Format: n.format, Applied: n.head.applied, AppliedTerm: n.head.term}
+}
+
+// pinCurrent begins a read transaction that may last; the caller holds writing.
+func (s *Store) pinCurrent() (*snapshot, error) {
+	if s.isClosed() {
+		return nil, errClosed
 	}
 	g := s.current
 	r, h, err := g.pin(context.Background())
@@ -92,7 +128,7 @@ func (n *snapshot) Release() {
 func (n *snapshot) Persist(sink raft.SnapshotSink) error {
 	err := checkLabel(sink, n.head.applied)
 	if err == nil {
-		err = n.persist(sink)
+		_, err = n.persist(sink)
 	}
 	if err != nil {
 		return errors.Join(err, sink.Cancel())
@@ -114,29 +150,30 @@ func checkLabel(source any, applied uint64) error {
 	}
 }
 
-func (n *snapshot) persist(sink io.Writer) (err error) {
+func (n *snapshot) persist(sink io.Writer) (info SnapshotInfo, err error) {
 	scratch, err := os.MkdirTemp(n.store.opts.Dir, scratchPrefix)
 	if err != nil {
-		return fmt.Errorf("snapshot: %w", err)
+		return info, fmt.Errorf("snapshot: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
 	path := filepath.Join(scratch, "state.db")
 	if err := n.backup(path); err != nil {
-		return fmt.Errorf("snapshot: copy the state: %w", err)
+		return info, fmt.Errorf("snapshot: copy the state: %w", err)
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("snapshot: %w", err)
+		return info, fmt.Errorf("snapshot: %w", err)
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return fmt.Errorf("snapshot: %w", err)
+		return info, fmt.Errorf("snapshot: %w", err)
 	}
-	header, err := json.Marshal(SnapshotInfo{ClusterID: n.store.opts.ClusterID, Format: n.format,
-		Applied: n.head.applied, AppliedTerm: n.head.term, Size: st.Size()})
+	info = n.info()
+	info.Size = st.Size()
+	header, err := json.Marshal(info)
 	if err != nil {
-		return fmt.Errorf("snapshot: %w", err)
+		return info, fmt.Errorf("snapshot: %w", err)
 	}
 	sum := sha256.New()
 	out := bufio.NewWriterSize(io.MultiWriter(sink, sum), 1<<20)
@@ -144,15 +181,15 @@ func (n *snapshot) persist(sink io.Writer) (err error) {
 	out.Write(binary.BigEndian.AppendUint32(nil, uint32(len(header))))
 	out.Write(header)
 	if _, err := io.CopyN(out, f, st.Size()); err != nil {
-		return fmt.Errorf("snapshot: %w", err)
+		return info, fmt.Errorf("snapshot: %w", err)
 	}
 	if err := out.Flush(); err != nil {
-		return fmt.Errorf("snapshot: %w", err)
+		return info, fmt.Errorf("snapshot: %w", err)
 	}
 	if _, err := sink.Write(sum.Sum(nil)); err != nil {
-		return fmt.Errorf("snapshot: %w", err)
+		return info, fmt.Errorf("snapshot: %w", err)
 	}
-	return nil
+	return info, nil
 }
 
 func (n *snapshot) backup(path string) error {

@@ -28,6 +28,7 @@ func Issuer(authority, id string) string     { return authority + "/issuers/" + 
 func Certificate(t, sha256hex string) string { return Tenant(t) + "/certificates/" + sha256hex }
 func Controller(name string) string          { return "system/controllers/" + name }
 func Admin(name string) string               { return "system/admins/" + name }
+func Backup(id string) string                { return "system/backups/" + id }
 func ControllerJoinToken(id string) string   { return "system/controllerJoinTokens/" + id }
 
 var id = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)

@@ -149,7 +149,8 @@ func (b *bench) plane(ctx context.Context, name string, n int) (*plane.Plane, fu
 		return nil, nil, err
 	}
 	p, err := plane.Start(ctx, plane.Options{Dir: dir, Bin: filepath.Join(b.bin, "benchmark"), Host: r.Host,
-		Regions: []string{"eu-west", "us-east", "ap-south"}[:n], Root: "none"})
+		Regions: []string{"eu-west", "us-east", "ap-south"}[:n], Root: "none",
+		Extra: "backup: {to: \"file://" + dir + "\", keep: 3}\n"})
 	stop := func() {
 		if p != nil {
 			p.Stop()

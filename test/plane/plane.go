@@ -31,6 +31,8 @@ type Options struct {
 	Regions []string
 	// Root is init's --root: "lab" or "none".
 	Root string
+	// Extra is added to every controller.yaml.
+	Extra string
 	// Administrator lets the controllers in; nil is one who does so over REST.
 	Administrator Administrator
 	// Now is the clock by which the API judges certificates; time.Now when nil.
@@ -140,8 +142,8 @@ data_dir: %s
 join_peers: [%s]
 listen: {api: "%s", agents: "%s", cluster: "%s", pki: "%s"}
 metrics: "%s"
-`, c.Name, c.Region, c.IP, filepath.Join(c.dir, "data"), strings.Join(peers, ", "),
-		c.Address(9640), c.Address(9641), c.Address(9642), c.Address(9643), c.Address(9644)), 0o600)
+%s`, c.Name, c.Region, c.IP, filepath.Join(c.dir, "data"), strings.Join(peers, ", "),
+		c.Address(9640), c.Address(9641), c.Address(9642), c.Address(9643), c.Address(9644), o.Extra), 0o600)
 }
 
 // Start starts the controller's process.
@@ -170,8 +172,13 @@ func (p *Plane) Login(file string) (err error) {
 	return err
 }
 
-// Kill ends the controller with SIGKILL.
-func (c *Controller) Kill() { c.process.Kill() }
+// Kill ends the controller with SIGKILL, if it was started. Nobody waits for it any more.
+func (c *Controller) Kill() {
+	if c.process != nil {
+		c.process.Kill()
+		c.process = nil
+	}
+}
 
 // Stop ends it, if it was started, as an operator does; when ctx ends first it is killed.
 func (c *Controller) Stop(ctx context.Context) error {
@@ -182,7 +189,24 @@ func (c *Controller) Stop(ctx context.Context) error {
 }
 
 // Running says whether its process lives.
-func (c *Controller) Running() bool { return c.process.Running() }
+func (c *Controller) Running() bool { return c.process != nil && c.process.Running() }
+
+// Data is its data folder.
+func (c *Controller) Data() string { return filepath.Join(c.dir, "data") }
+
+// Command runs csm-controller once with this controller's configuration and gives the end of what it printed.
+func (c *Controller) Command(ctx context.Context, args ...string) (string, error) {
+	return c.command(ctx, append(args, "--config", c.Config)...)
+}
+
+// Admit lets a controller in: token, fingerprint, approval; it runs afterwards.
+func (p *Plane) Admit(ctx context.Context, c *Controller) error { return p.admit(ctx, c) }
+
+// Wait until n controllers vote.
+func (p *Plane) Wait(ctx context.Context, n int) error { return p.wait(ctx, n) }
+
+// Recovery is the file of the recovery share.
+func (p *Plane) Recovery() string { return filepath.Join(p.Dir, "recovery.key") }
 
 func (c *Controller) command(ctx context.Context, args ...string) (string, error) {
 	log := filepath.Join(c.dir, args[0]+".log")
@@ -193,9 +217,9 @@ func (c *Controller) command(ctx context.Context, args ...string) (string, error
 	defer proc.Kill()
 	select {
 	case <-proc.Done():
-		return proc.Tail(10), proc.Err()
+		return proc.Tail(40), proc.Err()
 	case <-ctx.Done():
-		return proc.Tail(10), ctx.Err()
+		return proc.Tail(40), ctx.Err()
 	}
 }
 
@@ -220,11 +244,11 @@ func (p *Plane) admit(ctx context.Context, c *Controller) error {
 		ended <- err
 	}()
 	approve := func() error {
-		m := fingerprint.FindStringSubmatch(process.Tail(filepath.Join(c.dir, "join.log"), 20))
-		if m == nil {
+		all := fingerprint.FindAllStringSubmatch(process.Tail(filepath.Join(c.dir, "join.log"), 20), -1)
+		if all == nil {
 			return fmt.Errorf("no fingerprint was printed")
 		}
-		return p.Administrator.Approve(ctx, c.Name, m[1])
+		return p.Administrator.Approve(ctx, c.Name, all[len(all)-1][1]) // an earlier join of this controller may stand above
 	}
 	if err := Eventually(ctx, 20*time.Second, approve); err != nil {
 		return err

@@ -54,6 +54,12 @@ func TestMain(m *testing.M) {
 
 func start(t *testing.T) world {
 	t.Helper()
+	return startWith(t, "")
+}
+
+// startWith adds something to every controller.yaml.
+func startWith(t *testing.T, extra string) world {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("real programs are left out of -short runs")
 	}
@@ -66,7 +72,7 @@ func start(t *testing.T) world {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.Release)
-	p, err := plane.Start(t.Context(), plane.Options{Dir: t.TempDir(), Bin: bin, Host: r.Host, Regions: []string{"eu-west", "us-east", "ap-south"}, Root: "lab"})
+	p, err := plane.Start(t.Context(), plane.Options{Dir: t.TempDir(), Bin: bin, Host: r.Host, Regions: []string{"eu-west", "us-east", "ap-south"}, Root: "lab", Extra: extra})
 	if p != nil {
 		t.Cleanup(p.Stop)
 	}

@@ -38,7 +38,7 @@ type Issuer struct {
 	Revision   uint64    `json:"revision"`
 	CreateTime time.Time `json:"createTime"`
 	State      string    `json:"state" enum:"active,retired"`
-	Kind       string    `json:"kind" enum:"root,issuing"`
+	Kind       string    `json:"kind" enum:"root,intermediate,issuing"`
 	Region     string    `json:"region,omitempty" doc:"with software keys a policy, not a fact: the sealed key is on every controller"`
 	PublicID   string    `json:"publicId" doc:"names it in the URLs of its certificate and revocation lists"`
 	Parent     string    `json:"parent" doc:"the issuer that signed it; itself for a root"`
@@ -154,6 +154,7 @@ func (s *server) authorities() {
 	s.createAuthority(base, tags)
 	s.issuers(base, tags)
 	s.chains(base, tags)
+	s.external(base, tags)
 }
 
 func (s *server) createAuthority(base string, tags []string) {

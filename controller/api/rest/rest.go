@@ -21,6 +21,7 @@ import (
 	"github.com/jonboulle/clockwork"
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
+	"github.com/cassandra-security-manager/csm/controller/backup"
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/grace"
@@ -72,6 +73,8 @@ type Deps struct {
 	State       State
 	// Unsealed says whether this controller can use its keys; optional, then it is not part of readiness.
 	Unsealed func() bool
+	// Backups of this controller; optional.
+	Backups *backup.Backups
 	// AfterApprove runs after a controller was approved: it wraps the data key to it. Optional.
 	AfterApprove func(ctx context.Context, m consensus.Member, actor string) error
 
@@ -174,6 +177,7 @@ func (s *server) routes() {
 	s.nodes()
 	s.authorities()
 	s.controllers()
+	s.backups()
 	s.system()
 }
 

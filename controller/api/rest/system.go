@@ -180,6 +180,9 @@ func (s *server) object(ctx context.Context, name string) (any, error) {
 		return s.authority(ctx, name)
 	case "admins":
 		return s.People.Admin(ctx, resource.Last(name))
+	case "backups":
+		b, err := s.Backups.Get(ctx, resource.Last(name))
+		return backupOf(b), err
 	case "controllers":
 		c, err := s.oneController(ctx, resource.Last(name))
 		if err != nil {

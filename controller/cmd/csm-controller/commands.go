@@ -41,6 +41,9 @@ func initCommand() *cobra.Command {
 			p.Add("controller", "%s, key %s", res.Controller, res.Fingerprint)
 			p.Add("administrator", "%s, key and certificate in %s", res.Admin, res.AdminFile)
 			p.Add("recovery share", "%s: carry it away from this machine now", res.Recovery)
+			if res.Request != "" {
+				p.Add("request", "%s: have it signed as a CA, then csm ca install root --chain FILE", res.Request)
+			}
 			if res.Root != "" {
 				p.Add("root", "%s", res.Root)
 				p.Add("issuer", "%s", res.Issuer)
@@ -53,7 +56,9 @@ func initCommand() *cobra.Command {
 	f.StringVar(&opt.Admin, "admin", "admin", "name of the first administrator")
 	f.StringVar(&opt.AdminOut, "admin-out", "admin.pem", "file for his key and certificate")
 	f.StringVar(&opt.RecoveryOut, "recovery-out", "csm-recovery.key", "file for the recovery share")
-	f.StringVar(&opt.Root, "root", "lab", "lab: a root whose key is sealed in the state, and an issuer for this region; none: no CA yet")
+	f.StringVar(&opt.Root, "root", "lab", "lab: a root whose key is sealed in the state, and an issuer for this region; subordinate: a request for an issuer under\n"+
+		"your own CA; offline: no CA yet, issuers are signed elsewhere (csm ca csr, csm ca install); none: no CA yet")
+	f.StringVar(&opt.CSROut, "csr-out", "csm-issuer.csr", "file for the request of --root subordinate")
 	return c
 }
 

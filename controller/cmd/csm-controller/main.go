@@ -31,7 +31,7 @@ func root() *cobra.Command {
 			"  csm-controller join --token-file token --pin sha256:…     # every further one\n"+
 			"  csm-controller run                                        # serve until stopped")
 	r.PersistentFlags().String("config", defaultConfig, "configuration file")
-	r.AddCommand(initCommand(), joinCommand(), runCommand(), adminCommand(),
+	r.AddCommand(initCommand(), joinCommand(), runCommand(), adminCommand(), snapshotCommand(), recoverCommand(), resetCommand(),
 		cli.ConfigCommand(server.DefaultConfig, options))
 	return r
 }

@@ -52,7 +52,7 @@ CREATE TABLE controller_join_tokens (
 func Module() state.Module {
 	return state.Module{
 		Name:       "consensus",
-		Migrations: []state.Migration{{Number: 100, SQL: schema}},
+		Migrations: []state.Migration{{Number: 100, SQL: schema}, {Number: 110, SQL: eraSchema}},
 		Commands: func(r *state.Registry) {
 			state.Handle(r, admitFirst)
 			state.Handle(r, requestAdmission)
@@ -62,6 +62,7 @@ func Module() state.Module {
 			state.Handle(r, move)
 			state.Handle(r, createToken)
 			state.Handle(r, revokeToken)
+			state.Handle(r, beginEra)
 		},
 	}
 }
