@@ -18,7 +18,7 @@ TOOL    := go tool -modfile=$(CURDIR)/test/tools/go.mod
 PACKAGES = $(shell go list ./... | grep -v /protocol/)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build cross packages run test test-full race race-full fuzz lint proto proto-fresh openapi bench clean
+.PHONY: help setup build cross packages run test test-packages test-full race race-full fuzz lint proto proto-fresh openapi bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,16 +35,17 @@ cross:
 	GOOS=linux GOARCH=arm64 $(BUILD) -o $(BIN)/csm-agent-linux-arm64 ./agent/cmd/csm-agent
 	GOOS=windows GOARCH=amd64 $(BUILD) -o $(BIN)/csm-agent-windows-amd64.exe ./agent/cmd/csm-agent
 
-PACKAGE_ARCH    ?= $(shell go env GOARCH)
+HOST_ARCH        = $(shell go env GOHOSTARCH)
+PACKAGE_ARCH    ?= $(HOST_ARCH)
 PACKAGE_VERSION ?= $(shell packaging/version.sh)
 NFPM             = build/tools/nfpm
 
 packages: ## deb and rpm of the three programs into build/packages (PACKAGE_ARCH=amd64|arm64)
-	@mkdir -p $(BIN)/$(PACKAGE_ARCH) build/tools
+	@mkdir -p $(BIN)/$(PACKAGE_ARCH) $(BIN)/$(HOST_ARCH) build/tools
 	cd test/tools && go build -o ../../build/tools/ github.com/goreleaser/nfpm/v2/cmd/nfpm
-	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent
+	@[ $(PACKAGE_ARCH) = $(HOST_ARCH) ] || $(BUILD) -o $(BIN)/$(HOST_ARCH)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent
 	GOOS=linux GOARCH=$(PACKAGE_ARCH) $(BUILD) -o $(BIN)/$(PACKAGE_ARCH)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent
-	BINARIES=$(BIN)/$(PACKAGE_ARCH) HOST_BINARIES=$(BIN) PACKAGE_ARCH=$(PACKAGE_ARCH) PACKAGE_VERSION=$(PACKAGE_VERSION) NFPM=$(NFPM) packaging/build.sh
+	BINARIES=$(BIN)/$(PACKAGE_ARCH) HOST_BINARIES=$(BIN)/$(HOST_ARCH) PACKAGE_ARCH=$(PACKAGE_ARCH) PACKAGE_VERSION=$(PACKAGE_VERSION) NFPM=$(NFPM) packaging/build.sh
 
 run: setup ## three regions and a real Cassandra ring: issue, install, hot-reload, prove, rotate, break
 	@mkdir -p $(BIN)
@@ -57,7 +58,10 @@ test: setup ## every test that fits into minutes, then the whole path on a real 
 	$(GO) test -timeout 15m -p 1 ./...
 	CI=true $(MAKE) run
 
-test-full: test ## also what takes longer: Cassandra's own polls, long soaks
+test-packages: setup ## install, upgrade, downgrade, remove and purge under a real systemd (root, systemd-nspawn, debootstrap), with a real Cassandra
+	CSM_TEST_PACKAGES=1 $(GO) test -timeout 20m -count=1 -run UnderSystemd ./test/packages
+
+test-full: test test-packages ## also what takes longer: Cassandra's own polls, long soaks
 	CSM_TEST_FULL=1 $(GO) test -timeout 60m -p 1 -count=1 ./test/...
 
 # Left out of `make race`: packages whose tests live by raft's timers or replay thousands of transactions, which the

@@ -11,8 +11,9 @@ export SOURCE_DATE_EPOCH
 
 declare -A rpm_arch=([amd64]=x86_64 [arm64]=aarch64)
 out=build/packages
-mkdir -p "$out"
-find "$out" -maxdepth 1 \( -name "*_$PACKAGE_ARCH.deb" -o -name "*.${rpm_arch[$PACKAGE_ARCH]}.rpm" \) -delete
+to=${PACKAGE_OUT:-$out}
+mkdir -p "$to"
+find "$to" -maxdepth 1 \( -name "*_$PACKAGE_ARCH.deb" -o -name "*.${rpm_arch[$PACKAGE_ARCH]}.rpm" \) -delete
 rm -rf "$out/stage"
 mkdir -p "$out/stage/bin" "$out/stage/completion" "$out/stage/man"
 for program in csm-controller csm-agent csm; do
@@ -23,7 +24,7 @@ for program in csm-controller csm-agent csm; do
     "$HOST_BINARIES/$program" completion "$shell" >"$out/stage/completion/$program.$shell"
   done
   for format in deb rpm; do
-    "$NFPM" package --config "packaging/nfpm/$program.yaml" --packager "$format" --target "$out/"
+    "$NFPM" package --config "packaging/nfpm/$program.yaml" --packager "$format" --target "$to/"
   done
 done
 rm -rf "$out/stage"

@@ -28,7 +28,7 @@ func Root() *cobra.Command {
 			"  csm-agent hold 'switch swap'      # change nothing until `csm-agent release`")
 	r.PersistentFlags().String("config", config.DefaultPath, "configuration file")
 	r.AddCommand(runCommand(), joinCommand(), inspectCommand(), planCommand(), doctorCommand(), probeCommand(), statusCommand(),
-		holdCommand(), renewCommand(), releaseCommand(), helperCommand(), cli.ConfigCommand(config.Defaults, options))
+		holdCommand(), renewCommand(), releaseCommand(), helperCommand(), serviceCommand(), cli.ConfigCommand(config.Defaults, options))
 	return r
 }
 

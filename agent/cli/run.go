@@ -22,6 +22,12 @@ import (
 // Memory that the Go heap may take before the collector works harder, in bytes. The whole process stays below 30 MB.
 const softMemory = 14 << 20
 
+func limitMemory() {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(softMemory)
+	}
+}
+
 func runCommand() *cobra.Command {
 	c := &cobra.Command{Use: "run", Short: "Join if need be, then look after the node until stopped", Args: cobra.NoArgs,
 		Example: "  csm-agent run\n  csm-agent run --config ./agent.yaml --mode observe",
@@ -34,9 +40,7 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if os.Getenv("GOMEMLIMIT") == "" {
-				debug.SetMemoryLimit(softMemory)
-			}
+			limitMemory()
 			path, _ := cmd.Flags().GetString("config")
 			return run(cmd.Context(), conf, path, log)
 		}}

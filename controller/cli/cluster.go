@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"strings"
@@ -161,27 +162,32 @@ func (a *app) joinCommand() *cobra.Command {
 			return fault.New(fault.Invalid, "unknown-method", "joining by %.40q is not known", method).Do("use --method token or --method possession")
 		}
 		ans, err := s.post(cluster+"/joinTokens", map[string]any{"node": resource.Last(node), "dns": dns, "ips": ips, "ttl": ttl.String(), "uses": uses, "rejoin": rejoin})
-		if err != nil || s.dryRun || s.Machine() || s.Format() == "name" {
-			if err != nil {
-				return err
-			}
-			return s.Print(ui.View{Object: ans.body, Text: ""})
-		}
-		var t struct{ Token string }
-		if err := decode(ans.body, &t); err != nil {
-			return err
-		}
-		st, _, err := read[statusView](s, "system", nil)
 		if err != nil {
 			return err
 		}
-		if len(controllers) == 0 {
-			controllers = agentAddresses(st)
-		}
-		_, err = fmt.Fprint(s.Out, pasteLines(controllers, st.CAPin, cluster, "{method: token, file: /etc/csm/join.token}", mode, conf, tokenLines(t.Token)))
-		s.Say("# the token is shown once and ends in %s", ui.Span(ttl))
-		return err
+		return s.printToken(ans.body, cluster, controllers, mode, conf, ttl)
 	})
+}
+
+// printToken prints the lines to paste on the node that a token is for.
+func (s *session) printToken(body json.RawMessage, cluster string, controllers []string, mode, conf string, ttl time.Duration) error {
+	if s.dryRun || s.Machine() || s.Format() == "name" {
+		return s.Print(ui.View{Object: body, Text: ""})
+	}
+	var t struct{ Token string }
+	if err := decode(body, &t); err != nil {
+		return err
+	}
+	st, _, err := read[statusView](s, "system", nil)
+	if err != nil {
+		return err
+	}
+	if len(controllers) == 0 {
+		controllers = agentAddresses(st)
+	}
+	_, err = fmt.Fprint(s.Out, pasteLines(controllers, st.CAPin, cluster, "{method: token, file: /etc/csm/join.token}", mode, conf, tokenLines(t.Token)))
+	s.Say("# the token is shown once and ends in %s", ui.Span(ttl))
+	return err
 }
 
 // agentAddresses are the controllers on the port that agents use by default.

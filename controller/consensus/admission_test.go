@@ -185,7 +185,10 @@ func (g door) onlyJoinIsOpen(t *testing.T) {
 	c := clusterv1.NewClusterServiceClient(cc)
 	_, err = c.Ping(g.ctx, &clusterv1.PingRequest{})
 	wantReason(t, fault.FromGRPC(err), fault.Unauthenticated, "no-certificate")
-	_, err = c.Forward(g.ctx, &clusterv1.ForwardRequest{})
+	forward, err := c.Forward(g.ctx)
+	if err == nil {
+		_, err = forward.Recv()
+	}
 	wantReason(t, fault.FromGRPC(err), fault.Unauthenticated, "no-certificate")
 	stream, err := c.Ticks(g.ctx, &clusterv1.TicksRequest{})
 	if err == nil {

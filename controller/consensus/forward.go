@@ -22,6 +22,7 @@ type clients struct {
 
 	mu     sync.Mutex
 	byAddr map[string]*grpc.ClientConn
+	pipes  map[*grpc.ClientConn]*pipe
 	hurry  map[string]time.Time
 	closed bool
 }
@@ -76,6 +77,7 @@ func (c *clients) keep(list []Member) {
 		if !stay {
 			cc.Close()
 			delete(c.byAddr, addr)
+			delete(c.pipes, cc)
 		}
 	}
 }
@@ -142,18 +144,25 @@ func (n *Node) connected(ctx context.Context, addr string, patience time.Duratio
 	return cc, nil
 }
 
-// forward hands the envelope to the leader, side by side with others over one connection.
+// forward hands the envelope to the leader.
 func (n *Node) forward(ctx context.Context, e *clusterv1.Envelope) attempt {
-	cc, err := n.leaderClient(ctx)
-	if err != nil {
-		return attempt{class: notApplied, why: fault.From(err)}
-	}
 	e.Stamp = nil
 	raw, err := proto.Marshal(e)
 	if err != nil {
 		return attempt{class: refused, why: fault.Wrap(err, fault.Invalid, "bad-envelope", "the command cannot be encoded")}
 	}
-	r, err := clusterv1.NewClusterServiceClient(cc).Forward(ctx, &clusterv1.ForwardRequest{Envelope: raw})
+	cc, err := n.leaderClient(ctx)
+	if err != nil {
+		return attempt{class: notApplied, why: fault.From(err)}
+	}
+	p, err := n.clients.pipe(n.ctx, cc)
+	if err != nil {
+		return missed(notApplied, "leader-unreachable", "the leader takes no writes: %v", fault.FromGRPC(err))
+	}
+	r, sent, err := p.ask(ctx, raw)
+	if err != nil && !sent {
+		return missed(notApplied, "leader-unreachable", "the leader did not take the write: %v", fault.FromGRPC(err))
+	}
 	if err != nil {
 		return missed(unknown, "leader-unreachable", "the leader was lost while it had the write: %v", fault.FromGRPC(err))
 	}
@@ -176,25 +185,26 @@ type service struct {
 	n *Node
 }
 
-// Forward implements the leader's side; it hops once.
-func (s service) Forward(ctx context.Context, r *clusterv1.ForwardRequest) (*clusterv1.ForwardResponse, error) {
+// decide is the leader's side of one forwarded write; it hops once.
+func (s service) decide(ctx context.Context, r *clusterv1.ForwardRequest) *clusterv1.ForwardResponse {
 	var e clusterv1.Envelope
-	if err := proto.Unmarshal(r.GetEnvelope(), &e); err != nil {
-		return nil, fault.Wrap(err, fault.Invalid, "bad-envelope", "the forwarded command cannot be read")
-	}
 	var a attempt
-	if err := s.n.store.Check(&e); err != nil {
+	if err := proto.Unmarshal(r.GetEnvelope(), &e); err != nil {
+		a = attempt{class: refused, why: fault.Wrap(err, fault.Invalid, "bad-envelope", "the forwarded command cannot be read")}
+	} else if err := s.n.store.Check(&e); err != nil {
 		a = attempt{class: refused, why: fault.From(err)}
 	} else if !s.n.IsLeader() {
 		a = missed(notApplied, "no-leader", "%s does not lead", s.n.cfg.Name)
 	} else {
+		ctx, cancel := context.WithDeadline(ctx, e.Deadline.AsTime())
+		defer cancel()
 		a = s.n.append(ctx, &e)
 	}
-	out := &clusterv1.ForwardResponse{Class: a.class, Outcome: a.outcome}
+	out := &clusterv1.ForwardResponse{Tag: r.Tag, Class: a.class, Outcome: a.outcome}
 	if a.why != nil {
 		out.Why, out.Refusal = clip(a.why.Message), state.EncodeFault(a.why)
 	}
-	return out, nil
+	return out
 }
 
 func clip(s string) string { return s[:min(len(s), 1024)] }
@@ -215,14 +225,7 @@ func (n *Node) startServices() {
 		if method == joinMethod {
 			return nil
 		}
-		p := transport.PeerFrom(ctx)
-		if p == nil {
-			return fault.New(fault.Unauthenticated, "no-certificate", "only members may call %s", method).Do("join first: `csm-controller join`")
-		}
-		if !n.dir.Allowed(p.Key) {
-			return fault.New(fault.Refused, "not-a-member", "the controller %s is no member", p.ID.Path)
-		}
-		return nil
+		return n.admits(ctx, method)
 	}
 	n.grpc = grpc.NewServer(append(transport.ServerOptions(),
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
@@ -243,6 +246,18 @@ func (n *Node) startServices() {
 		n.cfg.Services(n.grpc)
 	}
 	go n.grpc.Serve(n.trans.Listener(transport.GRPC))
+}
+
+// admits says whether the caller is a member now. A stream that lives on asks again for each thing it is asked.
+func (n *Node) admits(ctx context.Context, method string) error {
+	p := transport.PeerFrom(ctx)
+	if p == nil {
+		return fault.New(fault.Unauthenticated, "no-certificate", "only members may call %s", method).Do("join first: `csm-controller join`")
+	}
+	if !n.dir.Allowed(p.Key) {
+		return fault.New(fault.Refused, "not-a-member", "the controller %s is no member", p.ID.Path)
+	}
+	return nil
 }
 
 func (n *Node) dialGossip(ctx context.Context, name string) (net.Conn, error) {

@@ -158,6 +158,13 @@ func (f *Fleet) Resume(ctx context.Context, node, reason, actor string) error {
 	return f.setState(ctx, node, Active, reason, actor)
 }
 
+// ResumeMachine lets a suspended agent act again on one of the machines that came with its identity, named by the beginning
+// of its hash in hex; the other is refused from then on.
+func (f *Fleet) ResumeMachine(ctx context.Context, node, keep, reason, actor string) error {
+	_, err := f.propose(ctx, node, actor, reason, &clusterv1.SetAgentState{Node: node, State: Active, Reason: reason, Keep: keep})
+	return err
+}
+
 // Revoke ends an agent's identity for good; the host may only join again. The certificates of the node stay valid.
 func (f *Fleet) Revoke(ctx context.Context, node, reason, actor string) error {
 	return f.setState(ctx, node, Revoked, reason, actor)
@@ -185,10 +192,17 @@ func applySetAgentState(a *state.Apply, c *clusterv1.SetAgentState) (*clusterv1.
 	if n.agent.state == Revoked && c.State != Revoked {
 		return nil, fault.New(fault.Refused, "agent-revoked", "the agent of %s is revoked: that is final", short(c.Node)).Do("let the host join again: `csm cluster join-command %s --rejoin`", short(c.Node))
 	}
-	if n.agent.state == c.State {
+	if n.agent.state == c.State && c.Keep == "" {
 		return &clusterv1.Empty{}, nil
 	}
-	return &clusterv1.Empty{}, setAgent(a, n, c.State, c.Reason)
+	if err := setAgent(a, n, c.State, c.Reason); err != nil || c.State != Active {
+		return &clusterv1.Empty{}, err
+	}
+	if c.Keep != "" {
+		return &clusterv1.Empty{}, pin(a, n, c.Keep)
+	}
+	_, err = a.Exec(`DELETE FROM agent_copies WHERE uid = ? AND incarnation = ?`, n.uid, n.incarnation)
+	return &clusterv1.Empty{}, err
 }
 
 func setAgent(a *state.Apply, n nodeRow, to, reason string) error {
@@ -213,6 +227,9 @@ func setAgent(a *state.Apply, n nodeRow, to, reason string) error {
 	a.Touch(state.Updated, n.name)
 	a.Touch(state.Signalled, agentSignal(n.uid))
 	signalWave(a, n.cluster)
+	if to == Revoked {
+		return dropRemoval(a, n.name)
+	}
 	return nil
 }
 
@@ -221,14 +238,19 @@ func applyAgentConnected(a *state.Apply, c *clusterv1.AgentConnected) (*clusterv
 	if err != nil || r.Suspended {
 		return r, err
 	}
-	_, err = a.Exec(`UPDATE agents SET connected = 1, controller = ?, stream = ?, transition_ms = ? WHERE uid = ? AND incarnation = ?`,
-		c.Controller, c.Stream, a.Now.UnixMilli(), n.uid, n.incarnation)
-	return r, err
+	if _, err = a.Exec(`UPDATE agents SET connected = 1, controller = ?, stream = ?, transition_ms = ? WHERE uid = ? AND incarnation = ?`,
+		c.Controller, c.Stream, a.Now.UnixMilli(), n.uid, n.incarnation); err != nil || !n.ringMoved {
+		return r, err
+	}
+	return r, proposeRemovals(a, n.cluster)
 }
 
 func applyAgentReported(a *state.Apply, c *clusterv1.AgentReported) (*clusterv1.AgentReportedReply, error) {
-	r, _, err := report(a, c)
-	return r, err
+	r, n, err := report(a, c)
+	if err != nil || !n.ringMoved {
+		return r, err
+	}
+	return r, proposeRemovals(a, n.cluster)
 }
 
 func applyAgentDisconnected(a *state.Apply, c *clusterv1.AgentDisconnected) (*clusterv1.Empty, error) {
@@ -261,7 +283,13 @@ func report(a *state.Apply, c *clusterv1.AgentReported) (*clusterv1.AgentReporte
 	if err := proto.Unmarshal(c.Instance, &instance); err != nil {
 		return nil, n, fault.Wrap(err, fault.Invalid, "bad-facts", "the instance's facts cannot be read")
 	}
+	if err := theCopy(a, n, &agent); err != nil {
+		return nil, n, err
+	}
 	if why := copied(n.agent, &agent); why != "" {
+		if err := noteCopies(a, n, &agent, &instance); err != nil {
+			return nil, n, err
+		}
 		if err := setAgent(a, n, Suspended, why); err != nil {
 			return nil, n, err
 		}
@@ -278,7 +306,8 @@ func report(a *state.Apply, c *clusterv1.AgentReported) (*clusterv1.AgentReporte
 	if err := reportStores(a, n, c.Stores); err != nil {
 		return nil, n, err
 	}
-	wanted, err := reportRing(a, n, c, instance.HostId)
+	var wanted bool
+	wanted, n.ringMoved, err = reportRing(a, n, c, instance.HostId)
 	if err != nil {
 		return nil, n, err
 	}

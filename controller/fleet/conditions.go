@@ -11,7 +11,7 @@ import (
 // Condition is something about a cluster or a node that a person should know, as long as it is so.
 type Condition struct {
 	// Type is a stable kebab-case word.
-	Type     string `json:"type" doc:"expires-frozen, removal-proposed"`
+	Type     string `json:"type" doc:"expires-frozen, removal-proposed, copied-state"`
 	Severity string `json:"severity" enum:"error,warning,info"`
 	// Resource that it is about.
 	Resource string    `json:"resource"`
@@ -32,7 +32,18 @@ func conditions(ctx context.Context, q state.Querier, name string, z *Freeze, no
 			out = append(out, *c)
 		}
 	}
-	return out, nil
+	gone, err := removals(ctx, q, name)
+	for _, r := range gone {
+		out = append(out, r.condition())
+	}
+	if err != nil || kindOf(name) != "node" {
+		return out, err
+	}
+	twice, err := copies(ctx, q, name)
+	if twice != nil {
+		out = append(out, *twice)
+	}
+	return out, err
 }
 
 // expiry sums up which stores of a scope a freeze would let expire.

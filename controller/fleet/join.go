@@ -105,14 +105,14 @@ func encodeFacts(agent *agentv1.AgentFacts, instance *agentv1.InstanceFacts) (a,
 type tokenRow struct {
 	name, cluster, node, method string
 	uses, used                  int
-	rejoin, revoked             bool
+	rejoin, revoked, replaces   bool
 	expires                     int64
 }
 
 func applyJoinNode(a *state.Apply, c *clusterv1.JoinNode) (*clusterv1.JoinNodeReply, error) {
 	var t tokenRow
-	known, err := found(a.QueryRow(`SELECT name, cluster, node, method, uses, used, rejoin, revoked, expires_ms FROM node_tokens WHERE sha256 = ?`, c.TokenSha256).
-		Scan(&t.name, &t.cluster, &t.node, &t.method, &t.uses, &t.used, &t.rejoin, &t.revoked, &t.expires))
+	known, err := found(a.QueryRow(`SELECT name, cluster, node, method, uses, used, rejoin, revoked, replaces, expires_ms FROM node_tokens WHERE sha256 = ?`, c.TokenSha256).
+		Scan(&t.name, &t.cluster, &t.node, &t.method, &t.uses, &t.used, &t.rejoin, &t.revoked, &t.replaces, &t.expires))
 	if err != nil {
 		return nil, err
 	}
@@ -197,6 +197,9 @@ func burn(a *state.Apply, c *clusterv1.JoinNode, t tokenRow) (*clusterv1.JoinNod
 	if incarnation > 0 && !t.rejoin {
 		return nil, fault.New(fault.Refused, "node-joined", "the node %s has joined already by another token", short(t.node)).
 			Do("use `csm node rejoin %s` if its host was replaced", short(t.node))
+	}
+	if err := sameHost(a, t, instance.HostId); err != nil {
+		return nil, err
 	}
 	if twin, err := twinKey(a, c.KeySha256); err != nil {
 		return nil, err
@@ -297,5 +300,5 @@ func replace(a *state.Apply, uid string, incarnation uint64, node string) error 
 	}
 	a.Touch(state.Signalled, agentSignal(uid))
 	signalWave(a, resource.Parent(node))
-	return nil
+	return dropRemoval(a, node)
 }

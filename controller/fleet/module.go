@@ -11,6 +11,7 @@ func Module() state.Module {
 			{Number: 510, SQL: joinSchema},
 			{Number: 530, SQL: ringSchema},
 			{Number: 531, SQL: freezeSchema},
+			{Number: 532, SQL: livesSchema},
 		},
 		Commands: func(r *state.Registry) {
 			state.Handle(r, applyCreateCluster)
@@ -31,6 +32,7 @@ func Module() state.Module {
 			state.Handle(r, applySetFreeze)
 			state.Handle(r, applyRaiseTargets)
 			state.Handle(r, applyAlarmFreeze)
+			state.Handle(r, applyReplaceNode)
 			joinCommands(r)
 		},
 	}

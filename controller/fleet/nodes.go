@@ -17,6 +17,7 @@ type nodeRow struct {
 	incarnation        uint64
 	running            bool
 	agent              agentRow
+	ringMoved          bool // the report at hand brought another view of the ring
 }
 
 type agentRow struct {

@@ -168,38 +168,39 @@ func (f *Fleet) withoutKnownRing(ctx context.Context, c *clusterv1.AgentReported
 }
 
 // reportRing writes down what a node sees of its ring. wanted: the state does not hold that view any more.
-func reportRing(a *state.Apply, n nodeRow, c *clusterv1.AgentReported, hostID string) (wanted bool, err error) {
+// moved: it is another one than before.
+func reportRing(a *state.Apply, n nodeRow, c *clusterv1.AgentReported, hostID string) (wanted, moved bool, err error) {
 	var was []byte
 	var wasID string
 	if _, err := found(a.QueryRow(`SELECT sha256, host_id FROM ring_seen WHERE node = ? AND incarnation = ?`, n.name, n.incarnation).Scan(&was, &wasID)); err != nil {
-		return false, err
+		return false, false, err
 	}
 	if hostID == "" {
 		hostID = wasID // a node that is down is still who it was
 	}
 	if len(c.RingSha256) == 0 || string(was) == string(c.RingSha256) && wasID == hostID {
-		return false, nil
+		return false, false, nil
 	}
 	if len(c.Ring) > 0 {
 		if sum := sha256.Sum256(c.Ring); string(sum[:]) != string(c.RingSha256) {
-			return false, fault.New(fault.Invalid, "bad-facts", "the ring that was told is not the one that was named")
+			return false, false, fault.New(fault.Invalid, "bad-facts", "the ring that was told is not the one that was named")
 		}
 		if _, err := a.Exec(`INSERT INTO ring_views (cluster, sha256, view) VALUES (?,?,?) ON CONFLICT DO NOTHING`, n.cluster, c.RingSha256, c.Ring); err != nil {
-			return false, err
+			return false, false, err
 		}
 	}
 	var held int
 	if err := a.QueryRow(`SELECT count(*) FROM ring_views WHERE cluster = ? AND sha256 = ?`, n.cluster, c.RingSha256).Scan(&held); err != nil || held == 0 {
-		return err == nil, err
+		return err == nil, false, err
 	}
 	if _, err := a.Exec(`INSERT INTO ring_seen (node, cluster, incarnation, sha256, host_id, seen_ms) VALUES (?,?,?,?,?,?) ON CONFLICT (node) DO UPDATE SET
 		incarnation = excluded.incarnation, sha256 = excluded.sha256, host_id = excluded.host_id, seen_ms = excluded.seen_ms`,
 		n.name, n.cluster, n.incarnation, c.RingSha256, hostID, a.Now.UnixMilli()); err != nil {
-		return false, err
+		return false, false, err
 	}
 	_, err = a.Exec(`DELETE FROM ring_views WHERE cluster = ? AND sha256 = ? AND NOT EXISTS (SELECT 1 FROM ring_seen s WHERE s.cluster = ring_views.cluster AND s.sha256 = ring_views.sha256)`,
 		n.cluster, was)
-	return false, err
+	return false, err == nil, err
 }
 
 // hostIDOf is the host id that a node last said it has; empty when it never did in this incarnation.

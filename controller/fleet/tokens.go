@@ -5,9 +5,7 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"encoding/base64"
-	"io"
 	"strings"
-	"time"
 
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 
@@ -31,37 +29,15 @@ func (f *Fleet) CreateToken(ctx context.Context, cluster string, spec TokenSpec,
 	if err != nil {
 		return "", Token{}, err
 	}
-	if spec.TTL == 0 {
-		spec.TTL = DefaultTokenTTL
-	}
-	if spec.TTL < time.Minute || spec.TTL > MaxTokenTTL {
-		return "", Token{}, fault.New(fault.Invalid, "bad-ttl", "a join token lives from a minute to %d days, not %s", MaxTokenTTL/(24*time.Hour), spec.TTL)
-	}
-	if spec.Uses == 0 {
-		spec.Uses = 1
-	}
-	if spec.Uses < 0 || spec.Uses > 100 {
-		return "", Token{}, fault.New(fault.Invalid, "bad-uses", "a join token is used 1 to 100 times, not %d", spec.Uses)
-	}
-	raw := make([]byte, tokenBytes)
-	if _, err := io.ReadFull(f.rand, raw); err != nil {
-		return "", Token{}, fault.Wrap(err, fault.Internal, "no-randomness", "cannot read random bytes")
-	}
-	secret = tokenPrefix + base64.RawURLEncoding.EncodeToString(raw)
-	sum := sha256.Sum256([]byte(secret))
-	id, err := f.id()
+	spec.Names = names
+	secret, c, err := f.tokenCommand(cluster, spec)
 	if err != nil {
 		return "", Token{}, err
 	}
-	uid, err := f.id()
-	if err != nil {
+	if _, err := f.propose(ctx, cluster, actor, "", c); err != nil {
 		return "", Token{}, err
 	}
-	if _, err := f.propose(ctx, cluster, actor, "", &clusterv1.CreateNodeToken{Cluster: cluster, Id: id, Sha256: sum[:], Node: spec.Node, NodeUid: uid,
-		Names: names.wire(), TtlMs: spec.TTL.Milliseconds(), Uses: uint32(spec.Uses), Method: MethodToken, Rejoin: spec.Rejoin}); err != nil {
-		return "", Token{}, err
-	}
-	t, err = f.GetToken(ctx, resource.JoinToken(cluster, id))
+	t, err = f.GetToken(ctx, resource.JoinToken(cluster, c.Id))
 	return secret, t, err
 }
 

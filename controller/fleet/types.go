@@ -222,7 +222,7 @@ type Freeze struct {
 // Alarm is something that should not have been seen.
 type Alarm struct {
 	Revision uint64    `json:"revision"`
-	Kind     string    `json:"kind" doc:"token-reused, copied-state, expires-frozen"`
+	Kind     string    `json:"kind" doc:"token-reused, copied-state, expires-frozen, removal-proposed"`
 	Resource string    `json:"resource"`
 	Message  string    `json:"message"`
 	Time     time.Time `json:"time"`

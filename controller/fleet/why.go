@@ -10,7 +10,7 @@ type policy func(n Node, b *blocking, now time.Time) string
 
 // why explains where a node stands, in one sentence. Pure.
 func why(n Node, b *blocking, now time.Time) string {
-	for _, p := range []policy{whyAgent, whyBroken, whyMoving, whyNothing, whyHeld, whyWave} {
+	for _, p := range []policy{whyGone, whyAgent, whyBroken, whyMoving, whyNothing, whyHeld, whyWave} {
 		if s := p(n, b, now); s != "" {
 			return s + stopped(n, s)
 		}
@@ -26,6 +26,16 @@ func stopped(n Node, said string) string {
 	default:
 		return "; " + held
 	}
+}
+
+// whyGone tells of a node whose peers no longer see it; its agent may well be there.
+func whyGone(n Node, _ *blocking, _ time.Time) string {
+	for _, c := range n.Conditions {
+		if c.Type == "removal-proposed" {
+			return c.Message
+		}
+	}
+	return ""
 }
 
 func whyAgent(n Node, _ *blocking, _ time.Time) string {

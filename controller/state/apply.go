@@ -283,10 +283,9 @@ func (b *batch) handle(a *Apply, e *clusterv1.Envelope) (reply []byte, err error
 	return encodeReply(m)
 }
 
-// conclude writes the audit entry and the changes of a command, and prunes when its turn comes.
+// conclude writes the audit entry, which is also where Changes reads, and prunes when its turn comes.
 func (b *batch) conclude(l *raft.Log, e *clusterv1.Envelope, touched []Change, refusal *fault.Error) error {
 	var text strings.Builder
-	part := 0
 	for _, c := range touched {
 		if c.Verb == Signalled {
 			continue
@@ -295,11 +294,6 @@ func (b *batch) conclude(l *raft.Log, e *clusterv1.Envelope, touched []Change, r
 			text.WriteByte('\n')
 		}
 		text.WriteString(string(c.Verb) + " " + c.Resource)
-		if err := b.exec("INSERT INTO changes (revision, part, resource, verb) VALUES (?, ?, ?, ?)",
-			l.Index, part, c.Resource, string(c.Verb)); err != nil {
-			return err
-		}
-		part++
 	}
 	var code, reason, message string
 	if refusal != nil {
@@ -328,9 +322,8 @@ func (b *batch) prune(index uint64) error {
 	if err := b.pruneKept(); err != nil {
 		return err
 	}
-	if index <= keepChanges {
-		return nil
+	if index > keepChanges {
+		b.head.changesAfter = index - keepChanges
 	}
-	b.head.changesAfter = index - keepChanges
-	return b.exec("DELETE FROM changes WHERE revision <= ?", b.head.changesAfter)
+	return nil
 }

@@ -47,7 +47,11 @@ func NewEnvelope(p Proposal, now time.Time) (*clusterv1.Envelope, error) {
 	}
 	id, timeout := p.ID, p.Timeout
 	if id == "" {
-		id = uuid.NewString()
+		fresh, err := uuid.NewV7() // begins with the time: outcomes are then added at one end of their index
+		if err != nil {
+			return nil, fmt.Errorf("draw an id: %w", err)
+		}
+		id = fresh.String()
 	}
 	if timeout <= 0 {
 		timeout = DefaultTimeout

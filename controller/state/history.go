@@ -9,37 +9,51 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
-// Changes lists what changed after revision since, below a prefix ending in "/" (or one name), oldest first, at most
-// limit. The list is whole if since >= oldest; else changes in between are forgotten and the caller must list anew.
+// Changes lists what changed after revision since, below a prefix ending in "/" (or one name), oldest first, limit or a few
+// more: the changes of one revision stay together. The list is whole if since >= oldest; else it is not given so far back and
+// the caller must list anew.
 func (s *Store) Changes(ctx context.Context, prefix string, since uint64, limit int) (changes []Change, oldest uint64, err error) {
-	low, high := prefix, prefix
-	if strings.HasSuffix(prefix, "/") {
-		high = prefix[:len(prefix)-1] + "0" // '0' follows '/'
-	}
-	if prefix == Everything || prefix == "" {
-		low, high = "", "\U0010FFFF"
-	}
+	everything := prefix == Everything || prefix == ""
+	below := strings.HasSuffix(prefix, "/")
 	err = s.View(ctx, func(ctx context.Context, q Querier) error {
 		if err := q.QueryRowContext(ctx, "SELECT changes_after FROM meta WHERE id = 1").Scan(&oldest); err != nil {
 			return err
 		}
-		rows, err := q.QueryContext(ctx, `SELECT revision, resource, verb FROM changes
-			WHERE revision > ? AND resource >= ? AND (resource < ? OR resource = ?) ORDER BY revision, part LIMIT ?`,
-			since, low, high, prefix, limit)
+		filter := AuditFilter{Resource: prefix}.resource()
+		if everything {
+			filter = ""
+		}
+		rows, err := q.QueryContext(ctx, `SELECT idx, touched FROM audit
+			WHERE idx > ? AND touched <> '' AND instr(touched || char(10), ?) > 0 ORDER BY idx`, max(since, oldest), filter)
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
-		for rows.Next() {
-			var c Change
-			if err := rows.Scan(&c.Revision, &c.Resource, &c.Verb); err != nil {
+		for len(changes) < limit && rows.Next() {
+			var index uint64
+			var touched string
+			if err := rows.Scan(&index, &touched); err != nil {
 				return err
 			}
-			changes = append(changes, c)
+			for _, c := range parseTouched(touched, index) {
+				if everything || c.Resource == prefix || (below && strings.HasPrefix(c.Resource, prefix)) {
+					changes = append(changes, c)
+				}
+			}
 		}
 		return rows.Err()
 	})
 	return changes, oldest, err
+}
+
+// parseTouched reads lines of "VERB name".
+func parseTouched(touched string, index uint64) (out []Change) {
+	for line := range strings.SplitSeq(touched, "\n") {
+		if verb, resource, ok := strings.Cut(line, " "); ok {
+			out = append(out, Change{Resource: resource, Verb: Verb(verb), Revision: index})
+		}
+	}
+	return out
 }
 
 // AuditFilter selects audit entries; zero fields select all.
@@ -51,6 +65,14 @@ type AuditFilter struct {
 	From, To time.Time
 	// Refused selects only commands that were refused.
 	Refused bool
+}
+
+// resource is what the lines "VERB name" of an entry hold: a name ends at the line's end, a prefix anywhere.
+func (f AuditFilter) resource() string {
+	if strings.HasSuffix(f.Resource, "/") {
+		return " " + f.Resource
+	}
+	return " " + f.Resource + "\n"
 }
 
 // AuditPage asks for a page, newest first. Token is empty for the first.
@@ -101,11 +123,7 @@ func (s *Store) Audit(ctx context.Context, f AuditFilter, p AuditPage) (entries 
 			if code != "" {
 				e.Fault = fault.New(fault.ParseCode(code), reason, "%s", message)
 			}
-			for line := range strings.SplitSeq(touched, "\n") {
-				if verb, resource, ok := strings.Cut(line, " "); ok {
-					e.Touched = append(e.Touched, Change{Resource: resource, Verb: Verb(verb), Revision: e.Index})
-				}
-			}
+			e.Touched = parseTouched(touched, e.Index)
 			entries = append(entries, e)
 		}
 		return rows.Err()
@@ -149,12 +167,7 @@ func auditQuery(f AuditFilter, token string) (string, []any, error) {
 		add("time < ?", f.To.UnixMilli())
 	}
 	if f.Resource != "" {
-		// Lines are "VERB name": a name ends at the line's end, a prefix anywhere.
-		end := "\n"
-		if strings.HasSuffix(f.Resource, "/") {
-			end = ""
-		}
-		add("instr(touched || char(10), ?) > 0", " "+f.Resource+end)
+		add("instr(touched || char(10), ?) > 0", f.resource())
 	}
 	return `SELECT idx, time, actor, tenant, kind, id, correlation_id, reason, command_sha256, touched, fault_code, fault_reason,
 		fault_message FROM audit WHERE ` + strings.Join(where, " AND ") + " ORDER BY idx DESC LIMIT ?", args, nil

@@ -55,13 +55,6 @@ CREATE TABLE audit (
 	fault_reason TEXT NOT NULL,
 	fault_message TEXT NOT NULL
 ) STRICT;
-CREATE TABLE changes (
-	revision INTEGER NOT NULL,
-	part INTEGER NOT NULL,
-	resource TEXT NOT NULL,
-	verb TEXT NOT NULL,
-	PRIMARY KEY (revision, part)
-) STRICT, WITHOUT ROWID;
 `}, {Number: 2, SQL: `
 CREATE TABLE kept_outcomes (
 	idx INTEGER PRIMARY KEY,

@@ -119,7 +119,8 @@ func (s *server) nodes() {
 			return s.oneNode(ctx, in.name())
 		})
 	s.nodeVerb("suspendNode", "suspend", "Close the agent's streams and refuse its claims until it is resumed; files stay", s.Fleet.Suspend)
-	s.nodeVerb("resumeNode", "resume", "Let a suspended agent work again", s.Fleet.Resume)
+	s.resumeNode()
+	s.nodeTokens()
 	s.nodeVerb("removeNode", "remove", "Revoke the agent's identity for good; files stay, and the node comes back only by a token made for rejoining", s.Fleet.Revoke)
 	s.nodeFreeze("freezeNode", "freeze", "Let no effect begin on this node", func(ctx context.Context, node string, w Why) error {
 		return s.Fleet.Freeze(ctx, node, w.Reason, w.Until, actor(ctx))

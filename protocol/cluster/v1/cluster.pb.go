@@ -88,7 +88,9 @@ func (OutcomeClass) EnumDescriptor() ([]byte, []int) {
 type ForwardRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A clusterv1.Envelope without a stamp.
-	Envelope      []byte `protobuf:"bytes,1,opt,name=envelope,proto3" json:"envelope,omitempty"`
+	Envelope []byte `protobuf:"bytes,1,opt,name=envelope,proto3" json:"envelope,omitempty"`
+	// Tag of this request on this stream; its answer carries the same.
+	Tag           uint64 `protobuf:"varint,2,opt,name=tag,proto3" json:"tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -130,6 +132,13 @@ func (x *ForwardRequest) GetEnvelope() []byte {
 	return nil
 }
 
+func (x *ForwardRequest) GetTag() uint64 {
+	if x != nil {
+		return x.Tag
+	}
+	return 0
+}
+
 type ForwardResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Class   OutcomeClass           `protobuf:"varint,1,opt,name=class,proto3,enum=csm.cluster.v1.OutcomeClass" json:"class,omitempty"`
@@ -137,6 +146,7 @@ type ForwardResponse struct {
 	// Why it was not applied, or why the outcome is not known.
 	Why           string `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
 	Refusal       *Fault `protobuf:"bytes,4,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	Tag           uint64 `protobuf:"varint,5,opt,name=tag,proto3" json:"tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -197,6 +207,13 @@ func (x *ForwardResponse) GetRefusal() *Fault {
 		return x.Refusal
 	}
 	return nil
+}
+
+func (x *ForwardResponse) GetTag() uint64 {
+	if x != nil {
+		return x.Tag
+	}
+	return 0
 }
 
 type ReadIndexRequest struct {
@@ -963,14 +980,16 @@ var File_cluster_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_cluster_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x18cluster/v1/cluster.proto\x12\x0ecsm.cluster.v1\x1a\x19cluster/v1/envelope.proto\x1a\x18cluster/v1/members.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18options/v1/options.proto\"6\n" +
+	"\x18cluster/v1/cluster.proto\x12\x0ecsm.cluster.v1\x1a\x19cluster/v1/envelope.proto\x1a\x18cluster/v1/members.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18options/v1/options.proto\"H\n" +
 	"\x0eForwardRequest\x12$\n" +
-	"\benvelope\x18\x01 \x01(\fB\b\xea\xe0\x18\x04\b\x80\xc0\x10R\benvelope\"\xc4\x01\n" +
+	"\benvelope\x18\x01 \x01(\fB\b\xea\xe0\x18\x04\b\x80\xc0\x10R\benvelope\x12\x10\n" +
+	"\x03tag\x18\x02 \x01(\x04R\x03tag\"\xd6\x01\n" +
 	"\x0fForwardResponse\x122\n" +
 	"\x05class\x18\x01 \x01(\x0e2\x1c.csm.cluster.v1.OutcomeClassR\x05class\x121\n" +
 	"\aoutcome\x18\x02 \x01(\v2\x17.csm.cluster.v1.OutcomeR\aoutcome\x12\x19\n" +
 	"\x03why\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x03why\x12/\n" +
-	"\arefusal\x18\x04 \x01(\v2\x15.csm.cluster.v1.FaultR\arefusal\"\x12\n" +
+	"\arefusal\x18\x04 \x01(\v2\x15.csm.cluster.v1.FaultR\arefusal\x12\x10\n" +
+	"\x03tag\x18\x05 \x01(\x04R\x03tag\"\x12\n" +
 	"\x10ReadIndexRequest\"=\n" +
 	"\x11ReadIndexResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
@@ -1034,9 +1053,9 @@ const file_cluster_v1_cluster_proto_rawDesc = "" +
 	"\x15OUTCOME_CLASS_DECIDED\x10\x01\x12\x1d\n" +
 	"\x19OUTCOME_CLASS_NOT_APPLIED\x10\x02\x12\x19\n" +
 	"\x15OUTCOME_CLASS_UNKNOWN\x10\x03\x12\x19\n" +
-	"\x15OUTCOME_CLASS_REFUSED\x10\x042\xf5\x03\n" +
-	"\x0eClusterService\x12J\n" +
-	"\aForward\x12\x1e.csm.cluster.v1.ForwardRequest\x1a\x1f.csm.cluster.v1.ForwardResponse\x12P\n" +
+	"\x15OUTCOME_CLASS_REFUSED\x10\x042\xf9\x03\n" +
+	"\x0eClusterService\x12N\n" +
+	"\aForward\x12\x1e.csm.cluster.v1.ForwardRequest\x1a\x1f.csm.cluster.v1.ForwardResponse(\x010\x01\x12P\n" +
 	"\tReadIndex\x12 .csm.cluster.v1.ReadIndexRequest\x1a!.csm.cluster.v1.ReadIndexResponse\x12A\n" +
 	"\x04Ping\x12\x1b.csm.cluster.v1.PingRequest\x1a\x1c.csm.cluster.v1.PingResponse\x12F\n" +
 	"\x05Ticks\x12\x1c.csm.cluster.v1.TicksRequest\x1a\x1d.csm.cluster.v1.TicksResponse0\x01\x12M\n" +

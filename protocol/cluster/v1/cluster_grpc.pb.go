@@ -35,8 +35,9 @@ const (
 //
 // ClusterService is open to members only: a connection whose key stands in the members table.
 type ClusterServiceClient interface {
-	// Forward appends one envelope at the leader. It hops once: a server that does not lead answers with class NOT_APPLIED.
-	Forward(ctx context.Context, in *ForwardRequest, opts ...grpc.CallOption) (*ForwardResponse, error)
+	// Forward appends envelopes at the leader, side by side; answers come as they are decided, in any order. It hops once: a
+	// server that does not lead answers with class NOT_APPLIED. What is unanswered when the stream ends has an unknown outcome.
+	Forward(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ForwardRequest, ForwardResponse], error)
 	// ReadIndex gives an index that a reader must have applied to read linearizably. Leader only.
 	ReadIndex(ctx context.Context, in *ReadIndexRequest, opts ...grpc.CallOption) (*ReadIndexResponse, error)
 	// Ping answers at once with the clock and the position of the server.
@@ -57,15 +58,18 @@ func NewClusterServiceClient(cc grpc.ClientConnInterface) ClusterServiceClient {
 	return &clusterServiceClient{cc}
 }
 
-func (c *clusterServiceClient) Forward(ctx context.Context, in *ForwardRequest, opts ...grpc.CallOption) (*ForwardResponse, error) {
+func (c *clusterServiceClient) Forward(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ForwardRequest, ForwardResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ForwardResponse)
-	err := c.cc.Invoke(ctx, ClusterService_Forward_FullMethodName, in, out, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &ClusterService_ServiceDesc.Streams[0], ClusterService_Forward_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	x := &grpc.GenericClientStream[ForwardRequest, ForwardResponse]{ClientStream: stream}
+	return x, nil
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ClusterService_ForwardClient = grpc.BidiStreamingClient[ForwardRequest, ForwardResponse]
 
 func (c *clusterServiceClient) ReadIndex(ctx context.Context, in *ReadIndexRequest, opts ...grpc.CallOption) (*ReadIndexResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -89,7 +93,7 @@ func (c *clusterServiceClient) Ping(ctx context.Context, in *PingRequest, opts .
 
 func (c *clusterServiceClient) Ticks(ctx context.Context, in *TicksRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TicksResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &ClusterService_ServiceDesc.Streams[0], ClusterService_Ticks_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &ClusterService_ServiceDesc.Streams[1], ClusterService_Ticks_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -132,8 +136,9 @@ func (c *clusterServiceClient) TransferLeadership(ctx context.Context, in *Trans
 //
 // ClusterService is open to members only: a connection whose key stands in the members table.
 type ClusterServiceServer interface {
-	// Forward appends one envelope at the leader. It hops once: a server that does not lead answers with class NOT_APPLIED.
-	Forward(context.Context, *ForwardRequest) (*ForwardResponse, error)
+	// Forward appends envelopes at the leader, side by side; answers come as they are decided, in any order. It hops once: a
+	// server that does not lead answers with class NOT_APPLIED. What is unanswered when the stream ends has an unknown outcome.
+	Forward(grpc.BidiStreamingServer[ForwardRequest, ForwardResponse]) error
 	// ReadIndex gives an index that a reader must have applied to read linearizably. Leader only.
 	ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexResponse, error)
 	// Ping answers at once with the clock and the position of the server.
@@ -154,8 +159,8 @@ type ClusterServiceServer interface {
 // pointer dereference when methods are called.
 type UnimplementedClusterServiceServer struct{}
 
-func (UnimplementedClusterServiceServer) Forward(context.Context, *ForwardRequest) (*ForwardResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Forward not implemented")
+func (UnimplementedClusterServiceServer) Forward(grpc.BidiStreamingServer[ForwardRequest, ForwardResponse]) error {
+	return status.Error(codes.Unimplemented, "method Forward not implemented")
 }
 func (UnimplementedClusterServiceServer) ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReadIndex not implemented")
@@ -193,23 +198,12 @@ func RegisterClusterServiceServer(s grpc.ServiceRegistrar, srv ClusterServiceSer
 	s.RegisterService(&ClusterService_ServiceDesc, srv)
 }
 
-func _ClusterService_Forward_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ForwardRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(ClusterServiceServer).Forward(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: ClusterService_Forward_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ClusterServiceServer).Forward(ctx, req.(*ForwardRequest))
-	}
-	return interceptor(ctx, in, info, handler)
+func _ClusterService_Forward_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ClusterServiceServer).Forward(&grpc.GenericServerStream[ForwardRequest, ForwardResponse]{ServerStream: stream})
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ClusterService_ForwardServer = grpc.BidiStreamingServer[ForwardRequest, ForwardResponse]
 
 func _ClusterService_ReadIndex_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ReadIndexRequest)
@@ -302,10 +296,6 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*ClusterServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "Forward",
-			Handler:    _ClusterService_Forward_Handler,
-		},
-		{
 			MethodName: "ReadIndex",
 			Handler:    _ClusterService_ReadIndex_Handler,
 		},
@@ -323,6 +313,12 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Forward",
+			Handler:       _ClusterService_Forward_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
 		{
 			StreamName:    "Ticks",
 			Handler:       _ClusterService_Ticks_Handler,

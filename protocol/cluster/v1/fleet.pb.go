@@ -815,8 +815,10 @@ type SetAgentState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// "active", "suspended" or "revoked".
-	State         string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
-	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	State  string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// With "active": the machine, by the beginning of its hash in hex, that stays when two came with one identity.
+	Keep          string `protobuf:"bytes,60,opt,name=keep,proto3" json:"keep,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -872,6 +874,67 @@ func (x *SetAgentState) GetReason() string {
 	return ""
 }
 
+func (x *SetAgentState) GetKeep() string {
+	if x != nil {
+		return x.Keep
+	}
+	return ""
+}
+
+// ReplaceNode gives the name of a node that has joined to another host: the old identity ends, the names of the token, if
+// any, become the node's, and the token is made.
+type ReplaceNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         *CreateNodeToken       `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceNode) Reset() {
+	*x = ReplaceNode{}
+	mi := &file_cluster_v1_fleet_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceNode) ProtoMessage() {}
+
+func (x *ReplaceNode) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_v1_fleet_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceNode.ProtoReflect.Descriptor instead.
+func (*ReplaceNode) Descriptor() ([]byte, []int) {
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ReplaceNode) GetToken() *CreateNodeToken {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *ReplaceNode) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // RequestRenewal asks a node's stores to move: their generation becomes this entry's index.
 type RequestRenewal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -885,7 +948,7 @@ type RequestRenewal struct {
 
 func (x *RequestRenewal) Reset() {
 	*x = RequestRenewal{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[11]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +960,7 @@ func (x *RequestRenewal) String() string {
 func (*RequestRenewal) ProtoMessage() {}
 
 func (x *RequestRenewal) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[11]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +973,7 @@ func (x *RequestRenewal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRenewal.ProtoReflect.Descriptor instead.
 func (*RequestRenewal) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RequestRenewal) GetNode() string {
@@ -945,7 +1008,7 @@ type RequestRenewalReply struct {
 
 func (x *RequestRenewalReply) Reset() {
 	*x = RequestRenewalReply{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[12]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1020,7 @@ func (x *RequestRenewalReply) String() string {
 func (*RequestRenewalReply) ProtoMessage() {}
 
 func (x *RequestRenewalReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[12]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1033,7 @@ func (x *RequestRenewalReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRenewalReply.ProtoReflect.Descriptor instead.
 func (*RequestRenewalReply) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RequestRenewalReply) GetGeneration() uint64 {
@@ -998,7 +1061,7 @@ type SetNodeNames struct {
 
 func (x *SetNodeNames) Reset() {
 	*x = SetNodeNames{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[13]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1073,7 @@ func (x *SetNodeNames) String() string {
 func (*SetNodeNames) ProtoMessage() {}
 
 func (x *SetNodeNames) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[13]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1086,7 @@ func (x *SetNodeNames) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeNames.ProtoReflect.Descriptor instead.
 func (*SetNodeNames) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{13}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetNodeNames) GetNode() string {
@@ -1055,7 +1118,7 @@ type ClaimMove struct {
 
 func (x *ClaimMove) Reset() {
 	*x = ClaimMove{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[14]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1130,7 @@ func (x *ClaimMove) String() string {
 func (*ClaimMove) ProtoMessage() {}
 
 func (x *ClaimMove) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[14]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1143,7 @@ func (x *ClaimMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMove.ProtoReflect.Descriptor instead.
 func (*ClaimMove) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ClaimMove) GetClaim() string {
@@ -1122,7 +1185,7 @@ type ClaimMoveReply struct {
 
 func (x *ClaimMoveReply) Reset() {
 	*x = ClaimMoveReply{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[15]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1197,7 @@ func (x *ClaimMoveReply) String() string {
 func (*ClaimMoveReply) ProtoMessage() {}
 
 func (x *ClaimMoveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[15]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1210,7 @@ func (x *ClaimMoveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveReply.ProtoReflect.Descriptor instead.
 func (*ClaimMoveReply) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ClaimMoveReply) GetClaim() string {
@@ -1185,7 +1248,7 @@ type CompleteMove struct {
 
 func (x *CompleteMove) Reset() {
 	*x = CompleteMove{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1260,7 @@ func (x *CompleteMove) String() string {
 func (*CompleteMove) ProtoMessage() {}
 
 func (x *CompleteMove) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1273,7 @@ func (x *CompleteMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteMove.ProtoReflect.Descriptor instead.
 func (*CompleteMove) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CompleteMove) GetUid() string {
@@ -1303,7 +1366,7 @@ type AskProofs struct {
 
 func (x *AskProofs) Reset() {
 	*x = AskProofs{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1315,7 +1378,7 @@ func (x *AskProofs) String() string {
 func (*AskProofs) ProtoMessage() {}
 
 func (x *AskProofs) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1328,7 +1391,7 @@ func (x *AskProofs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskProofs.ProtoReflect.Descriptor instead.
 func (*AskProofs) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AskProofs) GetUid() string {
@@ -1407,7 +1470,7 @@ type AskProofsReply struct {
 
 func (x *AskProofsReply) Reset() {
 	*x = AskProofsReply{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1482,7 @@ func (x *AskProofsReply) String() string {
 func (*AskProofsReply) ProtoMessage() {}
 
 func (x *AskProofsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1495,7 @@ func (x *AskProofsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskProofsReply.ProtoReflect.Descriptor instead.
 func (*AskProofsReply) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AskProofsReply) GetProber() string {
@@ -1470,7 +1533,7 @@ type RecordProof struct {
 
 func (x *RecordProof) Reset() {
 	*x = RecordProof{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1545,7 @@ func (x *RecordProof) String() string {
 func (*RecordProof) ProtoMessage() {}
 
 func (x *RecordProof) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1558,7 @@ func (x *RecordProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordProof.ProtoReflect.Descriptor instead.
 func (*RecordProof) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RecordProof) GetTask() string {
@@ -1540,7 +1603,7 @@ type SetFreeze struct {
 
 func (x *SetFreeze) Reset() {
 	*x = SetFreeze{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1615,7 @@ func (x *SetFreeze) String() string {
 func (*SetFreeze) ProtoMessage() {}
 
 func (x *SetFreeze) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +1628,7 @@ func (x *SetFreeze) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFreeze.ProtoReflect.Descriptor instead.
 func (*SetFreeze) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{20}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetFreeze) GetScope() string {
@@ -1606,7 +1669,7 @@ type AlarmFreeze struct {
 
 func (x *AlarmFreeze) Reset() {
 	*x = AlarmFreeze{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1618,7 +1681,7 @@ func (x *AlarmFreeze) String() string {
 func (*AlarmFreeze) ProtoMessage() {}
 
 func (x *AlarmFreeze) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1631,7 +1694,7 @@ func (x *AlarmFreeze) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlarmFreeze.ProtoReflect.Descriptor instead.
 func (*AlarmFreeze) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{21}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AlarmFreeze) GetScope() string {
@@ -1713,11 +1776,15 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\x11AgentDisconnected\x12\x18\n" +
 	"\x03uid\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x03uid\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1e\n" +
-	"\x06stream\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06stream\"k\n" +
+	"\x06stream\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06stream\"\x87\x01\n" +
 	"\rSetAgentState\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12\x1c\n" +
 	"\x05state\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x05state\x12\x1f\n" +
-	"\x06reason\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"l\n" +
+	"\x06reason\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x12\x1a\n" +
+	"\x04keep\x18< \x01(\tB\x06\xea\xe0\x18\x02\b@R\x04keep\"e\n" +
+	"\vReplaceNode\x125\n" +
+	"\x05token\x18\x01 \x01(\v2\x1f.csm.cluster.v1.CreateNodeTokenR\x05token\x12\x1f\n" +
+	"\x06reason\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"l\n" +
 	"\x0eRequestRenewal\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12\x1c\n" +
 	"\x05store\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b?R\x05store\x12\x1f\n" +
@@ -1792,7 +1859,7 @@ func file_cluster_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_cluster_v1_fleet_proto_rawDescData
 }
 
-var file_cluster_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_cluster_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_cluster_v1_fleet_proto_goTypes = []any{
 	(*CreateCluster)(nil),       // 0: csm.cluster.v1.CreateCluster
 	(*GrowTrust)(nil),           // 1: csm.cluster.v1.GrowTrust
@@ -1805,39 +1872,41 @@ var file_cluster_v1_fleet_proto_goTypes = []any{
 	(*AgentReportedReply)(nil),  // 8: csm.cluster.v1.AgentReportedReply
 	(*AgentDisconnected)(nil),   // 9: csm.cluster.v1.AgentDisconnected
 	(*SetAgentState)(nil),       // 10: csm.cluster.v1.SetAgentState
-	(*RequestRenewal)(nil),      // 11: csm.cluster.v1.RequestRenewal
-	(*RequestRenewalReply)(nil), // 12: csm.cluster.v1.RequestRenewalReply
-	(*SetNodeNames)(nil),        // 13: csm.cluster.v1.SetNodeNames
-	(*ClaimMove)(nil),           // 14: csm.cluster.v1.ClaimMove
-	(*ClaimMoveReply)(nil),      // 15: csm.cluster.v1.ClaimMoveReply
-	(*CompleteMove)(nil),        // 16: csm.cluster.v1.CompleteMove
-	(*AskProofs)(nil),           // 17: csm.cluster.v1.AskProofs
-	(*AskProofsReply)(nil),      // 18: csm.cluster.v1.AskProofsReply
-	(*RecordProof)(nil),         // 19: csm.cluster.v1.RecordProof
-	(*SetFreeze)(nil),           // 20: csm.cluster.v1.SetFreeze
-	(*AlarmFreeze)(nil),         // 21: csm.cluster.v1.AlarmFreeze
-	(*v1.Names)(nil),            // 22: csm.agent.v1.Names
-	(*Fault)(nil),               // 23: csm.cluster.v1.Fault
-	(*v1.ClaimMoveRequest)(nil), // 24: csm.agent.v1.ClaimMoveRequest
-	(v1.MoveOutcome)(0),         // 25: csm.agent.v1.MoveOutcome
-	(*v1.Proof)(nil),            // 26: csm.agent.v1.Proof
-	(*v1.Port)(nil),             // 27: csm.agent.v1.Port
+	(*ReplaceNode)(nil),         // 11: csm.cluster.v1.ReplaceNode
+	(*RequestRenewal)(nil),      // 12: csm.cluster.v1.RequestRenewal
+	(*RequestRenewalReply)(nil), // 13: csm.cluster.v1.RequestRenewalReply
+	(*SetNodeNames)(nil),        // 14: csm.cluster.v1.SetNodeNames
+	(*ClaimMove)(nil),           // 15: csm.cluster.v1.ClaimMove
+	(*ClaimMoveReply)(nil),      // 16: csm.cluster.v1.ClaimMoveReply
+	(*CompleteMove)(nil),        // 17: csm.cluster.v1.CompleteMove
+	(*AskProofs)(nil),           // 18: csm.cluster.v1.AskProofs
+	(*AskProofsReply)(nil),      // 19: csm.cluster.v1.AskProofsReply
+	(*RecordProof)(nil),         // 20: csm.cluster.v1.RecordProof
+	(*SetFreeze)(nil),           // 21: csm.cluster.v1.SetFreeze
+	(*AlarmFreeze)(nil),         // 22: csm.cluster.v1.AlarmFreeze
+	(*v1.Names)(nil),            // 23: csm.agent.v1.Names
+	(*Fault)(nil),               // 24: csm.cluster.v1.Fault
+	(*v1.ClaimMoveRequest)(nil), // 25: csm.agent.v1.ClaimMoveRequest
+	(v1.MoveOutcome)(0),         // 26: csm.agent.v1.MoveOutcome
+	(*v1.Proof)(nil),            // 27: csm.agent.v1.Proof
+	(*v1.Port)(nil),             // 28: csm.agent.v1.Port
 }
 var file_cluster_v1_fleet_proto_depIdxs = []int32{
-	22, // 0: csm.cluster.v1.CreateNodeToken.names:type_name -> csm.agent.v1.Names
-	23, // 1: csm.cluster.v1.JoinNodeReply.refused:type_name -> csm.cluster.v1.Fault
+	23, // 0: csm.cluster.v1.CreateNodeToken.names:type_name -> csm.agent.v1.Names
+	24, // 1: csm.cluster.v1.JoinNodeReply.refused:type_name -> csm.cluster.v1.Fault
 	7,  // 2: csm.cluster.v1.AgentConnected.report:type_name -> csm.cluster.v1.AgentReported
-	22, // 3: csm.cluster.v1.SetNodeNames.names:type_name -> csm.agent.v1.Names
-	24, // 4: csm.cluster.v1.ClaimMove.request:type_name -> csm.agent.v1.ClaimMoveRequest
-	25, // 5: csm.cluster.v1.CompleteMove.outcome:type_name -> csm.agent.v1.MoveOutcome
-	26, // 6: csm.cluster.v1.CompleteMove.proofs:type_name -> csm.agent.v1.Proof
-	27, // 7: csm.cluster.v1.AskProofs.ports:type_name -> csm.agent.v1.Port
-	26, // 8: csm.cluster.v1.RecordProof.proof:type_name -> csm.agent.v1.Proof
-	9,  // [9:9] is the sub-list for method output_type
-	9,  // [9:9] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	2,  // 3: csm.cluster.v1.ReplaceNode.token:type_name -> csm.cluster.v1.CreateNodeToken
+	23, // 4: csm.cluster.v1.SetNodeNames.names:type_name -> csm.agent.v1.Names
+	25, // 5: csm.cluster.v1.ClaimMove.request:type_name -> csm.agent.v1.ClaimMoveRequest
+	26, // 6: csm.cluster.v1.CompleteMove.outcome:type_name -> csm.agent.v1.MoveOutcome
+	27, // 7: csm.cluster.v1.CompleteMove.proofs:type_name -> csm.agent.v1.Proof
+	28, // 8: csm.cluster.v1.AskProofs.ports:type_name -> csm.agent.v1.Port
+	27, // 9: csm.cluster.v1.RecordProof.proof:type_name -> csm.agent.v1.Proof
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_cluster_v1_fleet_proto_init() }
@@ -1852,7 +1921,7 @@ func file_cluster_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cluster_v1_fleet_proto_rawDesc), len(file_cluster_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
