@@ -19,18 +19,11 @@ func (n *Node) renewIdentity(ctx context.Context) {
 	n.mu.Lock()
 	connected := n.online.Connected
 	n.mu.Unlock()
-	expired := id != nil && now.After(id.Chain[0].NotAfter)
-	if id == nil || !connected && !expired || now.Before(id.RenewAt) || now.Before(n.renewAt) {
+	if id == nil || !connected || now.Before(id.RenewAt) || now.Before(n.renewAt) {
 		return
 	}
 	n.renewAt = now.Add(time.Minute + time.Duration(float64(4*time.Minute)*jitter()))
-	var through join.Caller = n.client
-	if expired {
-		// Controllers open no stream for an expired identity: it is renewed without one.
-		through = n.client.Direct()
-		n.renewAt = now.Add(15*time.Second + time.Duration(float64(15*time.Second)*jitter()))
-	}
-	next, err := join.Renew(ctx, n.folder, through, now, jitter())
+	next, err := join.Renew(ctx, n.folder, n.client, now, jitter())
 	if err != nil {
 		n.log.Warn("the agent's identity was not renewed", "expires", id.Chain[0].NotAfter, "error", err)
 		return

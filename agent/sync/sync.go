@@ -243,36 +243,3 @@ func (c *Client) Call(ctx context.Context, call func(context.Context, agentv1.Ag
 		}
 	}
 }
-
-// directFor bounds one call of a Direct.
-const directFor = 10 * time.Second
-
-// Direct makes calls without a stream, each on a connection of its own: the way in for an expired identity, which
-// controllers let renew and do nothing else.
-type Direct struct{ c *Client }
-
-// Direct of the same controllers.
-func (c *Client) Direct() Direct { return Direct{c} }
-
-// Call asks one controller after the other until one is reached.
-func (d Direct) Call(ctx context.Context, call func(context.Context, agentv1.AgentServiceClient) error) error {
-	err := error(fault.New(fault.Unavailable, "no-controller", "no controller is configured").Do("set controllers in agent.yaml"))
-	for i := range d.c.o.Controllers {
-		address := d.c.o.Controllers[(d.c.start+i)%len(d.c.o.Controllers)]
-		if err = d.one(ctx, address, call); !fault.Is(err, fault.Unavailable) || ctx.Err() != nil {
-			return err
-		}
-	}
-	return err
-}
-
-func (d Direct) one(ctx context.Context, address string, call func(context.Context, agentv1.AgentServiceClient) error) error {
-	conn, err := Dial(address, d.c.o.TLS)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, directFor)
-	defer cancel()
-	return fault.FromGRPC(call(ctx, agentv1.NewAgentServiceClient(conn)))
-}
