@@ -13,7 +13,7 @@ import (
 
 const (
 	// look is how often the schedule is looked at; again is how long a failed backup is let rest.
-	look  = 30 * time.Second
+	look  = 10 * time.Second
 	again = 10 * time.Minute
 	// lost is after how long a backup that says it runs cannot be running any more.
 	lost = 6 * time.Hour

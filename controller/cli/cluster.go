@@ -202,11 +202,13 @@ func agentAddresses(st statusView) []string {
 }
 
 // pasteLines begin as root, who alone may make the folders, and go on as the user of Cassandra, whom the agent runs as.
+// agent.yaml stays root's, for its mode is the ceiling of what the agent may do. Where a package brought a unit, that starts it.
 func pasteLines(controllers []string, pin, cluster, join, mode, conf, evidence string) string {
 	return fmt.Sprintf(`# on the node, as root; AS is the user that Cassandra runs as:
 AS=cassandra
-install -d -m 0750 -o $AS /etc/csm /var/lib/csm-agent
-install -m 0600 -o $AS /dev/stdin /etc/csm/agent.yaml <<'EOF'
+install -d -m 0755 /etc/csm
+install -d -m 0700 -o $AS /var/lib/csm-agent
+install -m 0644 /dev/stdin /etc/csm/agent.yaml <<'EOF'
 controllers: [%s]
 pin: %s
 cluster: %s
@@ -214,7 +216,7 @@ join: %s
 mode: %s
 cassandra: [{config: %s}]
 EOF
-%srunuser -u $AS -- csm-agent join && runuser -u $AS -- csm-agent run
+%srunuser -u $AS -- csm-agent join && { systemctl start csm-agent 2>/dev/null || runuser -u $AS -- csm-agent run; }
 `, strings.Join(controllers, ", "), pin, cluster, join, mode, conf, evidence)
 }
 

@@ -52,11 +52,12 @@ type domain struct {
 	metrics     *metrics
 }
 
-// openStore opens the replicated state of this installation.
+// openStore opens the replicated state of this installation, which is new or has passed consensus.Prepare: after an unclean stop
+// that has read all of it, and a large one is not read twice.
 func openStore(ctx context.Context, cfg Config, in installation, fatal func(error), log *slog.Logger) (*state.Store, error) {
 	return state.Open(ctx, state.Options{
 		Dir: dataDir(cfg.DataDir).path("state"), ClusterID: in.SystemID, NodeID: in.NodeID,
-		Modules: modules(), Logger: log, Fatal: fatal,
+		Modules: modules(), Logger: log, Fatal: fatal, Checked: true,
 	})
 }
 

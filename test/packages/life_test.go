@@ -198,7 +198,7 @@ func refusedState(s site) {
 func removed(s site) {
 	identity := s.do("sha256sum /var/lib/csm-agent/cassandra/identity.json")
 	s.do("dpkg -r csm-agent")
-	if out := s.do("systemctl list-units --all --no-legend 'csm-agent*.service' | grep -c running || true"); out != "0" {
+	if out := s.do("systemctl list-units --no-legend --state=running 'csm-agent*' | wc -l"); out != "0" {
 		s.t.Error("something runs after the removal")
 	}
 	if s.do("sha256sum /var/lib/csm-agent/cassandra/identity.json") != identity {

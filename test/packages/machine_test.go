@@ -26,6 +26,11 @@ type machine struct {
 // debian is the root of a small Debian, made once by debootstrap.
 func debian(t *testing.T) string {
 	t.Helper()
+	for _, program := range []string{"debootstrap", "systemd-nspawn"} {
+		if _, err := exec.LookPath(program); err != nil || os.Geteuid() != 0 {
+			t.Fatal("as root, after: apt-get install -y --no-install-recommends debootstrap systemd-container")
+		}
+	}
 	base := filepath.Join(source(t), "build/nspawn/bookworm")
 	if _, err := os.Stat(filepath.Join(base, "usr/lib/systemd")); err == nil {
 		return base

@@ -3,6 +3,7 @@
 package plane_test
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -55,7 +56,27 @@ func (w world) must(err error) {
 	}
 }
 
-// killAll ends every controller at once and wipes their folders.
+// scheduled waits for the backup that the leader makes by itself, and that it is the only one.
+func (w world) scheduled() {
+	w.t.Helper()
+	leader, err := w.Leader(w.t.Context())
+	w.must(err)
+	var list struct{ Items []backupView }
+	w.must(plane.Eventually(w.t.Context(), time.Minute, func() error {
+		if err := w.API.Do(w.t.Context(), http.MethodGet, "/v1/system/backups", nil, &list); err != nil {
+			return err
+		}
+		if len(list.Items) == 0 || list.Items[0].VerifyTime.IsZero() {
+			return fmt.Errorf("backups %+v", list.Items)
+		}
+		return nil
+	}))
+	if b := list.Items[0]; len(list.Items) > 1 || !b.Scheduled || b.Controller != leader.Name {
+		w.t.Fatalf("backups %+v, %s leads", list.Items, leader.Name)
+	}
+}
+
+// wipe ends controllers at once and takes their folders away.
 func (w world) wipe(cs ...*plane.Controller) {
 	for _, c := range cs {
 		c.Kill()
@@ -65,8 +86,9 @@ func (w world) wipe(cs ...*plane.Controller) {
 
 // TestAllFoldersAreLostAndTheSystemComesBackFromABackup is the worst day: three empty machines, a backup, a recovery share.
 func TestAllFoldersAreLostAndTheSystemComesBackFromABackup(t *testing.T) {
-	w, _ := copies(t, "")
+	w, _ := copies(t, "every: 1m, ")
 	ctx := t.Context()
+	w.scheduled()
 	w.must(w.API.Do(ctx, http.MethodPost, "/v1/tenants/default/clusters", map[string]any{"id": "prod", "authority": "tenants/default/authorities/root"}, nil))
 	b := w.backup(w.Controllers[1])
 	pin := w.API.Pin

@@ -43,7 +43,7 @@ func recoverCommand() *cobra.Command {
 				if err := g.Print(cli.View{Object: p, Pairs: recoverPairs(p, time.Now())}); err != nil || dryRun {
 					return err
 				}
-				if err := typed(g, p.Controller); err != nil {
+				if err := typed(g, p.Controller, "--plan HASH"); err != nil {
 					return err
 				}
 				plan = p.Hash
@@ -75,10 +75,10 @@ func recoverPairs(p server.RecoverPlan, now time.Time) cli.Pairs {
 	return out
 }
 
-// typed lets a person at a terminal confirm by typing a name; without one a plan is needed.
-func typed(g *cli.Global, name string) error {
+// typed lets a person at a terminal confirm by typing a name; otherwise says what to do without one.
+func typed(g *cli.Global, name, otherwise string) error {
 	if f, ok := g.In.(*os.File); !ok || !cli.Terminal(f) || !cli.Terminal(g.Err) {
-		return fault.New(fault.Refused, "plan-needed", "this needs the hash of its plan").Do("run it with --dry-run, then with --plan HASH")
+		return fault.New(fault.Refused, "not-confirmed", "nobody confirmed it; nothing was changed").Do("look at it with --dry-run, then run it with %s", otherwise)
 	}
 	fmt.Fprintf(g.Err, "type %q to go on: ", name)
 	line, err := bufio.NewReader(io.LimitReader(g.In, 4096)).ReadString('\n')
@@ -107,7 +107,7 @@ func resetCommand() *cobra.Command {
 				return err
 			}
 			if !dryRun && !yes {
-				if err := typed(g, p.Controller); err != nil {
+				if err := typed(g, p.Controller, "--yes"); err != nil {
 					return err
 				}
 			}

@@ -6,3 +6,5 @@ case "${1:-}" in remove | 0) ;; *) exit 0 ;; esac
 [ "$1" != 0 ] || systemctl --no-reload disable csm-agent.service csm-agent-reload.socket || :
 [ -d /run/systemd/system ] || exit 0
 systemctl stop csm-agent.service csm-agent-reload.socket || :
+# A nodetool that the agent did not wait for.
+systemctl stop 'csm-agent-reload@*.service' || :
