@@ -298,6 +298,47 @@ func TestTheCAOfARingIsRegisteredShownAndRemoved(t *testing.T) {
 	u.exits(4, u.run(append(remove, "--plan", plan[1])...))
 }
 
+func TestAClusterIsLetGoWithAHandOverFile(t *testing.T) {
+	u := newUser(t)
+	u.w.Cluster("prod")
+	u.w.Join("tenants/default/clusters/prod", "n8")
+	planOf := func(args ...string) string {
+		m := regexp.MustCompile(`--plan ([0-9a-f]{16})`).FindStringSubmatch(u.ok(u.run(append(args, "--dry-run")...)).err)
+		if m == nil {
+			t.Fatal("no plan")
+		}
+		return m[1]
+	}
+	onboard := []string{"cluster", "onboard", "prod", "--reason", "trust first"}
+	u.exits(3, u.run(append(onboard, "--yes")...))
+	u.ok(u.run(append(onboard, "--plan", planOf(onboard...))...))
+	file := filepath.Join(t.TempDir(), "handover.json")
+	release := []string{"cluster", "release", "prod", "--reason", "goes to team B", "--to", file}
+	u.exits(3, u.run(append(release, "--yes")...))
+	if _, err := os.Stat(file); err == nil {
+		t.Fatal("a release that was refused left its file")
+	}
+	hash := planOf(release...)
+	u.exits(6, u.run(append(release, "--plan", strings.Repeat("0", 16))...))
+	u.ok(u.run(append(release, "--plan", hash)...))
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var h struct {
+		Cluster string
+		Nodes   []struct{ Name string }
+		Anchors []struct{ PEM string }
+	}
+	if err := json.Unmarshal(b, &h); err != nil || len(h.Nodes) != 1 || len(h.Anchors) != 1 || !strings.Contains(h.Anchors[0].PEM, "BEGIN CERTIFICATE") {
+		t.Errorf("%s, %v", b, err)
+	}
+	if out := u.ok(u.run("cluster", "get", "prod", "-o", "json")).out; !strings.Contains(out, `"state": "released"`) {
+		t.Errorf("%s", out)
+	}
+	u.exits(3, u.run(append(release, "--plan", hash)...)) // the file is there
+}
+
 func TestContextsAreKeptAndChosen(t *testing.T) {
 	u := newUser(t)
 	u.ok(u.run("context", "set", "other", "--server", "https://csm9.example:9640", "--cluster", "prod"))

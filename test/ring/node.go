@@ -90,7 +90,7 @@ func (d *Distribution) daemonArgs(n *Node, record bool) ([]string, error) {
 	}
 	return append(append(args, n.JVM...),
 		"-Dcassandra-foreground=yes", "-Dcassandra.config=file://"+n.Config, "-Dcassandra-rackdc.properties=file://"+n.rackdc(),
-		"-Dcassandra.storagedir="+filepath.Join(n.Dir, "data"), "-Dcassandra.logdir="+filepath.Join(n.Dir, "logs"),
+		"-Dcassandra.storagedir="+filepath.Join(n.Dir, "data"), "-Dcassandra.logdir="+filepath.Join(n.Dir, "logs"), "-Djava.io.tmpdir="+n.Dir, // a killed JVM leaves its native libraries there
 		"-Dlogback.configurationFile=file:"+filepath.Join(d.Dir, "logback.xml"), fmt.Sprintf("-Dcassandra.jmx.local.port=%d", n.JMX),
 		"-Dcassandra.ring_delay_ms=20000", "-Dcassandra.skip_wait_for_gossip_to_settle=0", "-Dcassandra.memtable.row_overhead_size=180",
 		"-cp", d.classpath(), "org.apache.cassandra.service.CassandraDaemon"), nil
