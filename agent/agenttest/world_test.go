@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -51,7 +52,21 @@ type world struct {
 	domain  string
 	address string
 	stop    func()
+	// ahead is how far everybody's clock, controller and agents alike, is ahead of the real one.
+	ahead atomic.Int64
 }
+
+func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
+
+// clock is the real one, as far ahead as its world.
+type clock struct {
+	clockwork.Clock
+	w *world
+}
+
+func (c clock) Now() time.Time                  { return c.w.now() }
+func (c clock) Since(t time.Time) time.Duration { return c.w.now().Sub(t) }
+func (c clock) Until(t time.Time) time.Duration { return t.Sub(c.w.now()) }
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -75,7 +90,7 @@ func newWorld(t *testing.T) *world {
 				t.Stop()
 				return
 			case <-t.C:
-				w.log.Clock.Advance(time.Since(w.log.Clock.Now()))
+				w.log.Clock.Advance(w.now().Sub(w.log.Clock.Now()))
 			}
 		}
 	})
@@ -204,7 +219,7 @@ func (h *host) start() {
 	if os.Getenv("CSM_TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil)).With("host", h.name, "test", h.t.Name())
 	}
-	n, err := node.Open(node.Options{Config: h.conf, Instance: h.conf.Cassandra[0], Reloader: h.cass, Clock: clockwork.NewRealClock(), Logger: log,
+	n, err := node.Open(node.Options{Config: h.conf, Instance: h.conf.Cassandra[0], Reloader: h.cass, Clock: clock{clockwork.NewRealClock(), h.w}, Logger: log,
 		Machine: func() [32]byte { return [32]byte{1, h.name[len(h.name)-1]} },
 		Install: install.Options{ProveFor: 2 * time.Second, ProveEvery: 20 * time.Millisecond, NeighbourFor: 20 * time.Second, Before: h.hook},
 		Notify: func(store string, a node.Action, err error) {

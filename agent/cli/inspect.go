@@ -16,6 +16,7 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/keystore"
+	"github.com/cassandra-security-manager/csm/shared/readiness"
 )
 
 func itoa(n uint64) string { return strconv.FormatUint(n, 10) }
@@ -35,6 +36,8 @@ type inspection struct {
 	Names       []string            `json:"requiredNames"`
 	Stores      []inspectedStore    `json:"stores"`
 	Findings    []cassandra.Finding `json:"findings"`
+	// Report is what the controllers would say of this node alone.
+	Report readiness.NodeReport `json:"report"`
 }
 
 type inspectedStore struct {
@@ -73,17 +76,10 @@ func inspectCommand() *cobra.Command {
 					return err
 				}
 				x := inspect(cmd, inst, g)
-				for _, f := range x.Findings {
-					if f.Severity == cassandra.Error {
-						bad++
-					}
+				if x.Report, err = report(cmd.Context(), conf, in, inst, g.Now()); err != nil {
+					return err
 				}
-				for _, s := range x.Stores {
-					bad += len(s.Problems)
-					if s.Unread != "" {
-						bad++
-					}
-				}
+				bad += x.wrong()
 				items = append(items, x)
 				x.write(&text)
 			}
@@ -102,6 +98,22 @@ func inspectCommand() *cobra.Command {
 			}
 			return nil
 		}}
+}
+
+// wrong counts what is wrong with the node as it is.
+func (x inspection) wrong() (n int) {
+	for _, f := range x.Report.Findings {
+		if f.Severity == readiness.Blocker || f.Severity == readiness.Error {
+			n++
+		}
+	}
+	for _, s := range x.Stores {
+		n += len(s.Problems)
+		if s.Unread != "" {
+			n++
+		}
+	}
+	return n
 }
 
 func inspect(cmd *cobra.Command, i *cassandra.Instance, g *cli.Global) inspection {
@@ -206,17 +218,19 @@ func (x inspection) write(b *strings.Builder) {
 			fmt.Fprintf(b, "  %s: %s\n    do: %s\n", p.Code, p.Message, p.Remedy)
 		}
 	}
-	if len(x.Findings) > 0 {
+	if len(x.Report.Findings)+len(x.Report.Unseen) > 0 {
 		b.WriteString("\n")
 	}
-	for _, f := range x.Findings {
-		where := ""
-		if f.Line > 0 {
-			where = fmt.Sprintf(" (line %d)", f.Line)
+	for _, f := range x.Report.Findings {
+		fmt.Fprintf(b, "%-8s %s: %s\n", f.Severity, f.Code, f.Message)
+		if f.Evidence != "" {
+			fmt.Fprintf(b, "         seen: %s\n", f.Evidence)
 		}
-		fmt.Fprintf(b, "%-8s %s%s: %s\n", f.Severity, f.Code, where, f.Message)
 		if f.Remedy != "" {
 			fmt.Fprintf(b, "         do: %s\n", f.Remedy)
 		}
+	}
+	for _, u := range x.Report.Unseen {
+		fmt.Fprintf(b, "unseen   %s: %s\n", u.What, u.Why)
 	}
 }

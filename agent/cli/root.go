@@ -27,7 +27,7 @@ func Root() *cobra.Command {
 			"  csm-agent status                  # how it stands, also when no controller can be reached\n"+
 			"  csm-agent hold 'switch swap'      # change nothing until `csm-agent release`")
 	r.PersistentFlags().String("config", config.DefaultPath, "configuration file")
-	r.AddCommand(runCommand(), joinCommand(), inspectCommand(), planCommand(), doctorCommand(), probeCommand(), statusCommand(),
+	r.AddCommand(runCommand(), joinCommand(), inspectCommand(), planCommand(), doctorCommand(), probeCommand(), statusCommand(), ensureCommand(), sealCommand(),
 		holdCommand(), releaseCommand(), helperCommand(), serviceCommand(), cli.ConfigCommand(config.Defaults, options))
 	return r
 }

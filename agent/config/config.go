@@ -82,6 +82,12 @@ type Instance struct {
 type JMX struct {
 	Host string `yaml:"host"`
 	Port int    `yaml:"port"`
+	// User and PasswordFile log in where JMX asks for it. nodetool itself reads the file (-pwf): lines of `user password`,
+	// readable by the agent's user alone. No password stands on a command line.
+	User         string `yaml:"user"`
+	PasswordFile string `yaml:"password_file"`
+	// TLS makes nodetool use TLS (--ssl), set up by ~/.cassandra/nodetool-ssl.properties of the user who runs it.
+	TLS bool `yaml:"tls"`
 }
 
 // Reload is the command that makes the instance read its stores again; the default is nodetool reloadssl.
@@ -184,11 +190,20 @@ func (in Instance) check(p *config.Problems, key string) {
 			p.Add(k, fmt.Sprintf("%q cannot be a store folder", r), "name the folder that holds keystore and truststore and little else")
 		}
 	}
-	if strings.ContainsAny(in.Name, `/\`) || strings.HasPrefix(in.Name, ".") || len(in.Name) > 63 {
+	if strings.ContainsAny(in.Name, `/\`) || strings.HasPrefix(in.Name, ".") || len(in.Name) > 63 || in.Name == "metrics" {
 		p.Add(key+".name", fmt.Sprintf("%.80q cannot be the name of a folder", in.Name), "use letters, digits and dashes")
 	}
 	if in.JMX.Port < 0 || in.JMX.Port > 65535 {
 		p.Add(key+".jmx.port", fmt.Sprintf("%d is not a port", in.JMX.Port), "write 7199")
+	}
+	if (in.JMX.User == "") != (in.JMX.PasswordFile == "") {
+		p.Add(key+".jmx", "a login of JMX needs user and password_file", "write both, or neither")
+	}
+	if in.JMX.PasswordFile != "" && !filepath.IsAbs(in.JMX.PasswordFile) {
+		p.Add(key+".jmx.password_file", "the path of the password file is not absolute", "write /etc/csm/jmx.password, with a line `user password`, mode 0400")
+	}
+	if strings.HasPrefix(in.JMX.User, "-") || strings.HasPrefix(in.JMX.Host, "-") {
+		p.Add(key+".jmx", "a host or user cannot begin with a dash", "write the host and the user of JMX")
 	}
 	if len(in.Reload.Command) > 0 && in.Reload.Command[0] == "" {
 		p.Add(key+".reload.command", "the command has no program", "write [nodetool, reloadssl], or leave it out")
@@ -273,12 +288,23 @@ func (in Instance) Command() reload.Command {
 	if port == 0 {
 		port = 7199
 	}
-	c := reload.Nodetool(host, uint16(port))
+	c := reload.Nodetool(host, uint16(port), in.JMX.login()...)
 	if len(in.Reload.Command) > 0 {
 		c = reload.Command{Path: in.Reload.Command[0], Args: in.Reload.Command[1:]}
 	}
 	c.Dir, c.Env, c.Timeout, c.Ring = in.Reload.Dir, in.Reload.Env, in.Reload.Timeout, in.Reload.Ring
 	return c
+}
+
+// login are the arguments of nodetool by which it logs in.
+func (j JMX) login() (args []string) {
+	if j.TLS {
+		args = append(args, "--ssl")
+	}
+	if j.User != "" {
+		args = append(args, "-u", j.User, "-pwf", j.PasswordFile)
+	}
+	return args
 }
 
 // Commands are the commands of all instances, by the path of cassandra.yaml: what the reload helper may run.

@@ -54,25 +54,50 @@ func TestAnEmptyFileObserves(t *testing.T) {
 
 func TestWhatCannotWorkIsNamed(t *testing.T) {
 	for text, key := range map[string]string{
-		"mode: force":                                    "mode",
-		"controllers: [csm1]":                            "controllers[0]",
-		"pin: sha256:12":                                 "pin",
-		"state_dir: relative":                            "state_dir",
-		"hold_file: HOLD":                                "hold_file",
-		"join: {method: magic}":                          "join.method",
-		"scan: {every: 1m}":                              "scan.every",
-		"cassandra: [{config: x}]":                       "cassandra[0].config",
-		"cassandra: [{config: /a, store_roots: [/]}]":    "cassandra[0].store_roots[0]",
-		"cassandra: [{config: /a, name: ../b}]":          "cassandra[0].name",
-		"cassandra: [{config: /a}, {config: /b}]":        "cassandra[1].name",
-		"cassandra: [{config: /a, jmx: {port: 700000}}]": "cassandra[0].jmx.port",
-		"cassandra: [{config: /a, reload: {cmd: [x]}}]":  "cassandra[0].reload.cmd",
-		"log: {level: loud}":                             "log",
+		"mode: force":                                                   "mode",
+		"controllers: [csm1]":                                           "controllers[0]",
+		"pin: sha256:12":                                                "pin",
+		"state_dir: relative":                                           "state_dir",
+		"hold_file: HOLD":                                               "hold_file",
+		"join: {method: magic}":                                         "join.method",
+		"scan: {every: 1m}":                                             "scan.every",
+		"cassandra: [{config: x}]":                                      "cassandra[0].config",
+		"cassandra: [{config: /a, store_roots: [/]}]":                   "cassandra[0].store_roots[0]",
+		"cassandra: [{config: /a, name: ../b}]":                         "cassandra[0].name",
+		"cassandra: [{config: /a}, {config: /b}]":                       "cassandra[1].name",
+		"cassandra: [{config: /a, jmx: {port: 700000}}]":                "cassandra[0].jmx.port",
+		"cassandra: [{config: /a, jmx: {user: csm}}]":                   "cassandra[0].jmx",
+		"cassandra: [{config: /a, jmx: {user: csm, password_file: x}}]": "cassandra[0].jmx.password_file",
+		"cassandra: [{config: /a, jmx: {host: -pwf}}]":                  "cassandra[0].jmx",
+		"cassandra: [{config: /a, jmx: {password: x}}]":                 "cassandra[0].jmx.password",
+		"cassandra: [{config: /a, reload: {cmd: [x]}}]":                 "cassandra[0].reload.cmd",
+		"log: {level: loud}":                                            "log",
 	} {
 		_, err := load(t, text)
 		ps := shared.Of(err)
 		if len(ps) == 0 || ps[0].Key != key || ps[0].Remedy == "" {
 			t.Errorf("%s: %+v", text, ps)
 		}
+	}
+}
+
+func TestTwoInstancesAreReloadedEachByItsOwnFixedCommand(t *testing.T) {
+	c, err := load(t, `cassandra:
+  - {name: one, config: /etc/cassandra1/cassandra.yaml, jmx: {port: 7199, user: csm, password_file: /etc/csm/one.password}}
+  - {name: two, config: /etc/cassandra2/cassandra.yaml, jmx: {host: 127.0.0.2, port: 7299, user: other, password_file: /etc/csm/two.password, tls: true}}
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		"/etc/cassandra1/cassandra.yaml": "-h 127.0.0.1 -p 7199 -u csm -pwf /etc/csm/one.password reloadssl",
+		"/etc/cassandra2/cassandra.yaml": "-h 127.0.0.2 -p 7299 --ssl -u other -pwf /etc/csm/two.password reloadssl",
+	} {
+		if got := strings.Join(c.Commands()[path].Args, " "); got != want {
+			t.Errorf("%s: %s", path, got)
+		}
+	}
+	if c.Folder(c.Cassandra[0]) == c.Folder(c.Cassandra[1]) {
+		t.Error("two instances share a state folder")
 	}
 }

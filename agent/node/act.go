@@ -313,7 +313,7 @@ func (n *Node) settle(ctx context.Context, s *cassandra.Store) error {
 func (n *Node) settleAll(ctx context.Context) error {
 	var first error
 	for _, s := range n.storesNow() {
-		if n.factsOf(s.Name).State != agentv1.InstallState_INSTALL_STATE_MOVING || n.o.Config.AgentMode() != agentv1.Mode_MODE_MANAGE {
+		if n.factsOf(s.Name).State != agentv1.InstallState_INSTALL_STATE_MOVING || n.o.Config.AgentMode() != agentv1.Mode_MODE_MANAGE || n.folder.Copied() {
 			continue
 		}
 		if err := n.settle(ctx, s); err != nil && first == nil {
@@ -327,6 +327,7 @@ func (n *Node) tellOutcome(store string, o *install.Outcome) {
 	if o == nil {
 		return
 	}
+	n.metrics.outcome(o)
 	n.log.Info("outcome", "store", store, "result", o.Result.String(), "state", o.State.String(), "reason", o.Reason, "detail", o.Detail, "took", o.Took)
 }
 

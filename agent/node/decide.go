@@ -192,6 +192,9 @@ func due(v View) Action {
 	switch {
 	case v.NextProof.IsZero():
 		return Action{Do: Rest, Reason: "as-wanted", Message: "nothing of ours to prove"}
+	case v.Mode != agentv1.Mode_MODE_MANAGE:
+		// A proof that fails leads back to the old store, and what is found changed is put back: both write.
+		return Action{Do: Rest, Reason: "not-managed", Message: "the mode in agent.yaml is not manage: what CSM installed earlier is left alone and not proved again"}
 	case !v.Running:
 		return Action{Do: Rest, Reason: "cassandra-down", Message: "Cassandra does not run; its store is in place"}
 	case !v.Now.Before(v.NextProof):

@@ -96,6 +96,7 @@ type Node struct {
 	flushAt   time.Time
 	renewAt   time.Time
 	published []byte
+	metrics   metrics
 
 	mu        stdsync.Mutex
 	online    Link
@@ -110,7 +111,8 @@ type Node struct {
 	snapshot  *agentv1.Hello
 	ownCert   *cassandra.Instance
 	roots     [][]byte
-	up        bool // all of Cassandra's ports listen
+	wanted    []string // fingerprints of roots; those of the last run until a target comes
+	up        bool     // all of Cassandra's ports listen
 	ring      ring
 }
 
@@ -146,6 +148,9 @@ func Open(o Options) (*Node, error) {
 	if n.installer, err = install.New(io); err != nil {
 		f.Close()
 		return nil, err
+	}
+	if last, _, err := ReadStatus(f.Dir()); err == nil {
+		n.wanted = last.Wanted
 	}
 	n.watch = watch.New(n.log)
 	n.inventory = inventory{every: o.Config.Scan.Every}

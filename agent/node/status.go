@@ -40,6 +40,8 @@ type Status struct {
 	Problem          string        `json:"problem,omitempty"`
 	Findings         int           `json:"findings"`
 	Stores           []StoreStatus `json:"stores"`
+	// Wanted are the anchors that the newest target wants trusted, as far as one came: `csm-agent ensure` compares.
+	Wanted []string `json:"wantedAnchors,omitempty"`
 	// Unreported outcomes wait for a controller.
 	Unreported int       `json:"unreported,omitempty"`
 	Updated    time.Time `json:"updated"`
@@ -91,7 +93,7 @@ func (n *Node) status() Status {
 		s.Problem = n.instErr.Error()
 	}
 	n.mu.Lock()
-	s.Link, s.Suspended = n.online, n.suspended
+	s.Link, s.Suspended, s.Wanted = n.online, n.suspended, n.wanted
 	if f := inForce(n.target.GetFrozen(), n.o.Clock.Now()); f != nil {
 		s.Frozen = freezeWords(f)
 	}
@@ -130,6 +132,7 @@ func (n *Node) status() Status {
 // publish writes the status when it has changed, and at least each hour.
 func (n *Node) publish() {
 	s := n.status()
+	n.publishMetrics(s)
 	s.Link.LastContact = s.Link.LastContact.Truncate(time.Minute)
 	same, err := json.MarshalIndent(s, "", "  ")
 	if err != nil || bytes.Equal(same, n.published) {
@@ -190,9 +193,12 @@ func Health(s Status, running bool, now time.Time) (Level, []Note) {
 	case s.Node == "":
 		add(Yellow, "see `csm-agent doctor`", "the agent has not joined: %s", orElse(s.Link.Error, "no attempt yet"))
 	case s.Copied:
-		add(Red, "remove the state folder on the copy and join again", "the state folder was copied from another machine; nothing is changed here")
+		add(Red, "on the copy: `csm-agent seal-image --yes`, then a join token of its own; for the original: `csm node resume`", "the state folder was copied from another machine; nothing is changed here")
 	case s.Suspended != "":
 		add(Red, "see `csm node get`; then `csm node resume`, or `csm cluster join-command NODE --rejoin` for a new host", "the controllers suspended this agent: %s", s.Suspended)
+	}
+	if !s.IdentityNotAfter.IsZero() && now.After(s.IdentityNotAfter) {
+		add(Red, expiredRemedy(s.Node), "the agent's own identity expired at %s: no controller takes its word until it is renewed", s.IdentityNotAfter.UTC().Format(time.RFC3339))
 	}
 	if !running {
 		add(Red, "start csm-agent", "the agent does not run; this is what it knew at %s", s.Updated.Format(time.RFC3339))

@@ -2,6 +2,7 @@ package node
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
 	"strconv"
 	"strings"
 
@@ -42,7 +43,10 @@ func (n *Node) Target(t *agentv1.Target) {
 		return
 	}
 	n.mu.Lock()
-	n.target, n.roots = t, t.Anchors
+	n.target, n.roots, n.wanted = t, t.Anchors, nil
+	for _, a := range t.Anchors {
+		n.wanted = append(n.wanted, hex.EncodeToString(fingerprint(a)))
+	}
 	n.online.LastContact = n.o.Clock.Now()
 	n.mu.Unlock()
 	n.log.Info("target", "generation", t.Generation, "stores", len(t.Stores), "frozen", t.Frozen.GetActive())

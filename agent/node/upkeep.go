@@ -1,15 +1,19 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/cassandra-security-manager/csm/agent/cassandra"
+	"github.com/cassandra-security-manager/csm/agent/config"
 	"github.com/cassandra-security-manager/csm/agent/join"
+	"github.com/cassandra-security-manager/csm/agent/sync"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/shared/resource"
 	"github.com/cassandra-security-manager/csm/shared/scan"
 )
 
@@ -19,17 +23,35 @@ func (n *Node) renewIdentity(ctx context.Context) {
 	n.mu.Lock()
 	connected := n.online.Connected
 	n.mu.Unlock()
-	if id == nil || !connected || now.Before(id.RenewAt) || now.Before(n.renewAt) {
+	if id == nil || now.Before(id.RenewAt) || now.Before(n.renewAt) {
+		return
+	}
+	expired := now.After(id.Chain[0].NotAfter)
+	if !connected && !expired {
 		return
 	}
 	n.renewAt = now.Add(time.Minute + time.Duration(float64(4*time.Minute)*jitter()))
-	next, err := join.Renew(ctx, n.folder, n.client, now, jitter())
+	var caller join.Caller = n.client
+	if expired { // no stream opens for it, but within the grace it may still be renewed
+		caller = sync.Apart{Controllers: n.o.Config.Controllers, TLS: sync.IdentityTLS(n.folder.Identity, n.o.Clock.Now)}
+	}
+	next, err := join.Renew(ctx, n.folder, caller, now, jitter())
+	if err != nil && expired {
+		n.log.Error("the agent's identity has expired and was not renewed; it is asked for again", "expired", id.Chain[0].NotAfter, "error", err, "do", expiredRemedy(id.Node))
+		return
+	}
 	if err != nil {
 		n.log.Warn("the agent's identity was not renewed", "expires", id.Chain[0].NotAfter, "error", err)
 		return
 	}
 	n.log.Info("identity renewed", "expires", next.Chain[0].NotAfter, "next", next.RenewAt)
 	n.client.Reconnect()
+}
+
+// expiredRemedy is what brings an agent back whose identity has expired.
+func expiredRemedy(node string) string {
+	return "it is renewed by itself for 180 days after its end; later, or when that is refused: `csm cluster join-command " + resource.Last(resource.Parent(node)) + "/" + resource.Last(node) +
+		" --rejoin`, put the token into the file of join.file, remove identity.json from the state folder, and start csm-agent"
 }
 
 // inventory is when to scan, and what was told last.
@@ -105,18 +127,7 @@ func inventorySum(found []*agentv1.FoundCertificate) [sha256.Size]byte {
 
 // Scan finds the certificates in the store folders, beside cassandra.yaml, and under the configured roots.
 func (n *Node) Scan(ctx context.Context) ([]*agentv1.FoundCertificate, error) {
-	roots := slices.Clone(n.o.Config.Scan.Roots)
-	roots = append(roots, filepath.Dir(n.o.Instance.Config))
-	o := scan.Options{Now: n.o.Clock.Now(), Skip: n.skip}
-	if n.inst != nil {
-		for _, s := range n.inst.Stores {
-			roots = append(roots, s.KeystorePath, s.TruststorePath)
-			o.Passwords = append(o.Passwords, s.KeystorePassword, s.TruststorePassword)
-		}
-	}
-	roots = slices.DeleteFunc(roots, func(s string) bool { return s == "" })
-	slices.Sort(roots)
-	r, err := scan.Files(ctx, slices.Compact(roots), o)
+	r, err := scan.Files(ctx, ScanRoots(n.o.Config, n.o.Instance, n.inst), ScanOptions(n.o.Config, n.inst, n.o.Clock.Now()))
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +147,29 @@ func (n *Node) Scan(ctx context.Context) ([]*agentv1.FoundCertificate, error) {
 	return out, nil
 }
 
-// skip leaves out our own state folder, whose copies of old stores are nobody's certificates in use.
-func (n *Node) skip(path string) bool {
-	return path == n.o.Config.StateDir || bytes.HasPrefix([]byte(path), []byte(n.o.Config.StateDir+string(filepath.Separator)))
+// ScanRoots are the files and folders in which certificates are looked for; inst may be nil.
+func ScanRoots(conf config.Config, in config.Instance, inst *cassandra.Instance) []string {
+	roots := append(slices.Clone(conf.Scan.Roots), filepath.Dir(in.Config))
+	if inst != nil {
+		for _, s := range inst.Stores {
+			roots = append(roots, s.KeystorePath, s.TruststorePath)
+		}
+	}
+	roots = slices.DeleteFunc(roots, func(s string) bool { return s == "" })
+	slices.Sort(roots)
+	return slices.Compact(roots)
+}
+
+// ScanOptions open the stores that cassandra.yaml names. Our own state folder is left out: its copies of old stores are
+// nobody's certificates in use.
+func ScanOptions(conf config.Config, inst *cassandra.Instance, now time.Time) scan.Options {
+	o := scan.Options{Now: now, Skip: func(path string) bool {
+		return path == conf.StateDir || strings.HasPrefix(path, conf.StateDir+string(filepath.Separator))
+	}}
+	if inst != nil {
+		for _, s := range inst.Stores {
+			o.Passwords = append(o.Passwords, s.KeystorePassword, s.TruststorePassword)
+		}
+	}
+	return o
 }

@@ -75,7 +75,9 @@ func (c Command) lister() (Command, error) {
 	return out, nil
 }
 
-// Nodetool is the default command: `nodetool -h HOST -p PORT reloadssl`. JMX of a default Cassandra listens on 127.0.0.1:7199.
-func Nodetool(host string, port uint16) Command {
-	return Command{Path: "nodetool", Args: []string{"-h", host, "-p", strconv.Itoa(int(port)), "reloadssl"}}
+// Nodetool is the default command: `nodetool -h HOST -p PORT [LOGIN...] reloadssl`. JMX of a default Cassandra listens on
+// 127.0.0.1:7199. login are further options, which name files of passwords and never passwords.
+func Nodetool(host string, port uint16, login ...string) Command {
+	args := append([]string{"-h", host, "-p", strconv.Itoa(int(port))}, login...)
+	return Command{Path: "nodetool", Args: append(args, "reloadssl")}
 }

@@ -226,6 +226,35 @@ func (c *Client) Report(r *agentv1.Report) {
 	}
 }
 
+// Apart makes calls without a stream, each on a connection of its own: what an agent needs whose identity has expired, for
+// which no stream opens.
+type Apart struct {
+	Controllers []string
+	TLS         *tls.Config
+}
+
+// Call asks one controller after the other until one answers; a fault that a controller sent is an answer.
+func (a Apart) Call(ctx context.Context, call func(context.Context, agentv1.AgentServiceClient) error) error {
+	err := error(fault.New(fault.Unavailable, "no-controller", "no controller is configured").Do("name them in agent.yaml"))
+	for _, address := range a.Controllers {
+		if err = a.one(ctx, address, call); err == nil || ctx.Err() != nil || !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Unknown) {
+			return err
+		}
+	}
+	return err
+}
+
+func (a Apart) one(ctx context.Context, address string, call func(context.Context, agentv1.AgentServiceClient) error) error {
+	conn, err := Dial(address, a.TLS)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, openFor)
+	defer cancel()
+	return fault.FromGRPC(call(ctx, agentv1.NewAgentServiceClient(conn)))
+}
+
 // Call runs a call on the connection whose stream lives, and waits for one until ctx ends. Faults come back as they were
 // sent.
 func (c *Client) Call(ctx context.Context, call func(context.Context, agentv1.AgentServiceClient) error) error {

@@ -16,6 +16,7 @@ import (
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/identity"
+	"github.com/cassandra-security-manager/csm/shared/identity/identitytest"
 )
 
 // door is a system of one controller, at which others ask to be let in.
@@ -143,7 +144,7 @@ func (g door) aRequestOfAnotherKey(t *testing.T) {
 
 func (g door) aWrongPin(t *testing.T) {
 	o := g.box("b").joinOptions("csmc_x", g.a)
-	o.Pin = identity.Pin(newAuthority(t).cert)
+	o.Pin = identity.Pin(identitytest.New(t, time.Now()).Root)
 	short, cancel := context.WithTimeout(g.ctx, 500*time.Millisecond)
 	defer cancel()
 	_, err := Join(short, o)
@@ -199,7 +200,7 @@ func (g door) onlyJoinIsOpen(t *testing.T) {
 
 func (g door) strangersAndOldTLS(t *testing.T) {
 	foreign := g.box("b")
-	foreign.ca = newAuthority(t)
+	foreign.ca = identitytest.New(t, time.Now())
 	for _, p := range []string{transport.Raft, transport.Gossip, transport.GRPC} {
 		if speaks(g.a.addr, p, foreign, 15*time.Second) {
 			t.Errorf("a foreign certificate speaks %s", p)

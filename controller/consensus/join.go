@@ -84,8 +84,7 @@ func Join(ctx context.Context, o JoinOptions) (*Admission, error) {
 			return nil, ctx.Err()
 		}
 		if pending && ctx.Err() != nil {
-			return nil, fault.New(fault.Running, "not-approved", "nobody has approved the controller %q yet", o.Name).
-				Do("approve it (`csm system approve %s --fingerprint …`), then give the same join command again: it goes on with the same key and token", o.Name)
+			return nil, o.notApproved()
 		}
 		if err == nil {
 			return admitted(r)
@@ -101,10 +100,18 @@ func Join(ctx context.Context, o JoinOptions) (*Admission, error) {
 		}
 		select {
 		case <-ctx.Done():
+			if pending { // the other side may have heard the deadline's tick first
+				return nil, o.notApproved()
+			}
 			return nil, last
 		case <-time.After(min(time.Duration(i+1)*100*time.Millisecond, 3*time.Second)):
 		}
 	}
+}
+
+func (o JoinOptions) notApproved() error {
+	return fault.New(fault.Running, "not-approved", "nobody has approved the controller %q yet", o.Name).
+		Do("approve it (`csm system approve %s --fingerprint …`), then give the same join command again: it goes on with the same key and token", o.Name)
 }
 
 func (o JoinOptions) ask(ctx context.Context, addr string, pin []byte) (*clusterv1.JoinResponse, error) {

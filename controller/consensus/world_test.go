@@ -8,13 +8,10 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -30,48 +27,16 @@ import (
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/identity"
+	"github.com/cassandra-security-manager/csm/shared/identity/identitytest"
 	"github.com/cassandra-security-manager/csm/test/port"
 )
 
 const trustDomain = "0123456789abcdef.csm"
 
-// authority is a tiny CA for tests.
-type authority struct {
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
-}
-
-func newAuthority(t testing.TB) *authority {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "system CA"}, NotBefore: time.Now().Add(-24 * time.Hour),
-		NotAfter: time.Now().Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, _ := x509.ParseCertificate(der)
-	return &authority{key, cert}
-}
-
-func (a *authority) sign(name string, pub any, from, to time.Time) []byte {
-	u, _ := url.Parse("spiffe://" + trustDomain + "/controller/" + name)
-	serial, _ := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 100))
-	c := &x509.Certificate{SerialNumber: serial, NotBefore: from, NotAfter: to, URIs: []*url.URL{u}, KeyUsage: x509.KeyUsageDigitalSignature}
-	der, err := x509.CreateCertificate(rand.Reader, c, a.cert, pub, a.key)
-	if err != nil {
-		panic(err)
-	}
-	return der
-}
-
 // world is a system in one process: real TCP, TLS, raft-wal and SQLite.
 type world struct {
 	t      testing.TB
-	ca     *authority
+	ca     *identitytest.Authority
 	id     string
 	boxes  []*box
 	tune   tuning
@@ -87,7 +52,7 @@ type box struct {
 	clock              clockwork.Clock
 	from, to           time.Time
 	tune               tuning
-	ca                 *authority
+	ca                 *identitytest.Authority
 
 	mu    sync.Mutex
 	cert  *tls.Certificate
@@ -97,7 +62,7 @@ type box struct {
 }
 
 func newWorld(t testing.TB) *world {
-	w := &world{t: t, ca: newAuthority(t), id: "testsystem", logger: slog.New(slog.DiscardHandler)}
+	w := &world{t: t, ca: identitytest.New(t, time.Now()), id: "testsystem", logger: slog.New(slog.DiscardHandler)}
 	if os.Getenv("CSM_TEST_LOG") != "" {
 		w.logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
@@ -139,7 +104,7 @@ func (b *box) certificate() (*tls.Certificate, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.cert == nil {
-		b.cert = &tls.Certificate{Certificate: [][]byte{b.ca.sign(b.name, b.key.Public(), b.from, b.to)}, PrivateKey: b.key}
+		b.cert = &tls.Certificate{Certificate: [][]byte{b.ca.SignFor(identity.ControllerID(trustDomain, b.name), b.key.Public(), b.from, b.to).Raw}, PrivateKey: b.key}
 	}
 	return b.cert, nil
 }
@@ -148,13 +113,13 @@ func (b *box) config(l net.Listener) Config {
 	b.fatal = make(chan error, 16)
 	fatal := b.fatal
 	return Config{DataDir: b.dir, ClusterID: b.w.id, NodeID: b.nodeID, Name: b.name, Region: "region-" + b.name, Advertise: b.addr, Listener: l,
-		Identity: Identity{Certificate: b.certificate, Roots: func() []*x509.Certificate { return []*x509.Certificate{b.w.ca.cert} }, TrustDomain: trustDomain, Key: b.fingerprint()},
+		Identity: Identity{Certificate: b.certificate, Roots: func() []*x509.Certificate { return []*x509.Certificate{b.w.ca.Root} }, TrustDomain: trustDomain, Key: b.fingerprint()},
 		SignMember: func(_ context.Context, name string, csr []byte) ([][]byte, [][]byte, error) {
 			r, err := x509.ParseCertificateRequest(csr)
 			if err != nil {
 				return nil, nil, err
 			}
-			return [][]byte{b.w.ca.sign(name, r.PublicKey, b.from, b.to)}, [][]byte{b.w.ca.cert.Raw}, nil
+			return [][]byte{b.w.ca.SignFor(identity.ControllerID(trustDomain, name), r.PublicKey, b.from, b.to).Raw}, [][]byte{b.w.ca.Root.Raw}, nil
 		},
 		Fatal: func(err error) { fatal <- err }, Version: "test", Clock: b.clock, Logger: b.w.logger.With("node", b.name), Profile: timers, Stabilization: 100 * time.Millisecond, tuning: b.tune}
 }
@@ -225,7 +190,7 @@ func (b *box) csr() []byte {
 }
 
 func (b *box) joinOptions(token string, via ...*box) JoinOptions {
-	o := JoinOptions{Pin: identity.Pin(b.w.ca.cert), Token: token, Name: b.name, NodeID: b.nodeID, Region: "region-" + b.name, Advertise: b.addr,
+	o := JoinOptions{Pin: identity.Pin(b.w.ca.Root), Token: token, Name: b.name, NodeID: b.nodeID, Region: "region-" + b.name, Advertise: b.addr,
 		CSR: b.csr(), KEKPublic: []byte("kek of " + b.name), Version: "test", Clock: b.clock}
 	for _, v := range via {
 		o.Addresses = append(o.Addresses, v.addr)

@@ -1,0 +1,155 @@
+package agenttest
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
+	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/ledger"
+	"github.com/cassandra-security-manager/csm/shared/keystore"
+)
+
+// traced are the calls by which a process changes something outside of itself.
+const traced = "open,openat,openat2,creat,rename,renameat,renameat2,unlink,unlinkat,link,linkat,symlink,symlinkat,mkdir,mkdirat,rmdir,mknod,mknodat," +
+	"chmod,fchmod,fchmodat,chown,fchown,lchown,fchownat,truncate,ftruncate,fallocate,utimensat,setxattr,lsetxattr,fsetxattr,removexattr,mount,kill,tkill,tgkill,pidfd_send_signal"
+
+var (
+	call     = regexp.MustCompile(`^(\d+)\s+(\w+)\((.*)\)\s+= (-?\d+|\?)`)
+	quoted   = regexp.MustCompile(`"((?:[^"\\]|\\.)*)"`)
+	ofHandle = regexp.MustCompile(`\d+<([^>]*)>`)
+)
+
+// violations are the calls of a trace that succeeded in changing something outside of dir.
+func violations(trace, dir string) (bad []string, changes int) {
+	within := func(p string) bool { return p == dir || strings.HasPrefix(p, dir+"/") }
+	for line := range strings.Lines(trace) {
+		m := call.FindStringSubmatch(strings.TrimSpace(line))
+		if m == nil || strings.HasPrefix(m[4], "-") { // a call that failed changed nothing
+			continue
+		}
+		name, args := m[2], m[3]
+		switch {
+		case strings.HasPrefix(name, "open") || name == "creat":
+			if name != "creat" && !strings.Contains(args, "O_WRONLY") && !strings.Contains(args, "O_RDWR") && !strings.Contains(args, "O_CREAT") && !strings.Contains(args, "O_TRUNC") {
+				continue
+			}
+		case strings.HasSuffix(name, "kill") || name == "pidfd_send_signal":
+			// Go's scheduler wakes its own threads by SIGURG; signal 0 only asks whether somebody is there.
+			if strings.Contains(args, "SIGURG") || strings.Contains(args, ", 0, NULL, 0") {
+				continue
+			}
+			bad = append(bad, line)
+			continue
+		}
+		var paths []string
+		for _, q := range quoted.FindAllStringSubmatch(args, -1) {
+			p := q[1]
+			if !filepath.IsAbs(p) {
+				if h := ofHandle.FindStringSubmatch(args); h != nil {
+					p = filepath.Join(h[1], p)
+				}
+			}
+			paths = append(paths, p)
+		}
+		if len(paths) == 0 {
+			for _, h := range ofHandle.FindAllStringSubmatch(args, -1) {
+				paths = append(paths, h[1])
+			}
+		}
+		changes++
+		if len(paths) == 0 || slices.ContainsFunc(paths, func(p string) bool { return !within(p) && p != "/dev/null" }) {
+			bad = append(bad, line)
+		}
+	}
+	return bad, changes
+}
+
+func TestTheTraceIsReadRightly(t *testing.T) {
+	for line, want := range map[string]int{
+		`12 openat(AT_FDCWD, "/etc/cassandra/tls/ks.p12", O_RDONLY|O_CLOEXEC) = 7`:                               0,
+		`12 openat(AT_FDCWD, "/etc/cassandra/tls/ks.p12", O_WRONLY|O_CREAT, 0600) = 7</etc/x>`:                   1,
+		`12 openat(AT_FDCWD, "/state/a", O_RDWR|O_CREAT|O_EXCL, 0600) = 7`:                                       0,
+		`12 renameat(AT_FDCWD, "/state/a", AT_FDCWD, "/etc/cassandra/tls/ks.p12") = 0`:                           1,
+		`12 renameat(AT_FDCWD, "/state/a", AT_FDCWD, "/state/b") = 0`:                                            0,
+		`12 fchmod(7</etc/cassandra/tls/ks.p12>, 0600) = 0`:                                                      1,
+		`12 fchmod(7</state/x>, 0600) = 0`:                                                                       0,
+		`12 unlinkat(5</etc/cassandra>, "x", 0) = 0`:                                                             1,
+		`12 unlinkat(AT_FDCWD, "/etc/passwd", 0) = -1 EACCES (Permission denied)`:                                0,
+		`12 tgkill(12, 13, SIGURG) = 0`:                                                                          0,
+		`12 pidfd_send_signal(12<anon_inode:[pidfd]>, 0, NULL, 0) = 0`:                                           0,
+		`12 pidfd_send_signal(12<anon_inode:[pidfd]>, SIGKILL, NULL, 0) = 0`:                                     1,
+		`12 kill(99, SIGTERM) = 0`:                                                                               1,
+		`12 setxattr("/etc/cassandra/tls/ks.p12", "security.selinux", "x", 1, 0) = 0`:                            1,
+		`12 utimensat(AT_FDCWD, "/statement", [{tv_sec=0, tv_nsec=0} /* 1970 */, {tv_sec=0, tv_nsec=0}], 0) = 0`: 1,
+	} {
+		if bad, _ := violations(line+"\n", "/state"); len(bad) != want {
+			t.Errorf("%d violations in %s", len(bad), line)
+		}
+	}
+}
+
+func TestAnAgentInObserveChangesNothingOutsideOfItsStateFolder(t *testing.T) {
+	t.Parallel()
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Fatal("strace is missing: `make setup` installs it")
+	}
+	w := newWorld(t)
+	bin := program(t)
+	h := newHost(w, "n1", keystore.PKCS12)
+	h.conf.Mode = "observe"
+	conf := h.file()
+	trace := filepath.Join(t.TempDir(), "trace")
+	cmd := exec.Command(strace, "-f", "-qq", "-y", "-s", "4096", "-e", "trace="+traced, "-o", trace, bin, "run", "--config", conf)
+	cmd.Env = append(os.Environ(), "HOME="+h.conf.StateDir)
+	must(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _, _ = cmd.Process.Wait() })
+
+	h.await("no store is there", func(s fleet.Store) bool { return s.State == "absent" })
+	generation, err := w.fleet.RequestRenewal(t.Context(), cluster+"/nodes/n1", "", "a controller that wants something", ann)
+	must(t, err)
+	w.await("the agent was told and says that it does nothing", func() bool {
+		s := h.status()
+		return len(s.Stores) == 1 && s.Stores[0].Wanted == generation && s.Stores[0].Next.Wants == "install" && s.Stores[0].Next.Reason == "observe"
+	})
+	foreign := cassandratest.NewCA(t, "corporate")
+	cassandratest.Write(t, h.cass.Store, foreign.Leaf(), foreign.Root)
+	h.await("the store of another CA is seen", func(s fleet.Store) bool { return s.State == "foreign" && s.Leaf != "" })
+	inventory := ledger.NewReplicated(w.log.Store, w.log.Clock)
+	w.await("its certificates are in the inventory", func() bool {
+		found, _, err := inventory.Found(t.Context(), ledger.FoundFilter{Node: cluster + "/nodes/n1"}, ledger.Page{})
+		return err == nil && len(found) >= 2
+	})
+	generation, err = w.fleet.RequestRenewal(t.Context(), cluster+"/nodes/n1", "", "once more", ann)
+	must(t, err)
+	w.await("and told once more", func() bool { s := h.status(); return len(s.Stores) == 1 && s.Stores[0].Wanted == generation })
+	h.cass.Restart(t)
+	w.await("Cassandra is seen to run", func() bool { return h.view().Instance.Running })
+
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
+	must(t, err)
+	pid, err := strconv.Atoi(strings.Fields(string(children))[0])
+	must(t, err)
+	must(t, syscall.Kill(pid, syscall.SIGTERM))
+	_ = cmd.Wait()
+
+	data, err := os.ReadFile(trace)
+	must(t, err)
+	bad, changes := violations(string(data), h.conf.StateDir)
+	if len(bad) > 0 {
+		t.Errorf("an agent in observe changed something outside of %s:\n%s", h.conf.StateDir, strings.Join(bad, ""))
+	}
+	if changes == 0 {
+		t.Error("the trace shows no change at all, so it shows nothing")
+	}
+	t.Logf("%d changes inside of the state folder, none outside", changes)
+}
