@@ -442,3 +442,38 @@ func TestTheDoctorNamesTheNextCommand(t *testing.T) {
 		t.Errorf("%s", r.out)
 	}
 }
+
+func TestAGraceIsGivenShownAndTakenBack(t *testing.T) {
+	u := newUser(t)
+	u.exits(2, u.run("system", "grace", "--until", "24h", "--yes"))
+	u.exits(2, u.run("system", "grace", "--until", "soon", "--reason", "x", "--yes"))
+	u.exits(3, u.run("system", "grace", "--until", "24h", "--reason", "x"))
+	u.exits(3, u.run("system", "grace", "--until", "999h", "--reason", "x", "--yes"))
+	u.ok(u.run("system", "grace", "--until", "24h", "--reason", "the site was off", "--yes"))
+	if st := u.ok(u.run("status")).out; !strings.Contains(st, "the site was off") {
+		t.Errorf("%s", st)
+	}
+	if !u.w.Grace.Open() {
+		t.Error("no grace is in force")
+	}
+	u.ok(u.run("system", "grace", "--end", "--reason", "all are back"))
+	if u.w.Grace.Open() {
+		t.Error("the grace was not taken back")
+	}
+	if r := u.ok(u.run("audit", "search", "--filter", "resource=system/grace", "-o", "name")); strings.Count(r.out, "system/auditEntries/") != 2 {
+		t.Errorf("%s", r.out)
+	}
+}
+
+func TestAnEmergencyNeedsThePlanAndSaysWhoIsLeftOut(t *testing.T) {
+	u := newUser(t)
+	u.w.Cluster("prod")
+	u.w.Join("tenants/default/clusters/prod", "n1")
+	u.exits(3, u.run("emergency", "reissue", "-c", "prod", "--reason", "x", "--yes"))
+	plan := u.ok(u.run("emergency", "reissue", "-c", "prod", "--reason", "x", "--dry-run"))
+	hash := strings.TrimSuffix(strings.Fields(plan.err)[1], ":")
+	u.exits(6, u.run("emergency", "reissue", "-c", "prod", "--reason", "x", "--plan", "0000"))
+	if r := u.exits(8, u.run("emergency", "reissue", "-c", "prod", "--reason", "x", "--plan", hash, "--each", "1s")); !strings.Contains(r.out, "failed") || !strings.Contains(r.err, "Do NOT restart") {
+		t.Errorf("%s %s", r.out, r.err)
+	}
+}
