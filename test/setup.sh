@@ -32,6 +32,7 @@ command -v openssl >/dev/null 2>&1 || missing+=(openssl)
 command -v rpm >/dev/null 2>&1 || missing+=(rpm)
 command -v systemd-analyze >/dev/null 2>&1 || missing+=(systemd)
 command -v git >/dev/null 2>&1 || missing+=(git)
+command -v promtool >/dev/null 2>&1 || missing+=(prometheus)
 
 [ ${#missing[@]} -eq 0 ] && exit 0
 

@@ -1,12 +1,17 @@
 package agenttest
 
 import (
+	"crypto/x509"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
 	"github.com/cassandra-security-manager/csm/agent/config"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/keystore"
 )
 
@@ -50,5 +55,84 @@ func TestANodeJoinsByPossessionOnceAPersonApproves(t *testing.T) {
 	h.await("seen as another CA's", func(s fleet.Store) bool { return s.State == "foreign" })
 	if v := h.view(); v.Incarnation != 1 || v.State != "active" {
 		t.Errorf("node = %+v", v)
+	}
+}
+
+// onboarded is a ring of another CA whose nodes have joined by possession and may take our anchors.
+func onboarded(t *testing.T, ca *cassandratest.CA, names ...string) (*world, []*host) {
+	t.Helper()
+	w := newWorld(t)
+	_, err := w.fleet.AddAnchor(t.Context(), trustDomain, fleet.AnchorSpec{Certificate: ca.Root, Owner: "pki", Reason: "the ring of today", Expires: time.Now().Add(time.Hour),
+		Rule: fleet.Rule{FirstNodes: 2}}, ann)
+	must(t, err)
+	var hosts []*host
+	for i, n := range names {
+		h := foreign(w, ca, n, []keystore.Format{keystore.PKCS12, keystore.PEM, keystore.JKS}[i%3])
+		h.start()
+		h.await("observed", func(s fleet.Store) bool { return s.State == "foreign" && s.Installed == 0 })
+		hosts = append(hosts, h)
+	}
+	return w, hosts
+}
+
+func trusts(t *testing.T, h *host) []*x509.Certificate {
+	t.Helper()
+	b, err := os.ReadFile(h.cass.Store.TruststorePath)
+	must(t, err)
+	cs, err := keystore.DecodeTrustStore(h.cass.Store.Format, b, h.cass.Store.TruststorePassword)
+	must(t, err)
+	return cs
+}
+
+func TestARingOfAnotherCATakesOurTrustAndKeepsItsLeavesAndAnchors(t *testing.T) {
+	t.Parallel()
+	ca, unknown := cassandratest.NewCA(t, "old"), cassandratest.NewCA(t, "unknown")
+	w, hosts := onboarded(t, ca, "p1", "p2")
+	for _, h := range hosts {
+		if got := trusts(t, h); len(got) != 1 {
+			t.Fatalf("%s was changed before anybody said so: %d anchors", h.name, len(got))
+		}
+	}
+	before := map[string]*x509.Certificate{}
+	for _, h := range hosts {
+		must(t, h.end())
+		cassandratest.Write(t, h.cass.Store, ca.Leaf(), ca.Root, unknown.Root)
+		h.cass.Restart(t)
+		before[h.name] = h.leaf()
+		h.start()
+	}
+	must(t, w.fleet.Onboard(t.Context(), cluster, "trust first", ann))
+	for _, h := range hosts {
+		h.await("trust first", func(s fleet.Store) bool { return s.State == "foreign" && s.Installed > 0 && s.Proven == s.Leaf })
+		got := trusts(t, h)
+		if len(got) != 3 || !slices.ContainsFunc(got, ca.Root.Equal) || !slices.ContainsFunc(got, unknown.Root.Equal) {
+			t.Errorf("%s trusts %d anchors", h.name, len(got))
+		}
+		if !h.leaf().Equal(before[h.name]) {
+			t.Errorf("%s has another leaf", h.name)
+		}
+		moves, _, err := w.fleet.ListMoves(t.Context(), cluster+"/nodes/"+h.name, fleet.Page{})
+		must(t, err)
+		if len(moves) != 1 || moves[0].Kind != "trust" || moves[0].Outcome != "proven" || moves[0].Certificate != "" {
+			t.Errorf("%s moved so: %+v", h.name, moves)
+		}
+		if v := h.view(); !strings.Contains(v.Why, "trusts our CA") {
+			t.Errorf("%s: %s", h.name, v.Why)
+		}
+	}
+
+	must(t, w.fleet.Release(t.Context(), cluster, "handed over", ann))
+	h := hosts[0]
+	w.await("the agent knows that it was let go", func() bool { s := h.status(); return len(s.Stores) == 1 && s.Stores[0].Next.Reason == "released" })
+	cassandratest.Write(t, h.cass.Store, ca.Leaf(), ca.Root) // their own renewal: nobody puts anything back
+	leaf := h.leaf()
+	h.await("their new leaf", func(s fleet.Store) bool { return s.Leaf == certificate.Hex(certificate.Fingerprint(leaf.Raw)) })
+	if got := trusts(t, h); len(got) != 1 {
+		t.Errorf("a released node was changed: %d anchors", len(got))
+	}
+	_, err := w.fleet.RequestRenewal(t.Context(), cluster+"/nodes/p1", "", "try", ann)
+	must(t, err)
+	if v := h.view(); v.Claim != nil {
+		t.Errorf("a released node claims %+v", v.Claim)
 	}
 }

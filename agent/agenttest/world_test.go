@@ -21,6 +21,7 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/config"
 	"github.com/cassandra-security-manager/csm/agent/install"
 	"github.com/cassandra-security-manager/csm/agent/node"
+	"github.com/cassandra-security-manager/csm/agent/reload"
 	"github.com/cassandra-security-manager/csm/controller/api/agentapi"
 	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
@@ -178,6 +179,8 @@ type host struct {
 	gave func() error
 	acts chan string
 	hook func(install.Op) error
+	// reloader stands in for that of cass, beside a real Cassandra.
+	reloader reload.Reloader
 }
 
 func newHost(w *world, name string, f keystore.Format) *host {
@@ -219,9 +222,13 @@ func (h *host) start() {
 	if os.Getenv("CSM_TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil)).With("host", h.name, "test", h.t.Name())
 	}
-	n, err := node.Open(node.Options{Config: h.conf, Instance: h.conf.Cassandra[0], Reloader: h.cass, Clock: clock{clockwork.NewRealClock(), h.w}, Logger: log,
+	reloader, patience := h.reloader, 15*time.Second
+	if reloader == nil {
+		reloader, patience = h.cass, 2*time.Second
+	}
+	n, err := node.Open(node.Options{Config: h.conf, Instance: h.conf.Cassandra[0], Reloader: reloader, Clock: clock{clockwork.NewRealClock(), h.w}, Logger: log,
 		Machine: func() [32]byte { return [32]byte{1, h.name[len(h.name)-1]} },
-		Install: install.Options{ProveFor: 2 * time.Second, ProveEvery: 20 * time.Millisecond, NeighbourFor: 20 * time.Second, Before: h.hook},
+		Install: install.Options{ProveFor: patience, ProveEvery: 20 * time.Millisecond, NeighbourFor: 20 * time.Second, Before: h.hook},
 		Notify: func(store string, a node.Action, err error) {
 			word := string(a.Do) + " done"
 			if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,7 +30,10 @@ type check struct {
 	Remedy string `json:"remedy,omitempty"`
 }
 
-type doctor struct{ checks []check }
+type doctor struct {
+	checks []check
+	now    time.Time
+}
 
 func (d *doctor) add(name, result, remedy, format string, args ...any) {
 	d.checks = append(d.checks, check{name, result, fmt.Sprintf(format, args...), remedy})
@@ -41,42 +45,71 @@ func (d *doctor) err(name string, err error) {
 }
 
 func doctorCommand() *cobra.Command {
-	return &cobra.Command{Use: "doctor", Short: "Look at everything that must be right for the agent to work", Args: cobra.NoArgs,
-		Long:    "doctor checks configuration, state folder, controllers, clock, cassandra.yaml, stores, the reload command and the HOLD file. It changes nothing.",
+	return &cobra.Command{Use: "doctor", Short: "Look at everything that must be right for the agent to work, the worst first", Args: cobra.NoArgs,
+		Long: "doctor checks configuration, state folder, identity, controllers, clocks, cassandra.yaml, stores and their certificates, the reload command and the HOLD\n" +
+			"file. It needs no controller and no login, and changes nothing. Where the certificate of a running Cassandra has ended or ends within a day, the first\n" +
+			"line says so: do NOT restart it. Exit code 10 when something is bad.",
 		Example: "  csm-agent doctor",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			conf, err := loadToRun(cmd)
+			conf, err := load(cmd)
 			if err != nil {
 				return err
 			}
 			g := cli.Of(cmd)
 			ctx, cancel := g.Context(cmd.Context())
 			defer cancel()
-			d := &doctor{}
-			d.add("configuration", "good", "", "mode %s, %d instances", conf.Mode, len(conf.Cassandra))
+			d := &doctor{now: g.Now()}
+			if _, err := loadToRun(cmd); err != nil {
+				d.err("configuration", err)
+			} else {
+				d.add("configuration", "good", "", "mode %s, %d instances", conf.Mode, len(conf.Cassandra))
+			}
 			d.hold(conf)
 			d.controllers(ctx, conf)
 			for _, in := range conf.Cassandra {
 				d.instance(ctx, conf, in)
 			}
-			t := &cli.Table{Columns: []cli.Column{{Name: "CHECK"}, {Name: "RESULT", Style: resultStyle}, {Name: "DETAIL"}, {Name: "DO"}}}
-			var items []any
-			bad := 0
-			for _, c := range d.checks {
-				t.Add(c.Check, c.Result, c.Detail, c.Remedy)
-				items = append(items, c)
-				if c.Result == "bad" {
-					bad++
-				}
-			}
-			if err := g.Print(cli.View{Object: items, Items: items, Table: t, Name: func(i any) string { return i.(check).Check }}); err != nil {
-				return err
-			}
-			if bad > 0 {
-				return fault.New(fault.Differs, "findings", "%d checks failed", bad).Do("each says what to do")
-			}
-			return nil
+			return d.print(g)
 		}}
+}
+
+var worst = map[string]int{"bad": 0, "warning": 1, "good": 2}
+
+// print shows the worst first; what must not be done before all.
+func (d *doctor) print(g *cli.Global) error {
+	slices.SortStableFunc(d.checks, func(a, b check) int {
+		if r := worst[a.Result] - worst[b.Result]; r != 0 {
+			return r
+		}
+		return first(a) - first(b)
+	})
+	t := &cli.Table{Columns: []cli.Column{{Name: "CHECK"}, {Name: "RESULT", Style: resultStyle}, {Name: "DETAIL"}, {Name: "DO"}}}
+	var items []any
+	bad := 0
+	for _, c := range d.checks {
+		t.Add(c.Check, c.Result, c.Detail, c.Remedy)
+		items = append(items, c)
+		if c.Result == "bad" {
+			bad++
+		}
+	}
+	if err := g.Print(cli.View{Object: items, Items: items, Table: t, Name: func(i any) string { return i.(check).Check }}); err != nil {
+		return err
+	}
+	if bad > 0 {
+		return fault.New(fault.Differs, "findings", "%d checks failed", bad).Do("each says what to do")
+	}
+	return nil
+}
+
+// doNotRestart is the check whose finding outranks all others.
+const doNotRestart = "DO NOT RESTART"
+
+func first(c check) int {
+	if c.Check == doNotRestart {
+		return 0
+	}
+	return 1
 }
 
 func resultStyle(cell string) cli.Style {
@@ -118,7 +151,11 @@ func (d *doctor) controllers(ctx context.Context, conf config.Config) {
 			d.err(name, f)
 			continue
 		}
+		ends := conn.(*tls.Conn).ConnectionState().PeerCertificates[0]
 		_ = conn.Close()
+		if d.now.Before(ends.NotBefore) {
+			d.add("clock", "bad", "set this host's clock (chrony, systemd-timesyncd)", "it is before %s, when the certificate of %s begins", ends.NotBefore.UTC().Format(time.RFC3339), a)
+		}
 		d.add(name, "good", "", "answers in %s, and is of the pinned system", time.Since(began).Round(time.Millisecond))
 	}
 }
@@ -154,6 +191,7 @@ func (d *doctor) instance(ctx context.Context, conf config.Config, in config.Ins
 	}
 	for _, s := range inst.Stores {
 		d.store(name, s)
+		d.leaf(name, s, !p.Down())
 	}
 	d.reload(name, in)
 }
@@ -170,6 +208,53 @@ func (d *doctor) folder(conf config.Config, in config.Instance) {
 		d.add(name, "bad", "give it a token: csm cluster join-command", "the agent has not joined: %s", s.Link.Error)
 	default:
 		d.add(name, "good", "", "the agent of %s runs", s.Node)
+	}
+	d.known(in.StateName(), s)
+}
+
+// known judges what the agent wrote down last.
+func (d *doctor) known(instance string, s node.Status) {
+	if s.Copied {
+		d.add(instance+" identity", "bad", "on the copy remove the state folder; then csm node resume", "this state folder was copied from another machine, or to one")
+	}
+	if s.Suspended != "" {
+		d.add(instance+" identity", "bad", "csm node get "+orElse(s.Node, "NODE"), "the agent is suspended: %s", s.Suspended)
+	}
+	if !s.IdentityNotAfter.IsZero() && s.IdentityNotAfter.Before(d.now) {
+		d.add(instance+" identity", "bad", "start the agent: it renews by itself within 180 days; later: csm system grace", "the agent's identity ended %s", cli.Ago(d.now, s.IdentityNotAfter))
+	}
+	if s.Frozen != "" {
+		d.add(instance+" freeze", "warning", "ask who froze it: csm status", "%s", s.Frozen)
+	}
+	for _, st := range s.Stores {
+		switch st.State {
+		case "failed":
+			d.add(instance+" store "+st.Name, "bad", "csm-agent probe; then csm node renew", "could neither go forward nor back: %s", st.Detail)
+		case "contested":
+			d.add(instance+" store "+st.Name, "bad", "stop the other tool, then csm-agent release", "another tool writes its files: %s", st.Detail)
+		}
+	}
+}
+
+// leaf looks at the certificate in a keystore as it lies there. Cassandra checks certificates in handshakes only: the links
+// of a running node outlive its certificate, and after a restart no peer would take it back.
+func (d *doctor) leaf(instance string, s *cassandra.Store, running bool) {
+	name := instance + " certificate " + s.Name
+	keys, _, err := readPair(s)
+	if err != nil || keys == nil || len(keys.Chain) == 0 {
+		return // an absent or unreadable store is the agent's and inspect's finding
+	}
+	end := keys.Leaf().NotAfter
+	left := end.Sub(d.now)
+	switch {
+	case running && left < 24*time.Hour:
+		d.add(doNotRestart, "bad", "csm node renew, with Cassandra running; csm-agent renew --no-way-back if it has expired", "do NOT restart Cassandra: the certificate of store %s ends %s, and the links that stand outlive it", s.Name, cli.Ago(d.now, end))
+	case left <= 0:
+		d.add(name, "bad", "start the agent before Cassandra: it writes a new one", "it ended %s", cli.Ago(d.now, end))
+	case left < node.RepairFloor:
+		d.add(name, "bad", "bring a controller within reach; csm why NODE says why it was not renewed", "it ends %s", cli.Ago(d.now, end))
+	default:
+		d.add(name, "good", "", "it ends %s", cli.Ago(d.now, end))
 	}
 }
 

@@ -29,6 +29,7 @@ func Root() *cobra.Command {
 	r.PersistentFlags().String("config", config.DefaultPath, "configuration file")
 	r.AddCommand(runCommand(), joinCommand(), inspectCommand(), planCommand(), doctorCommand(), probeCommand(), statusCommand(), ensureCommand(), sealCommand(),
 		holdCommand(), releaseCommand(), helperCommand(), serviceCommand(), cli.ConfigCommand(config.Defaults, options))
+	r.AddCommand(renewCommand())
 	return r
 }
 

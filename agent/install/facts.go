@@ -2,6 +2,7 @@ package install
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"path/filepath"
 	"time"
@@ -124,6 +125,13 @@ func Certificate(s *cassandra.Store) (*tls.Certificate, error) {
 		return nil, fault.New(fault.NotFound, "no-store", "there is no keystore at %s yet", s.KeystorePath).Do("wait for the first install")
 	}
 	return c, nil
+}
+
+// Trusted are the anchors in the store's truststore; none when it cannot be read.
+func Trusted(s *cassandra.Store) []*x509.Certificate {
+	t := &transaction{site: Site{Store: s}}
+	p, _ := t.open()
+	return p.anchors
 }
 
 func protoFormat(f keystore.Format) agentv1.StoreFormat {

@@ -66,9 +66,35 @@ func (t *transaction) compare(context.Context) error {
 	if t.old, unreadable = t.open(); fault.HasReason(unreadable, "store-unreadable") {
 		return unreadable
 	}
+	if err := t.taken(); err != nil {
+		return err
+	}
 	if t.rec != nil && !t.rec.Theirs && len(t.rec.History) > 0 && !t.rec.current().same(t.old.snapshot(0)) {
 		return fault.New(fault.Conflict, "store-changed", "the files of store %s are not as CSM left them", t.site.Store.Name).
 			Do("find out who writes them; they are restored by the watch, or adopted by `csm-agent release`")
+	}
+	return nil
+}
+
+// taken counts how often somebody else took our anchors out of a truststore that is theirs: after the second time within
+// ContestWindow they are not put in again.
+func (t *transaction) taken() error {
+	if t.rec == nil || !t.rec.Theirs || len(t.rec.Ours) == 0 || t.rec.current().same(t.old.snapshot(0)) {
+		return nil
+	}
+	have := map[string]bool{}
+	for _, c := range t.old.anchors {
+		have[anchorID(c)] = true
+	}
+	if slices.ContainsFunc(t.rec.Ours, func(id string) bool { return have[id] }) {
+		return nil
+	}
+	t.rec.countForeign(t.i.o.Clock.Now())
+	if err := t.f.saveRecord(t.rec); err != nil {
+		return unwritable(err, t.f.dir)
+	}
+	if t.rec.Contested {
+		return contested(t.site.Store.KeystorePath)
 	}
 	return nil
 }
@@ -124,7 +150,7 @@ func (t *transaction) preflightNew(context.Context) error {
 	}
 	e := keystore.Expect{Now: t.i.o.Clock.Now(), Names: need, MinRemaining: orElse(p.MinRemaining, 24*time.Hour), Floor: p.Key != nil}
 	if p.Key == nil {
-		e.MinRemaining, e.Names = 0, certificate.Names{} // the leaf in place is not on trial
+		e.MinRemaining, e.Names, e.EKUs = 0, certificate.Names{}, []x509.ExtKeyUsage{} // the leaf in place is not on trial
 	}
 	if err := fatal("new", keystore.Check(t.new.key, anchors, e)); err != nil {
 		return err

@@ -112,6 +112,9 @@ func (t *transaction) settleBack(cause error, result agentv1.MoveOutcome, state 
 	if t.rec == nil || len(t.rec.History) == 0 {
 		r.Theirs = true
 	}
+	if t.theirs() && state == agentv1.InstallState_INSTALL_STATE_ROLLED_BACK {
+		r.State = agentv1.InstallState_INSTALL_STATE_FOREIGN
+	}
 	if t.j.Old.absent() {
 		r.Theirs = false
 		r.History = nil
@@ -153,7 +156,7 @@ func (t *transaction) failed(err error, settled bool) (Outcome, error) {
 	}
 	if settled {
 		r := t.recordFor(o.State, t.i.o.Clock.Now())
-		r.Generation, r.Claim, r.Ours, r.Detail = t.j.Generation, t.j.Claim, t.j.Ours, clip(err.Error())
+		r.Generation, r.Claim, r.Ours, r.Detail, r.Theirs = t.j.Generation, t.j.Claim, t.j.Ours, clip(err.Error()), t.theirs()
 		r.succeed(t.j.New, false)
 		r.Last = &o
 		if t.f.saveRecord(r) == nil {

@@ -245,6 +245,11 @@ func (t *transaction) forward(ctx context.Context) error {
 	return t.askNeighbour(ctx)
 }
 
+// theirs says whether the move only adds trust to files with somebody else's leaf, which stay somebody else's.
+func (t *transaction) theirs() bool {
+	return t.j != nil && t.j.TrustOnly && (t.rec == nil || t.rec.Theirs || len(t.rec.History) == 0)
+}
+
 func (t *transaction) trustOnly() bool { return t.old.keystore.sum == t.new.keystore.sum }
 
 func stagedName(path, kind string) string {
@@ -376,7 +381,11 @@ func (t *transaction) commit(context.Context) (Outcome, error) {
 	}
 	now := t.i.o.Clock.Now()
 	r := t.recordFor(state, now)
-	r.Generation, r.Claim, r.Ours, r.Theirs = t.j.Generation, t.j.Claim, t.j.Ours, false
+	r.Generation, r.Claim, r.Ours, r.Theirs = t.j.Generation, t.j.Claim, t.j.Ours, t.theirs()
+	if r.Theirs {
+		r.State = agentv1.InstallState_INSTALL_STATE_FOREIGN
+		state = r.State
+	}
 	if t.j.Old.Dir != "" && !r.current().same(t.j.Old) {
 		r.succeed(t.j.Old, false)
 	}

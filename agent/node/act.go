@@ -204,6 +204,9 @@ func (n *Node) install(ctx context.Context, s *cassandra.Store, a Action) error 
 // plan makes key and certificate, or takes only the anchors.
 func (n *Node) plan(ctx context.Context, s *cassandra.Store, t *agentv1.StoreTarget, claim string, kind agentv1.MoveKind) (install.Plan, error) {
 	p := install.Plan{Site: n.site(s), Claim: claim, Generation: t.Generation}
+	if f := n.factsOf(s.Name); f.GetNotAfter() != nil {
+		p.NoWayBack = noWayBack(n.o.Config.Folder(n.o.Instance), f.NotAfter.AsTime(), n.o.Clock.Now())
+	}
 	p.Neighbour = n.neighbour(claim, s.Name)
 	var err error
 	if p.Anchors, err = n.anchors(); err != nil {

@@ -35,6 +35,8 @@ type View struct {
 	Target *agentv1.StoreTarget
 	// Anchors are the fingerprints that the target wants trusted.
 	Anchors [][]byte
+	// Released is why the controllers let the cluster go; empty when they did not.
+	Released string
 	// Last is how the last attempt ended, if it did not succeed.
 	Last *Attempt
 	// NextProof is when the store must be proved again; zero when it need not.
@@ -122,10 +124,14 @@ func need(v View) Action {
 	switch {
 	case s.Unsettled:
 		return act(Settle, none, "interrupted-install", "an interrupted install is brought to its end")
+	case v.Released != "":
+		return act(Rest, none, "released", "the cluster was %s; its files stay as they are", v.Released)
 	case s.State == agentv1.InstallState_INSTALL_STATE_CONTESTED:
 		return act(Rest, none, "store-contested", "another tool puts its own files back; nothing is written until an operator runs `csm-agent release`")
 	case s.Changed:
 		return act(Restore, none, "store-changed", "the files are not as CSM left them")
+	case t != nil && t.TrustOnly:
+		return trustFirst(v)
 	case s.State == agentv1.InstallState_INSTALL_STATE_FOREIGN:
 		return act(Rest, none, "store-foreign", "the files were not written by CSM; they are observed")
 	case t == nil:
@@ -141,6 +147,18 @@ func need(v View) Action {
 		return act(Prove, agentv1.MoveKind_MOVE_KIND_FIRST, "unproven", "Cassandra is up and its certificate is not proved yet")
 	}
 	return due(v)
+}
+
+// trustFirst is all that may be done to files with another CA's leaf: our anchors are added beside theirs, and proved.
+func trustFirst(v View) Action {
+	s, trust := v.Store, agentv1.MoveKind_MOVE_KIND_TRUST
+	switch {
+	case missing(v.Anchors, s.Anchors):
+		return Action{Do: Install, Move: trust, Reason: "trust-first", Message: "our CA is added to the truststore; the certificate of another CA stays in service"}
+	case v.Running && s.Generation > 0 && len(s.Leaf) > 0 && string(s.Acknowledged) != string(s.Leaf):
+		return Action{Do: Prove, Move: trust, Reason: "unproven", Message: "Cassandra is up and its new truststore is not proved yet"}
+	}
+	return Action{Do: Rest, Reason: "store-foreign", Message: "the truststore holds our CA; the certificate is another CA's and is observed"}
 }
 
 // move says whether the store must change, and how: the first cause counts.

@@ -458,7 +458,7 @@ func (n *Node) view(s *cassandra.Store) View {
 	defer n.mu.Unlock()
 	v.Connected, v.Suspended, v.Skew = n.online.Connected, n.suspended, n.skew
 	if n.target != nil {
-		v.Frozen = inForce(n.target.Frozen, v.Now)
+		v.Frozen, v.Released = inForce(n.target.Frozen, v.Now), n.target.Released
 		for _, a := range n.target.Anchors {
 			v.Anchors = append(v.Anchors, fingerprint(a))
 		}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net/netip"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -110,7 +111,7 @@ func (n *Node) probeNeighbours(ctx context.Context) {
 
 func (n *Node) probeNeighbour(ctx context.Context, t *agentv1.ProofTask) *agentv1.Proof {
 	n.mu.Lock()
-	inst, roots := n.ownCert, n.roots
+	inst, roots, foreign := n.ownCert, n.roots, trustOnly(n.target)
 	n.mu.Unlock()
 	p := &agentv1.Proof{Port: t.Port, Time: timestamppb.New(n.o.Clock.Now()), Verdict: agentv1.Verdict_VERDICT_UNKNOWN}
 	if id := n.folder.Identity(); id != nil {
@@ -128,6 +129,9 @@ func (n *Node) probeNeighbour(ctx context.Context, t *agentv1.ProofTask) *agentv
 	q := probe.Request{Kind: t.GetPort().GetKind(), Address: t.GetPort().GetAddress(), Port: uint16(t.GetPort().GetPort()), Local: local(inst), Certificate: cert, Now: n.o.Clock.Now}
 	copy(q.ExpectLeaf[:], t.LeafSha256)
 	q.Roots, _ = certificate.ParseAll(roots)
+	if foreign { // the ring lives by another CA: what this node's Cassandra trusts is what counts
+		q.Roots = append(q.Roots, install.Trusted(storeFor(inst, t.GetPort().GetKind()))...)
+	}
 	r := probe.Probe(ctx, q)
 	if r.Verdict == agentv1.Verdict_VERDICT_DOWN && q.Local.IsValid() {
 		// An address of another family, or one that this host does not have: let the system choose.
@@ -144,12 +148,13 @@ func (n *Node) probeNeighbour(ctx context.Context, t *agentv1.ProofTask) *agentv
 	return p
 }
 
-// ownCertificate is the node's certificate that a neighbour's port of this kind should accept: that of the store that
-// serves the same kind of port here, else any.
-func ownCertificate(inst *cassandra.Instance, kind agentv1.PortKind) (*tls.Certificate, error) {
-	if inst == nil || len(inst.Stores) == 0 {
-		return nil, fault.New(fault.Unavailable, "no-store", "this node has no certificate to prove with")
-	}
+// trustOnly says whether the node's stores hold another CA's certificate.
+func trustOnly(t *agentv1.Target) bool {
+	return slices.ContainsFunc(t.GetStores(), func(s *agentv1.StoreTarget) bool { return s.TrustOnly })
+}
+
+// storeFor is the store that serves a kind of port, else any.
+func storeFor(inst *cassandra.Instance, kind agentv1.PortKind) *cassandra.Store {
 	best := inst.Stores[0]
 	for _, s := range inst.Stores {
 		for _, p := range s.Ports {
@@ -158,7 +163,16 @@ func ownCertificate(inst *cassandra.Instance, kind agentv1.PortKind) (*tls.Certi
 			}
 		}
 	}
-	c, err := install.Certificate(best)
+	return best
+}
+
+// ownCertificate is the node's certificate that a neighbour's port of this kind should accept: that of the store that
+// serves the same kind of port here, else any.
+func ownCertificate(inst *cassandra.Instance, kind agentv1.PortKind) (*tls.Certificate, error) {
+	if inst == nil || len(inst.Stores) == 0 {
+		return nil, fault.New(fault.Unavailable, "no-store", "this node has no certificate to prove with")
+	}
+	c, err := install.Certificate(storeFor(inst, kind))
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ import (
 
 func (a *app) certificateCommand() *cobra.Command {
 	return group("certificate", "Certificates, issued and found", a.certificateList(), a.certificateGet(), a.certificateShow(), a.certificateIssue(),
-		a.certificateRevoke(), a.certificateSearch())
+		a.certificateRevoke(), a.certificateSearch(), a.certificateImport())
 }
 
 func certificateTable(s *session, cs []certificateView) *ui.Table {

@@ -298,6 +298,47 @@ func TestTheCAOfARingIsRegisteredShownAndRemoved(t *testing.T) {
 	u.exits(4, u.run(append(remove, "--plan", plan[1])...))
 }
 
+func TestAClusterIsLetGoWithAHandOverFile(t *testing.T) {
+	u := newUser(t)
+	u.w.Cluster("prod")
+	u.w.Join("tenants/default/clusters/prod", "n8")
+	planOf := func(args ...string) string {
+		m := regexp.MustCompile(`--plan ([0-9a-f]{16})`).FindStringSubmatch(u.ok(u.run(append(args, "--dry-run")...)).err)
+		if m == nil {
+			t.Fatal("no plan")
+		}
+		return m[1]
+	}
+	onboard := []string{"cluster", "onboard", "prod", "--reason", "trust first"}
+	u.exits(3, u.run(append(onboard, "--yes")...))
+	u.ok(u.run(append(onboard, "--plan", planOf(onboard...))...))
+	file := filepath.Join(t.TempDir(), "handover.json")
+	release := []string{"cluster", "release", "prod", "--reason", "goes to team B", "--to", file}
+	u.exits(3, u.run(append(release, "--yes")...))
+	if _, err := os.Stat(file); err == nil {
+		t.Fatal("a release that was refused left its file")
+	}
+	hash := planOf(release...)
+	u.exits(6, u.run(append(release, "--plan", strings.Repeat("0", 16))...))
+	u.ok(u.run(append(release, "--plan", hash)...))
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var h struct {
+		Cluster string
+		Nodes   []struct{ Name string }
+		Anchors []struct{ PEM string }
+	}
+	if err := json.Unmarshal(b, &h); err != nil || len(h.Nodes) != 1 || len(h.Anchors) != 1 || !strings.Contains(h.Anchors[0].PEM, "BEGIN CERTIFICATE") {
+		t.Errorf("%s, %v", b, err)
+	}
+	if out := u.ok(u.run("cluster", "get", "prod", "-o", "json")).out; !strings.Contains(out, `"state": "released"`) {
+		t.Errorf("%s", out)
+	}
+	u.exits(3, u.run(append(release, "--plan", hash)...)) // the file is there
+}
+
 func TestContextsAreKeptAndChosen(t *testing.T) {
 	u := newUser(t)
 	u.ok(u.run("context", "set", "other", "--server", "https://csm9.example:9640", "--cluster", "prod"))
@@ -399,5 +440,40 @@ func TestTheDoctorNamesTheNextCommand(t *testing.T) {
 	r = u.exits(10, u.run("doctor", "--server", "https://127.0.0.1:1", "-o", "json"))
 	if !strings.Contains(r.out, `"code": "no-controller"`) && !strings.Contains(r.out, `"code":"no-controller"`) {
 		t.Errorf("%s", r.out)
+	}
+}
+
+func TestAGraceIsGivenShownAndTakenBack(t *testing.T) {
+	u := newUser(t)
+	u.exits(2, u.run("system", "grace", "--until", "24h", "--yes"))
+	u.exits(2, u.run("system", "grace", "--until", "soon", "--reason", "x", "--yes"))
+	u.exits(3, u.run("system", "grace", "--until", "24h", "--reason", "x"))
+	u.exits(3, u.run("system", "grace", "--until", "999h", "--reason", "x", "--yes"))
+	u.ok(u.run("system", "grace", "--until", "24h", "--reason", "the site was off", "--yes"))
+	if st := u.ok(u.run("status")).out; !strings.Contains(st, "the site was off") {
+		t.Errorf("%s", st)
+	}
+	if !u.w.Grace.Open() {
+		t.Error("no grace is in force")
+	}
+	u.ok(u.run("system", "grace", "--end", "--reason", "all are back"))
+	if u.w.Grace.Open() {
+		t.Error("the grace was not taken back")
+	}
+	if r := u.ok(u.run("audit", "search", "--filter", "resource=system/grace", "-o", "name")); strings.Count(r.out, "system/auditEntries/") != 2 {
+		t.Errorf("%s", r.out)
+	}
+}
+
+func TestAnEmergencyNeedsThePlanAndSaysWhoIsLeftOut(t *testing.T) {
+	u := newUser(t)
+	u.w.Cluster("prod")
+	u.w.Join("tenants/default/clusters/prod", "n1")
+	u.exits(3, u.run("emergency", "reissue", "-c", "prod", "--reason", "x", "--yes"))
+	plan := u.ok(u.run("emergency", "reissue", "-c", "prod", "--reason", "x", "--dry-run"))
+	hash := strings.TrimSuffix(strings.Fields(plan.err)[1], ":")
+	u.exits(6, u.run("emergency", "reissue", "-c", "prod", "--reason", "x", "--plan", "0000"))
+	if r := u.exits(8, u.run("emergency", "reissue", "-c", "prod", "--reason", "x", "--plan", hash, "--each", "1s")); !strings.Contains(r.out, "failed") || !strings.Contains(r.err, "Do NOT restart") {
+		t.Errorf("%s %s", r.out, r.err)
 	}
 }

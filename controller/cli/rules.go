@@ -38,7 +38,7 @@ var rules = []struct {
 	{"quorum", []rule{quorumRule}},
 	{"controllers", []rule{serverRule, controllerRule}},
 	{"expiry", []rule{leafRule, authorityRule, ownRule}},
-	{"agents", []rule{agentRule, storeRule}},
+	{"agents", []rule{agentRule, storeRule, graceRule}},
 	{"freeze", []rule{freezeRule, holdRule}},
 }
 
@@ -204,6 +204,14 @@ func agentRule(f facts, _ limits) (out []finding) {
 	return out
 }
 
+// graceRule keeps an exception in sight while it lasts.
+func graceRule(f facts, _ limits) []finding {
+	if f.status == nil || f.status.Grace == nil {
+		return nil
+	}
+	return []finding{found(info, "grace", "system", "csm system grace --end --reason WHY", "agents may renew identities that expired however long ago, until "+f.status.Grace.Until.Format(time.RFC3339)+": "+f.status.Grace.Reason)}
+}
+
 func storeRule(f facts, _ limits) (out []finding) {
 	for _, n := range f.nodes {
 		name := short(n.Name)
@@ -268,10 +276,12 @@ func unfreezeCommand(scope string) string {
 	switch {
 	case scope == "system":
 		return "system unfreeze --reason WHY"
-	case resource.Segment(scope, "nodes") != "" || resource.Segment(scope, "clusters") == "":
-		return "api POST /v1/" + scope + ":unfreeze -d '{\"reason\":\"WHY\"}'"
+	case resource.Segment(scope, "nodes") != "":
+		return "node unfreeze " + short(scope) + " --reason WHY"
+	case resource.Segment(scope, "clusters") != "":
+		return "cluster unfreeze " + resource.Last(scope) + " --reason WHY"
 	}
-	return "cluster unfreeze " + resource.Last(scope) + " --reason WHY"
+	return "tenant unfreeze " + resource.Last(scope) + " --reason WHY"
 }
 
 func holdRule(f facts, _ limits) (out []finding) {

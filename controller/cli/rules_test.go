@@ -74,6 +74,7 @@ func TestEachRuleFindsItsTroubleAndNothingElse(t *testing.T) {
 		"failed":      {func(f *facts) { f.nodes[0].Stores[0].State = "failed" }, []string{"critical store-failed"}},
 		"contested":   {func(f *facts) { f.nodes[0].Stores[0].State = "contested" }, []string{"critical store-contested"}},
 		"rolled back": {func(f *facts) { f.nodes[0].Stores[0].State = "rolled-back" }, []string{"warning store-rolled-back"}},
+		"grace":       {func(f *facts) { f.status.Grace = &freezeView{Until: noon} }, []string{"info grace"}},
 		"held":        {func(f *facts) { f.nodes[0].Agent.Hold = "switch swap" }, []string{"warning held"}},
 		"frozen":      {func(f *facts) { f.status.Freezes = []freezeView{{Scope: "system", Since: noon.Add(-time.Hour)}} }, []string{"info frozen"}},
 		"frozen long": {func(f *facts) { f.status.Freezes = []freezeView{{Scope: "system", Since: noon.Add(-25 * time.Hour)}} }, []string{"warning frozen"}},
@@ -124,5 +125,27 @@ func TestNagiosGetsItsStatesAndFigures(t *testing.T) {
 		if code != c.code || !strings.HasPrefix(line, c.text) || strings.Contains(line, "\n") {
 			t.Errorf("%s: %d %s", name, code, line)
 		}
+	}
+}
+
+func TestAnEmergencyBeginsWithWhatEndsFirstAndLeavesOutWhoCannotMove(t *testing.T) {
+	node := func(name string, end time.Duration, change func(*nodeView)) nodeView {
+		n := nodeView{Name: "tenants/default/clusters/prod/nodes/" + name, State: "active", Stores: []storeView{{NotAfter: noon.Add(end)}}}
+		n.Agent.Connected, n.Agent.Mode = true, "manage"
+		if change != nil {
+			change(&n)
+		}
+		return n
+	}
+	able, left := reissuePlan([]nodeView{node("n1", 3*time.Hour, nil), node("n2", -time.Hour, nil), node("n3", 0, func(n *nodeView) { n.State = "suspended" }),
+		node("n4", 0, func(n *nodeView) { n.Agent.Connected = false }), node("n5", 0, func(n *nodeView) { n.Agent.Mode = "observe" }),
+		node("n6", 0, func(n *nodeView) { n.Agent.Hold = "x" }), node("n7", 0, func(n *nodeView) { n.Frozen = &freezeView{} }), node("n8", 0, func(n *nodeView) { n.Stores = nil })})
+	if len(able) != 2 || short(able[0].Name) != "prod/n2" || len(left) != 6 {
+		t.Errorf("%v %v", able, left)
+	}
+	before := planOf(able)
+	able[0].Stores[0].LeafSha256 = "other"
+	if planOf(able) == before {
+		t.Error("a plan outlives the certificates that it was made for")
 	}
 }

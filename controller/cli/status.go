@@ -57,6 +57,9 @@ func (s *session) printStatus(st statusView, raw json.RawMessage) error {
 	for _, f := range st.Freezes {
 		p.Add("frozen", "%s", s.freezeText(f))
 	}
+	if g := st.Grace; g != nil {
+		p.Add("grace", "until %s by %s: %s", s.at(g.Until), actorName(g.Actor), g.Reason)
+	}
 	for _, pr := range st.Problems {
 		p.Add("problem", "%s", pr)
 	}

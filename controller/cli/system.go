@@ -15,7 +15,7 @@ import (
 )
 
 func (a *app) systemCommand() *cobra.Command {
-	return group("system", "The control plane itself", a.systemControllers(), a.systemToken(), a.systemApprove(), a.systemRemove(), a.freezeCommand("system", "freeze"), a.freezeCommand("system", "unfreeze"))
+	return group("system", "The control plane itself", a.systemControllers(), a.systemToken(), a.systemApprove(), a.systemRemove(), a.freezeCommand("system", "freeze"), a.freezeCommand("system", "unfreeze"), a.systemGrace())
 }
 
 func (a *app) systemControllers() *cobra.Command {

@@ -18,6 +18,7 @@ type statusView struct {
 	Problems                                                 []string
 	Controllers                                              []controllerView
 	Freezes                                                  []freezeView
+	Grace                                                    *freezeView
 }
 
 type freezeView struct {

@@ -63,8 +63,13 @@ func applyClaimMove(a *state.Apply, c *clusterv1.ClaimMove) (*clusterv1.ClaimMov
 	if !known {
 		return nil, fault.New(fault.NotFound, "no-store", "%s has no store %.63q", short(n.name), r.Store).Do("report the store first")
 	}
+	l, err := lifeOf(a.Context(), a.Querier(), n.cluster)
+	if err != nil {
+		return nil, err
+	}
 	for _, gate := range []func() error{
 		func() error { return mayAct(a, n) },
+		func() error { return trustFirst(n, s, l, r.Kind) },
 		func() error { return requestFits(n, s, r) },
 		func() error { return budget(a, n, s) },
 		func() error { return ownClaim(a, n) },
@@ -108,6 +113,11 @@ func mayAct(a *state.Apply, n nodeRow) error {
 	case n.agent.hold != "":
 		return fault.New(fault.Refused, "held", "%s holds: %s", short(n.name), n.agent.hold).Do("remove the HOLD file on the node")
 	}
+	if l, err := lifeOf(a.Context(), a.Querier(), n.cluster); err != nil {
+		return err
+	} else if l.released > 0 {
+		return l.refusal(n.cluster)
+	}
 	z, err := frozen(a.Context(), a.Querier(), n.name, a.Now.UnixMilli())
 	if err != nil || z == nil {
 		return err
@@ -127,9 +137,6 @@ func requestFits(n nodeRow, s storeRow, r *agentv1.ClaimMoveRequest) error {
 			Do("if this system was restored from a backup, see `csm node get %s`", short(n.name))
 	case !bytes.Equal(r.KeystoreSha256, s.keystore) || !bytes.Equal(r.TruststoreSha256, s.truststore):
 		return fault.New(fault.Stale, "store-changed", "the files of store %s are not those that were last reported", s.store).Do("report the store, then claim again")
-	case s.state == agentv1.InstallState_INSTALL_STATE_FOREIGN:
-		return fault.New(fault.Refused, "store-foreign", "the files of store %s of %s were not written by CSM", s.store, short(n.name)).
-			Do("taking over a ring is a migration; for a node that has never run, move the files away")
 	case s.state == agentv1.InstallState_INSTALL_STATE_CONTESTED:
 		return fault.New(fault.Refused, "store-contested", "another tool writes store %s of %s", s.store, short(n.name)).Do("stop that tool, then restart the agent")
 	}

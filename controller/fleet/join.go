@@ -237,6 +237,11 @@ type enrolment struct {
 
 // enrol begins the node's next incarnation; an older identity ends.
 func enrol(a *state.Apply, e enrolment) (*clusterv1.JoinNodeReply, error) {
+	if l, err := lifeOf(a.Context(), a.Querier(), resource.Parent(e.node)); err != nil {
+		return nil, err
+	} else if l.released > 0 {
+		return nil, l.refusal(resource.Parent(e.node))
+	}
 	if err := mayJoin(a, e.node); err != nil {
 		return nil, err
 	}

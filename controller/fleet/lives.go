@@ -23,8 +23,6 @@ import (
 
 // livesSchema: nodes that their peers' gossip no longer holds, and the machines that were seen with one identity.
 const livesSchema = `
-ALTER TABLE node_tokens ADD COLUMN replaces INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE agents ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE removals (
 	node TEXT PRIMARY KEY,
 	cluster TEXT NOT NULL,

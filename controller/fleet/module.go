@@ -91,6 +91,7 @@ CREATE TABLE agents (
 	stream TEXT NOT NULL,
 	transition_ms INTEGER NOT NULL,
 	joined_ms INTEGER NOT NULL,
+	pinned INTEGER NOT NULL DEFAULT 0,
 	asked INTEGER NOT NULL,
 	PRIMARY KEY (uid, incarnation)
 ) STRICT, WITHOUT ROWID;
@@ -108,7 +109,8 @@ CREATE TABLE node_tokens (
 	expires_ms INTEGER NOT NULL,
 	creator TEXT NOT NULL,
 	created_ms INTEGER NOT NULL,
-	revision INTEGER NOT NULL
+	revision INTEGER NOT NULL,
+	replaces INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE node_token_uses (
 	token TEXT NOT NULL,

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 
 	"github.com/cassandra-security-manager/csm/controller/state"
@@ -27,6 +28,29 @@ func (f *Fleet) Release(ctx context.Context, cluster, reason, actor string) erro
 	}
 	_, err := f.propose(ctx, cluster, actor, reason, &clusterv1.ReleaseCluster{Cluster: cluster, Reason: reason})
 	return err
+}
+
+// trustFirst refuses every change of a store that holds somebody else's leaf, but one: our anchors are added beside theirs
+// once a person has onboarded the cluster. Pure.
+func trustFirst(n nodeRow, s storeRow, l life, kind agentv1.MoveKind) error {
+	switch {
+	case !s.theirs() || l.onboarded == 0 && s.state != agentv1.InstallState_INSTALL_STATE_FOREIGN:
+		return nil
+	case l.onboarded == 0:
+		return fault.New(fault.Refused, "store-foreign", "the files of store %s of %s were not written by CSM", s.store, short(n.name)).
+			Do("`csm cluster onboard %s` adds our CA beside theirs; for a node that has never run, move the files away", short(n.cluster))
+	case kind != agentv1.MoveKind_MOVE_KIND_TRUST:
+		return fault.New(fault.Refused, "leaf-theirs", "store %s of %s holds the certificate of another CA: only trust may be added", s.store, short(n.name)).
+			Do("taking over its certificate is a rotation")
+	}
+	return nil
+}
+
+// theirs says whether the leaf in the files is somebody else's: they were reported as foreign, or there is a leaf and CSM
+// never gave one.
+func (s storeRow) theirs() bool {
+	return s.state == agentv1.InstallState_INSTALL_STATE_FOREIGN ||
+		len(s.leaf) > 0 && len(s.wanted) == 0 && (s.installed > 0 || s.state == agentv1.InstallState_INSTALL_STATE_FAILED)
 }
 
 func applyOnboardCluster(a *state.Apply, c *clusterv1.OnboardCluster) (*clusterv1.Empty, error) {
@@ -92,4 +116,17 @@ func lifeOf(ctx context.Context, q state.Querier, cluster string) (l life, err e
 func (l life) refusal(cluster string) error {
 	return fault.New(fault.Refused, "cluster-released", "%s was let go by %s: %s", short(cluster), l.releaser, l.reason).
 		Do("nothing on its nodes is changed any more; to manage it again, create a cluster of another name and let its nodes join that")
+}
+
+// live fills in whether the cluster was onboarded, and whether it was let go.
+func (c *Cluster) live(ctx context.Context, q state.Querier) error {
+	l, err := lifeOf(ctx, q, c.Name)
+	if err != nil {
+		return err
+	}
+	c.Onboarded = at(l.onboarded)
+	if l.released > 0 {
+		c.Released = &Release{Actor: l.releaser, Reason: l.reason, Time: at(l.released)}
+	}
+	return nil
 }

@@ -70,10 +70,11 @@ func (f *Fleet) probers(ctx context.Context, node, cluster string, present Prese
 }
 
 // neighbours are the other nodes of a cluster that count: the agent's identity is good, it may act, and it has a store
-// with a certificate of ours to prove with. Whether one is there right now is another question: a neighbour that is
+// with a certificate to prove with: ours, or, where the cluster was onboarded, the one in use. Whether one is there right now is another question: a neighbour that is
 // away is no reason to believe a node's own word.
 const neighbours = `FROM nodes n JOIN agents g ON g.uid = n.uid AND g.incarnation = n.incarnation
-	WHERE n.cluster = ? AND n.name <> ? AND g.state = ? AND g.mode = ? AND EXISTS (SELECT 1 FROM stores s WHERE s.node = n.name AND s.installed > 0 AND s.wanted_sha256 IS NOT NULL)`
+	WHERE n.cluster = ? AND n.name <> ? AND g.state = ? AND g.mode = ? AND EXISTS (SELECT 1 FROM stores s WHERE s.node = n.name AND (s.installed > 0 AND s.wanted_sha256 IS NOT NULL
+		OR s.leaf_sha256 IS NOT NULL AND EXISTS (SELECT 1 FROM cluster_lives l WHERE l.cluster = n.cluster AND l.onboarded_ms > 0)))`
 
 func neighbourArgs(node, cluster string) []any {
 	return []any{cluster, node, Active, int(agentv1.Mode_MODE_MANAGE)}

@@ -61,6 +61,9 @@ func (f *Fleet) clusters(ctx context.Context, q state.Querier, where string, lim
 		if c.Frozen, err = frozen(ctx, q, c.Name, now); err != nil {
 			break
 		}
+		if err = c.live(ctx, q); err != nil {
+			break
+		}
 		if c.Conditions, err = conditions(ctx, q, c.Name, c.Frozen, f.clock.Now()); err != nil {
 			break
 		}

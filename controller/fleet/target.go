@@ -49,10 +49,32 @@ func (f *Fleet) Target(ctx context.Context, node string) (t *agentv1.Target, rec
 				t.Frozen.Until = timestamppb.New(z.Until)
 			}
 		}
-		t.Stores, err = storeTargets(ctx, q, node, n)
-		return t, err
+		if t.Stores, err = storeTargets(ctx, q, node, n); err != nil {
+			return nil, err
+		}
+		return t, lived(ctx, q, cluster, t)
 	})
 	return t, recheck, err
+}
+
+// lived tells of a cluster that was let go, and which stores may only take trust.
+func lived(ctx context.Context, q state.Querier, cluster string, t *agentv1.Target) error {
+	l, err := lifeOf(ctx, q, cluster)
+	if err != nil {
+		return err
+	}
+	if l.released > 0 {
+		t.Released = "let go by " + l.releaser + ": " + l.reason
+	}
+	if l.onboarded == 0 {
+		return nil
+	}
+	theirs, err := collect(ctx, q, scanString, `SELECT store FROM stores WHERE node = ? AND leaf_sha256 IS NOT NULL AND wanted_sha256 IS NULL
+		AND (state IN (?,?) OR installed > 0) ORDER BY store`, t.Node, int(agentv1.InstallState_INSTALL_STATE_FOREIGN), int(agentv1.InstallState_INSTALL_STATE_FAILED))
+	for _, s := range t.Stores {
+		s.TrustOnly = containsString(theirs, s.Store)
+	}
+	return err
 }
 
 func storeTargets(ctx context.Context, q state.Querier, node string, n Names) ([]*agentv1.StoreTarget, error) {

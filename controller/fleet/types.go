@@ -25,10 +25,19 @@ type Cluster struct {
 	Connected     int         `json:"connected" doc:"nodes whose agent has an open stream to some controller"`
 	Moving        []string    `json:"moving,omitempty" doc:"nodes with an open claim"`
 	Frozen        *Freeze     `json:"frozen,omitempty"`
+	Onboarded     time.Time   `json:"onboardTime,omitzero" doc:"since when stores of another CA may take our anchors"`
+	Released      *Release    `json:"released,omitempty"`
 	Conditions    []Condition `json:"conditions,omitempty"`
 	CreateTime    time.Time   `json:"createTime"`
 	UpdateTime    time.Time   `json:"updateTime"`
 	Revision      uint64      `json:"revision"`
+}
+
+// Release says who let a cluster go.
+type Release struct {
+	Actor  string    `json:"actor"`
+	Reason string    `json:"reason"`
+	Time   time.Time `json:"time"`
 }
 
 // ClusterSpec asks for a cluster.

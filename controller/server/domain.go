@@ -14,6 +14,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/backup"
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/grace"
 	"github.com/cassandra-security-manager/csm/controller/issuance"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
@@ -32,6 +33,7 @@ func modules() []state.Module {
 		ledger.Module(authority.Issuers{}, fleet.Guard),
 		fleet.Module(),
 		people.Module(),
+		grace.Module(),
 		backup.Module(),
 	}
 }
@@ -46,6 +48,7 @@ type domain struct {
 	issuance    *issuance.Issuance
 	fleet       *fleet.Fleet
 	people      *people.People
+	grace       *grace.Grace
 	metrics     *metrics
 }
 
@@ -103,6 +106,7 @@ func assembleOn(cfg Config, ring *keyring.Keyring, store *state.Store, log state
 	d.issuance = issuance.New(d.authorities, log, clock, rand.Reader, issuance.Options{AllowBenchmark: benchmark, HourlyCap: hourlyCap, Observe: d.metrics.observeIssue})
 	d.fleet = fleet.New(store, log, clock, d.anchors)
 	d.people = people.New(store, log)
+	d.grace = grace.New(store, log, clock)
 	return d
 }
 

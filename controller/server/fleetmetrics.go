@@ -29,13 +29,14 @@ var (
 	unmanaged    = desc("csm_certificates_unmanaged", "Certificates with a private key that agents found and CSM did not issue.", "cluster", "severity")
 	agentsNow    = desc("csm_agents", "Agents by state.", "cluster", "state")
 	conflicts    = desc("csm_agent_identity_conflicts_total", "Copied state folders and tokens used with two keys, since the system was made.")
+	graceUntil   = desc("csm_renewal_grace_until_timestamp_seconds", "When the exception ends by which agents renew long expired identities; absent when there is none.")
 	freezes      = desc("csm_freeze_active", "1 for each freeze in force.", "scope")
 	sealedNow    = desc("csm_keyring_sealed", "1 while this controller cannot use its keys.")
 	stateRead    = desc("csm_state_readable", "1 if the figures of this scrape could be read from the local state.")
 )
 
 func (c *fleetCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{authorityEnd, crlDue, identityEnd, expiringNow, unmanaged, agentsNow, conflicts, freezes, sealedNow, stateRead} {
+	for _, d := range []*prometheus.Desc{authorityEnd, crlDue, identityEnd, expiringNow, unmanaged, agentsNow, conflicts, freezes, graceUntil, sealedNow, stateRead} {
 		ch <- d
 	}
 }
@@ -80,12 +81,16 @@ func (c *fleetCollector) fleet(ctx context.Context, ch chan<- prometheus.Metric)
 	for _, f := range t.Freezes {
 		gauge(ch, freezes, 1, f.Scope)
 	}
+	g, err := c.s.dom.grace.Current(ctx)
+	if g != nil {
+		gauge(ch, graceUntil, float64(g.Until.Unix()))
+	}
 	n := 0
 	for _, v := range t.Alarms {
 		n += v
 	}
 	ch <- prometheus.MustNewConstMetric(conflicts, prometheus.CounterValue, float64(n))
-	return nil
+	return err
 }
 
 func (c *fleetCollector) found(ctx context.Context, ch chan<- prometheus.Metric) error {

@@ -99,6 +99,10 @@ func (s *Server) identityLoop(ctx context.Context) error {
 			if err := s.renewIdentity(ctx); err != nil {
 				s.log.Warn("this controller's certificate is not renewed yet", "not_after", s.id.leaf().NotAfter, "error", err)
 				next = time.Minute
+				if time.Now().After(s.id.leaf().NotAfter) {
+					// Agents and administrators do not trust an expired controller: after a long absence this is urgent.
+					next = 2 * time.Second
+				}
 			}
 		} else {
 			next = min(next, time.Until(due)+time.Second)

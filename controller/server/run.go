@@ -207,7 +207,7 @@ func (s *Server) httpServer(h http.Handler) *http.Server {
 func (s *Server) restDeps() rest.Deps {
 	return rest.Deps{
 		Name: s.in.Name, Region: s.cfg.Region, TrustDomain: s.in.trustDomain(), Roots: s.id.roots,
-		People: s.dom.people, Fleet: s.dom.fleet, Issuance: s.dom.issuance, Authorities: s.dom.authorities, Ledger: s.dom.ledger,
+		People: s.dom.people, Grace: s.dom.grace, Fleet: s.dom.fleet, Issuance: s.dom.issuance, Authorities: s.dom.authorities, Ledger: s.dom.ledger,
 		Quorum: quorum{s.dom.node, s}, State: s.dom.store, Unsealed: s.dom.keyring.Unsealed, AfterApprove: s.approved, Backups: s.copies,
 		Limits: apiLimits, Clock: clockwork.NewRealClock(), Logger: s.log,
 	}
@@ -215,7 +215,7 @@ func (s *Server) restDeps() rest.Deps {
 
 func (s *Server) agentAPI() *agentapi.Server {
 	return agentapi.New(agentapi.Deps{
-		Fleet: s.dom.fleet, Store: s.dom.store, Log: s.dom.node, Issuer: s.dom.issuance, Linearize: s.dom.node.Linearize,
+		Fleet: s.dom.fleet, Store: s.dom.store, Log: s.dom.node, Issuer: s.dom.issuance, Linearize: s.dom.node.Linearize, Grace: s.dom.grace.Open,
 		Controller: s.in.Name, TrustDomain: s.in.trustDomain(), Clock: clockwork.NewRealClock(), Logger: s.log,
 	})
 }

@@ -90,7 +90,8 @@ func (s *Store) startChecksum(index uint64) {
 }
 
 // Checksum waits for the checksum of the state as it was right after the marker at this index: SHA-256 over every table
-// that is not local, in order of names, its rows in order of the primary key. NotFound when it is no longer kept.
+// that is not local and not empty, in order of names, its rows in order of the primary key. A table that only a newer program
+// has is empty as long as an older one is about, so both agree. NotFound when it is no longer kept.
 func (s *Store) Checksum(ctx context.Context, markerIndex uint64) (sum [32]byte, rows int64, err error) {
 	if err := s.WaitApplied(ctx, markerIndex); err != nil {
 		return sum, 0, err
@@ -147,7 +148,7 @@ func (h *hasher) value(v any) error {
 
 func hashState(ctx context.Context, q Querier) (sum [32]byte, total int64, err error) {
 	tables, err := names(ctx, q, `SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' ESCAPE '\'
-		AND name NOT LIKE 'local\_%' ESCAPE '\' ORDER BY name`)
+		AND name NOT LIKE 'local\_%' ESCAPE '\' AND name <> 'migrations' ORDER BY name`)
 	if err != nil {
 		return sum, 0, err
 	}
@@ -175,10 +176,6 @@ func hashTable(ctx context.Context, q Querier, h *hasher, table string) (int64, 
 	if len(key) == 0 {
 		return 0, fmt.Errorf("has no primary key")
 	}
-	h.text('T', []byte(table))
-	for _, c := range columns {
-		h.text('C', []byte(c))
-	}
 	// The plus sign takes the declared type from the column: the driver would make a time or a bool of some.
 	rows, err := q.QueryContext(ctx, "SELECT +"+quoteAll(columns, ", +")+" FROM "+quote(table)+" ORDER BY "+quoteAll(key, ", "))
 	if err != nil {
@@ -194,6 +191,12 @@ func hashTable(ctx context.Context, q Querier, h *hasher, table string) (int64, 
 	for ; rows.Next(); n++ {
 		if err := rows.Scan(pointers...); err != nil {
 			return n, err
+		}
+		if n == 0 {
+			h.text('T', []byte(table))
+			for _, c := range columns {
+				h.text('C', []byte(c))
+			}
 		}
 		h.number('R', 0)
 		for _, v := range values {

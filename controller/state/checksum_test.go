@@ -97,19 +97,20 @@ func TestAChecksumSeesEveryDifferenceButLocalOnes(t *testing.T) {
 	base.mustDo(wrapperspb.String("a"))
 	want, _ := base.sum()
 	for query, differs := range map[string]bool{
-		"INSERT INTO local_boxes (name) VALUES ('here only')":  false,
-		"UPDATE local_meta SET node_id = 'n9'":                 false,
-		"UPDATE boxes SET time = time + 1":                     true,
-		"UPDATE boxes SET content = x''":                       true,
-		"UPDATE boxes SET name = 'A'":                          true,
-		"INSERT INTO weights (kilo, gram) VALUES (1.0, 1)":     true,
-		"DELETE FROM boxes":                                    true,
-		"DELETE FROM outcomes":                                 true,
-		"UPDATE audit SET actor = 'someone else'":              true,
-		"ALTER TABLE boxes RENAME COLUMN content TO substance": true,
-		"CREATE TABLE more (id INTEGER PRIMARY KEY) STRICT":    true,
-		"UPDATE meta SET clock = clock WHERE id = 1":           false,
-		"CREATE INDEX boxes_by_time ON boxes (time)":           false,
+		"INSERT INTO local_boxes (name) VALUES ('here only')":                                 false,
+		"UPDATE local_meta SET node_id = 'n9'":                                                false,
+		"UPDATE boxes SET time = time + 1":                                                    true,
+		"UPDATE boxes SET content = x''":                                                      true,
+		"UPDATE boxes SET name = 'A'":                                                         true,
+		"INSERT INTO weights (kilo, gram) VALUES (1.0, 1)":                                    true,
+		"DELETE FROM boxes":                                                                   true,
+		"DELETE FROM outcomes":                                                                true,
+		"UPDATE audit SET actor = 'someone else'":                                             true,
+		"ALTER TABLE boxes RENAME COLUMN content TO substance":                                true,
+		"CREATE TABLE more (id INTEGER PRIMARY KEY) STRICT":                                   false,
+		"CREATE TABLE more (id INTEGER PRIMARY KEY) STRICT; INSERT INTO more (id) VALUES (1)": true,
+		"UPDATE meta SET clock = clock WHERE id = 1":                                          false,
+		"CREATE INDEX boxes_by_time ON boxes (time)":                                          false,
 	} {
 		m := open(t, t.TempDir())
 		p := proposal(wrapperspb.String("a"), "")

@@ -253,9 +253,9 @@ func TestAStateOfAnotherClusterNodeSchemaOrFormatIsRefused(t *testing.T) {
 		t.Fatalf("%+v, %v", info, err)
 	}
 	for reason, change := range map[string]func(*state.Options){
-		"other-cluster":  func(o *state.Options) { o.ClusterID = "ffffffffffffffff" },
-		"other-node":     func(o *state.Options) { o.NodeID = "n2" },
-		"schema-differs": func(o *state.Options) { o.Modules = nil },
+		"other-cluster": func(o *state.Options) { o.ClusterID = "ffffffffffffffff" },
+		"other-node":    func(o *state.Options) { o.NodeID = "n2" },
+		"schema-newer":  func(o *state.Options) { o.Modules = nil },
 	} {
 		if _, err := tryOpen(t, dir, change); !fault.HasReason(err, reason) || !fault.Is(err, fault.Refused) {
 			t.Errorf("%s: %v", reason, err)

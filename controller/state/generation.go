@@ -68,7 +68,7 @@ func (s *Store) openGeneration(ctx context.Context, number uint64) (*generation,
 		if err := info.belongs(s.opts.ClusterID, s.opts.NodeID); err != nil {
 			return h, err
 		}
-		if err := checkSchema(ctx, g.writer, s.migrations); err != nil {
+		if err := upgrade(ctx, g.writer, s.migrations); err != nil {
 			return h, err
 		}
 		if _, err := g.writer.ExecContext(ctx, "UPDATE local_meta SET clean = 0, node_id = ? WHERE id = 1", s.opts.NodeID); err != nil {

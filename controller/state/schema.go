@@ -3,7 +3,9 @@ package state
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
@@ -90,6 +92,9 @@ func plan(modules []Module) ([]Migration, error) {
 			if other, double := owner[g.Number]; double {
 				return nil, fmt.Errorf("state: migration %d of %s is taken by %s", g.Number, m.Name, other)
 			}
+			if !g.creates() {
+				return nil, fmt.Errorf("state: migration %d of %s does more than create tables and indexes", g.Number, m.Name)
+			}
 			owner[g.Number] = m.Name
 			all = append(all, g)
 		}
@@ -104,13 +109,8 @@ func create(ctx context.Context, s *session, migrations []Migration, clusterID, 
 		return err
 	}
 	err := func() error {
-		for _, m := range migrations {
-			if _, err := s.conn.ExecContext(ctx, m.SQL); err != nil {
-				return fmt.Errorf("migration %d: %w", m.Number, err)
-			}
-			if _, err := s.ExecContext(ctx, "INSERT INTO migrations (number) VALUES (?)", m.Number); err != nil {
-				return err
-			}
+		if err := run(ctx, s, migrations); err != nil {
+			return err
 		}
 		if _, err := s.ExecContext(ctx, `INSERT INTO meta (id, cluster_id, format, applied, applied_term, clock, commands, changes_after)
 			VALUES (1, ?, ?, 0, 0, 0, 0, 0)`, clusterID, Format); err != nil {
@@ -154,19 +154,61 @@ func readMigrations(ctx context.Context, q Querier) (have []int, err error) {
 	return have, rows.Err()
 }
 
-// checkSchema refuses a file made by a program with other migrations than ours.
-func checkSchema(ctx context.Context, q Querier, migrations []Migration) error {
-	have, err := readMigrations(ctx, q)
+// upgrade adds what this program has and the file has not, in one transaction. It refuses a file of a newer program.
+func upgrade(ctx context.Context, s *session, migrations []Migration) error {
+	have, err := readMigrations(ctx, s)
 	if err != nil {
 		return err
 	}
-	var want []int
+	var missing []Migration
 	for _, m := range migrations {
-		want = append(want, m.Number)
+		if !slices.Contains(have, m.Number) {
+			missing = append(missing, m)
+		}
 	}
-	if !slices.Equal(have, want) {
-		return fault.New(fault.Refused, "schema-differs", "the state was made with migrations %v, this controller has %v", have, want).
-			Do("start the csm-controller version that made it, or remove this controller and let it join again")
+	if len(have)+len(missing) > len(migrations) {
+		return fault.New(fault.Refused, "schema-newer", "the state was made with migrations %v, this controller has %d of them", have, len(migrations)-len(missing)).
+			Do("start the csm-controller version that made it or a newer one, or remove this controller and let it join again")
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	if _, err := s.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	if err := run(ctx, s, missing); err != nil {
+		s.ExecContext(ctx, "ROLLBACK")
+		return err
+	}
+	_, err = s.ExecContext(ctx, "COMMIT")
+	return err
+}
+
+func run(ctx context.Context, s *session, migrations []Migration) error {
+	for _, m := range migrations {
+		if _, err := s.conn.ExecContext(ctx, m.SQL); err != nil {
+			return fmt.Errorf("migration %d: %w", m.Number, err)
+		}
+		if _, err := s.ExecContext(ctx, "INSERT INTO migrations (number) VALUES (?)", m.Number); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+var comment = regexp.MustCompile(`--[^\n]*`)
+
+// creates says whether a migration does nothing but create tables and indexes. Each controller runs it when its program is
+// upgraded, at an index of its own: what touches rows, or the columns of a table that has some, would fork the state.
+func (m Migration) creates() bool {
+	for statement := range strings.SplitSeq(comment.ReplaceAllString(m.SQL, ""), ";") {
+		words := strings.Fields(statement)
+		if len(words) == 0 {
+			continue
+		}
+		if len(words) < 3 || words[0] != "CREATE" || !slices.Contains([]string{"TABLE", "INDEX", "UNIQUE"}, words[1]) {
+			return false
+		}
+	}
+	return true
 }

@@ -39,7 +39,10 @@ func (p *Problem) Error() string {
 }
 
 // newAPI reads an administrator's file: key, chain, system CA last.
-func newAPI(file string, controllers []*Controller) (*API, error) {
+func newAPI(file string, controllers []*Controller, now func() time.Time) (*API, error) {
+	if now == nil {
+		now = time.Now
+	}
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
@@ -60,7 +63,7 @@ func newAPI(file string, controllers []*Controller) (*API, error) {
 	conf.Certificates = []tls.Certificate{cert}
 	conf.InsecureSkipVerify = true // the verifier below checks the identity instead of a host name
 	conf.VerifyConnection = identity.Verifier{Roots: func() []*x509.Certificate { return []*x509.Certificate{root} },
-		Kinds: []identity.Kind{identity.Controller}, Now: time.Now}.VerifyConnection
+		Kinds: []identity.Kind{identity.Controller}, Now: now}.VerifyConnection
 	a := &API{Pin: identity.Pin(root), Client: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: conf, MaxIdleConnsPerHost: 128}}}
 	for _, c := range controllers {
 		a.hosts = append(a.hosts, c.Address(9640))

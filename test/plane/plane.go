@@ -35,6 +35,8 @@ type Options struct {
 	Extra string
 	// Administrator lets the controllers in; nil is one who does so over REST.
 	Administrator Administrator
+	// Now is the clock by which the API judges certificates; time.Now when nil.
+	Now func() time.Time
 }
 
 // Administrator makes join tokens for controllers and approves who shows the fingerprint that its own console printed.
@@ -100,7 +102,7 @@ func (p *Plane) Found(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if p.API, err = newAPI(p.AdminFile, p.Controllers); err != nil {
+	if p.API, err = newAPI(p.AdminFile, p.Controllers, p.Now); err != nil {
 		return err
 	}
 	if p.Administrator == nil {
@@ -148,6 +150,25 @@ metrics: "%s"
 func (c *Controller) Start() (err error) {
 	c.process, err = process.Start(process.Spec{Name: c.Name, Path: filepath.Join(c.bin, "csm-controller"),
 		Args: []string{"run", "--config", c.Config}, Dir: c.dir, Log: c.Log})
+	return err
+}
+
+// Use lets the controller's next start take the program of another folder.
+func (c *Controller) Use(bin string) { c.bin = bin }
+
+// Admin gives an administrator a new certificate at the door that needs none: the socket in the data folder.
+func (c *Controller) Admin(ctx context.Context, name, file string) error {
+	out, err := c.command(ctx, "admin", "add", name, "--config", c.Config, "--out", file)
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+// Login makes the API use an administrator's file, by the real clock.
+func (p *Plane) Login(file string) (err error) {
+	p.AdminFile = file
+	p.API, err = newAPI(file, p.Controllers, nil)
 	return err
 }
 

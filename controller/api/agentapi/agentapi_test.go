@@ -228,6 +228,19 @@ func TestAnIdentityIsRenewedEvenAfterItExpiredButDoesNothingElse(t *testing.T) {
 	if _, err := newPort(w).client(a.own).RenewIdentity(t.Context(), &agentv1.RenewIdentityRequest{Csr: w.csr(w.key(), nil, nil)}); err == nil {
 		t.Error("an identity renewed after its grace period")
 	}
+	open := newPort(w)
+	open.server.Grace = func() bool { return true }
+	given := open.client(a.own)
+	if _, err := given.RenewIdentity(t.Context(), &agentv1.RenewIdentityRequest{Csr: w.csr(w.key(), nil, nil)}); err != nil {
+		t.Errorf("a grace was given and the identity cannot renew: %v", err)
+	}
+	_, err = given.ReportProof(t.Context(), &agentv1.ReportProofRequest{})
+	wantReason(t, err, "identity-expired")
+	w.must(w.fleet.Revoke(t.Context(), a.node, "stolen", "test"))
+	_, err = given.RenewIdentity(t.Context(), &agentv1.RenewIdentityRequest{Csr: w.csr(w.key(), nil, nil)})
+	if err == nil {
+		t.Error("a revoked identity renewed by a grace")
+	}
 }
 
 func TestWhoWasRefusedBecauseTheWaveWasBusyIsToldWhenItIsFree(t *testing.T) {

@@ -57,6 +57,8 @@ type Deps struct {
 	Issuer Issuer
 	// Linearize waits until this controller has applied all that was acknowledged before; nil where there is one only.
 	Linearize func(ctx context.Context) error
+	// Grace says whether identities may be renewed that expired longer ago than RenewalGrace; nil is no.
+	Grace func() bool
 	// Controller is this controller's name, TrustDomain the system's.
 	Controller  string
 	TrustDomain string
@@ -86,6 +88,9 @@ func New(d Deps) *Server {
 	if d.Logger == nil {
 		d.Logger = slog.New(slog.DiscardHandler)
 	}
+	if d.Grace == nil {
+		d.Grace = func() bool { return false }
+	}
 	if d.Linearize == nil {
 		d.Linearize = func(context.Context) error { return nil }
 	}
@@ -97,7 +102,9 @@ func New(d Deps) *Server {
 func (s *Server) TLSConfig(own func() (*tls.Certificate, error), roots func() []*x509.Certificate) *tls.Config {
 	return identity.ServerConfig(own, tls.RequestClientCert, identity.Verifier{
 		Roots: roots, TrustDomain: s.TrustDomain, Kinds: []identity.Kind{identity.Agent}, Now: s.Clock.Now,
-		IgnoreExpiry: func(leaf *x509.Certificate) bool { return !s.Clock.Now().After(leaf.NotAfter.Add(RenewalGrace)) },
+		IgnoreExpiry: func(leaf *x509.Certificate) bool {
+			return !s.Clock.Now().After(leaf.NotAfter.Add(RenewalGrace)) || s.Grace()
+		},
 	})
 }
 

@@ -21,11 +21,15 @@ type Cluster struct {
 	fleet.Cluster
 	ETag   string            `json:"etag"`
 	Labels map[string]string `json:"labels,omitempty"`
-	State  string            `json:"state" enum:"active,frozen"`
+	State  string            `json:"state" enum:"active,frozen,released"`
 }
 
 func clusterOf(c fleet.Cluster) Cluster {
-	return Cluster{Cluster: c, ETag: frozenETag(c.Revision, c.Frozen), State: frozenState(c.Frozen)}
+	out := Cluster{Cluster: c, ETag: frozenETag(c.Revision, c.Frozen), State: frozenState(c.Frozen)}
+	if c.Released != nil {
+		out.State = "released"
+	}
+	return out
 }
 
 func frozenState(z *fleet.Freeze) string {
@@ -131,6 +135,12 @@ func (s *server) clusters() {
 	s.clusterVerb("growClusterTrust", "growTrust", "Trust the new anchors of the cluster's authority too; each store moves, one node at a time", func(ctx context.Context, name string, _ Why) error {
 		_, err := s.Fleet.GrowTrust(ctx, name, actor(ctx))
 		return err
+	})
+	s.clusterVerb("onboardCluster", "onboard", "Let stores of another CA take our anchors beside theirs, one node at a time; their leaves stay", func(ctx context.Context, name string, w Why) error {
+		return s.Fleet.Onboard(ctx, name, w.Reason, actor(ctx))
+	})
+	s.clusterVerb("releaseCluster", "release", "Let the cluster go for good: files stay, nothing on its nodes is changed any more", func(ctx context.Context, name string, w Why) error {
+		return s.Fleet.Release(ctx, name, w.Reason, actor(ctx))
 	})
 	s.joinTokens()
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/grace"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
@@ -54,6 +55,7 @@ type Status struct {
 	Problems    []string     `json:"problems" doc:"each with what to do"`
 	Controllers []Controller `json:"controllers"`
 	Freezes     []FreezeView `json:"freezes"`
+	Grace       *grace.Given `json:"grace,omitempty" doc:"while it is in force, agents may renew an identity that expired however long ago"`
 	Pin         string       `json:"caPin,omitempty" doc:"of the system CA: for agents, joining controllers and contexts of csm"`
 }
 

@@ -72,6 +72,24 @@ func (s *server) issuing() {
 			out.Chain = string(certificate.EncodeDER(issued.Chain...))
 			return &One[Certificate]{ETag: out.ETag, Body: out}, nil
 		})
+	handle(s, huma.Operation{OperationID: "importCertificate", Method: http.MethodPost, Path: "/v1/tenants/{tenant}/certificates:import", Tags: tags,
+		Summary: "Record a certificate that was signed offline with the recovery share"}, "certificate:import",
+		func(ctx context.Context, in *struct {
+			TenantPath
+			Body struct {
+				Record []byte `json:"record" maxLength:"131072" doc:"the record of the entry that csm offline issue wrote"`
+			}
+		}) (*body[Certificate], error) {
+			name, err := s.Issuance.Import(ctx, in.Tenant, in.Body.Record, actor(ctx))
+			if err != nil {
+				return nil, err
+			}
+			c, err := s.oneCertificate(ctx, name)
+			if err != nil {
+				return nil, err
+			}
+			return &body[Certificate]{c.Body}, nil
+		})
 	handle(s, huma.Operation{OperationID: "revokeCertificate", Method: http.MethodPost, Path: "/v1/tenants/{tenant}/certificates/{certificate}:revoke", Tags: tags,
 		Summary: "Revoke a certificate", Description: issuance.RevocationNote}, "certificate:revoke",
 		func(ctx context.Context, in *struct {

@@ -24,6 +24,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/backup"
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/grace"
 	"github.com/cassandra-security-manager/csm/controller/issuance"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/controller/people"
@@ -63,6 +64,7 @@ type Deps struct {
 	Roots func() []*x509.Certificate
 
 	People      *people.People
+	Grace       *grace.Grace
 	Fleet       *fleet.Fleet
 	Issuance    *issuance.Issuance
 	Authorities *authority.Authorities

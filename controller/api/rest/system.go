@@ -36,6 +36,12 @@ func (s *server) system() {
 	s.systemVerb("unfreezeSystem", "unfreeze", "Lift the freeze of the system; narrower ones stay", func(ctx context.Context, w Why) error {
 		return s.Fleet.Unfreeze(ctx, fleet.System, w.Reason, actor(ctx))
 	})
+	s.systemVerb("giveGrace", "grace", "Let agents renew an identity that expired however long ago, until a time; revoked stays revoked", func(ctx context.Context, w Why) error {
+		return s.Grace.Give(ctx, w.Until, w.Reason, actor(ctx))
+	})
+	s.systemVerb("endGrace", "endGrace", "Take a grace back before its end", func(ctx context.Context, w Why) error {
+		return s.Grace.End(ctx, w.Reason, actor(ctx))
+	})
 	handle(s, s.watchable(huma.Operation{OperationID: "watchEvents", Method: http.MethodGet, Path: "/v1/events", Tags: tags,
 		Summary: "Watch every change (watch=true); without watch, the current revision to begin from"}), "event:watch",
 		func(ctx context.Context, in *struct{ List }) (*PageOutput[Named], error) {
@@ -75,6 +81,9 @@ func (s *server) status(ctx context.Context) (Status, error) {
 	out := Status{Name: "system", ClusterID: st.ClusterID, TrustDomain: s.TrustDomain, Controller: st.Name, Leader: st.Leader, Term: st.Term,
 		Applied: st.Applied, AgeMs: -1, Quorum: st.Quorum, Problems: append([]string{}, st.Problems...), Controllers: []Controller{},
 		Freezes: append([]FreezeView{}, freezes...), Pin: s.pin()}
+	if out.Grace, err = s.Grace.Current(ctx); err != nil {
+		return Status{}, err
+	}
 	if st.Age != consensus.AgeUnknown {
 		out.AgeMs = millis(st.Age)
 	}

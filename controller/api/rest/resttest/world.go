@@ -22,6 +22,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/grace"
 	"github.com/cassandra-security-manager/csm/controller/issuance"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
@@ -42,6 +43,7 @@ type World struct {
 	t      testing.TB
 	Log    *statetest.Log
 	People *people.People
+	Grace  *grace.Grace
 	Fleet  *fleet.Fleet
 	Issue  *issuance.Issuance
 	Quorum *Quorum
@@ -60,7 +62,7 @@ type World struct {
 func New(t testing.TB, change func(*rest.Deps)) *World {
 	t.Helper()
 	ctx := context.Background()
-	w := &World{t: t, Log: statetest.New(t, people.Module(), fleet.Module(), keyring.Module(), authority.Module(), ledger.Module(authority.Issuers{}, fleet.Guard))}
+	w := &World{t: t, Log: statetest.New(t, people.Module(), grace.Module(), fleet.Module(), keyring.Module(), authority.Module(), ledger.Module(authority.Issuers{}, fleet.Guard))}
 	log := rest.Log(w.Log)
 	kek, err := keyring.CreateKEK(t.TempDir(), keyring.FileSealer{Path: filepath.Join(t.TempDir(), "master")})
 	w.must(err)
@@ -80,12 +82,13 @@ func New(t testing.TB, change func(*rest.Deps)) *World {
 	w.Pin = identity.Pin(w.roots[0])
 	w.Issue = issuance.New(authorities, log, w.Log.Clock, rand.Reader, issuance.Options{})
 	w.People = people.New(w.Log.Store, log)
+	w.Grace = grace.New(w.Log.Store, log, w.Log.Clock)
 	w.Fleet = fleet.New(w.Log.Store, log, w.Log.Clock, func(ctx context.Context, name string) ([][]byte, error) {
 		cs, err := authorities.Anchors(ctx, name)
 		return certificate.Raw(cs), err
 	})
 	w.Quorum = &Quorum{world: w, tokens: map[string]consensus.Token{}}
-	d := rest.Deps{Name: "csm1", Region: "eu", TrustDomain: TrustDomain, Roots: func() []*x509.Certificate { return w.roots }, People: w.People,
+	d := rest.Deps{Name: "csm1", Region: "eu", TrustDomain: TrustDomain, Roots: func() []*x509.Certificate { return w.roots }, People: w.People, Grace: w.Grace,
 		Fleet: w.Fleet, Issuance: w.Issue, Authorities: authorities, Ledger: ledger.NewReplicated(w.Log.Store, w.Log.Clock), Quorum: w.Quorum,
 		State: w.Log.Store, Unsealed: ring.Unsealed, Clock: w.Log.Clock}
 	if change != nil {

@@ -1,0 +1,103 @@
+package fleet_test
+
+import (
+	"testing"
+
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+
+	"github.com/cassandra-security-manager/csm/controller/fleet"
+)
+
+const trustOnly = agentv1.MoveKind_MOVE_KIND_TRUST
+
+// foreign is a node whose Cassandra runs on the stores of another CA.
+func (w *world) foreign(node string) *member {
+	w.t.Helper()
+	m := w.joined(node)
+	m.instance.Running = true
+	m.store.State = agentv1.InstallState_INSTALL_STATE_FOREIGN
+	m.store.LeafSha256, m.store.KeystoreSha256, m.store.TruststoreSha256 = leafOf("theirs of "+node), leafOf("their keystore"), leafOf("their truststore")
+	m.must(m.connect())
+	return m
+}
+
+func TestFilesOfAnotherCATakeTrustAndNothingElse(t *testing.T) {
+	w := newWorld(t)
+	one, two := w.foreign("n1"), w.foreign("n2")
+	for _, kind := range []agentv1.MoveKind{first, renew, trustOnly} {
+		_, err := one.claim(kind)
+		wantReason(t, err, "store-foreign")
+	}
+	one.must(w.Onboard(ctx, cluster, "trust first", ann))
+	for _, kind := range []agentv1.MoveKind{first, renew} {
+		_, err := one.claim(kind)
+		wantReason(t, err, "leaf-theirs")
+	}
+	tgt, _, err := w.Target(ctx, one.name)
+	if err != nil || len(tgt.Stores) != 1 || !tgt.Stores[0].TrustOnly {
+		t.Fatalf("target = %v, %v", tgt, err)
+	}
+	c, err := one.claim(trustOnly)
+	one.must(err)
+	_, err = two.claim(trustOnly)
+	wantReason(t, err, "wave-busy")
+	wantReason(t, one.report(c, agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN), "not-proved")
+	one.prove(map[string]*member{one.name: one, two.name: two}, c)
+	one.store.TruststoreSha256 = leafOf("theirs and ours")
+	one.must(one.report(c, agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN))
+	v := one.view()
+	if s := v.Stores[0]; s.State != "foreign" || s.Installed == 0 || s.Unproved || s.Proven != s.Leaf {
+		t.Errorf("store = %+v", s)
+	}
+	_, err = one.claim(renew)
+	wantReason(t, err, "leaf-theirs")
+	if _, err := two.claim(trustOnly); err != nil {
+		t.Errorf("the next node waits: %v", err)
+	}
+}
+
+func TestALeafThatChangedUnderATrustMoveIsNotTaken(t *testing.T) {
+	w := newWorld(t)
+	m := w.foreign("n1")
+	m.must(w.Onboard(ctx, cluster, "trust first", ann))
+	c, err := m.claim(trustOnly)
+	m.must(err)
+	m.store.LeafSha256 = leafOf("another")
+	wantReason(t, m.report(c, agentv1.MoveOutcome_MOVE_OUTCOME_UNPROVEN), "leaf-changed")
+	m.store.LeafSha256 = leafOf("theirs of n1")
+	m.must(m.report(c, agentv1.MoveOutcome_MOVE_OUTCOME_ROLLED_BACK))
+	if s := m.view().Stores[0]; s.State != "foreign" || s.Installed != 0 || s.Unproved {
+		t.Errorf("store = %+v", s)
+	}
+}
+
+func TestAClusterThatWasLetGoIsLeftAlone(t *testing.T) {
+	w := newWorld(t)
+	nodes := w.ring("n1", "n2")
+	n1 := nodes["n1"]
+	token := w.token("n3", fleet.TokenSpec{})
+	claim, err := n1.claim(renew)
+	n1.must(err)
+	wantReason(t, w.Release(ctx, cluster, "", ann), "no-reason")
+	n1.must(w.Release(ctx, cluster, "goes to team B", ann))
+	n1.must(w.Release(ctx, cluster, "again", ann))
+	wantReason(t, w.propose(n1.record(claim, "late")), "cluster-released")
+	_, err = nodes["n2"].claim(renew)
+	wantReason(t, err, "cluster-released")
+	_, err = w.Join(ctx, w.spec(token, "key of n3"))
+	wantReason(t, err, "token-revoked")
+	_, err = w.Join(ctx, w.spec(w.token("n4", fleet.TokenSpec{}), "key of n4"))
+	wantReason(t, err, "cluster-released")
+	_, err = w.JoinByPossession(ctx, w.holder(w.anchor(wide), "n5"))
+	if err == nil {
+		t.Error("a node joined a cluster that was let go")
+	}
+	wantReason(t, w.Onboard(ctx, cluster, "x", ann), "cluster-released")
+	tgt, _, err := w.Target(ctx, n1.name)
+	if err != nil || tgt.Released == "" {
+		t.Errorf("target = %v, %v", tgt, err)
+	}
+	if c, err := w.GetCluster(ctx, cluster); err != nil || c.Released == nil || c.Released.Actor != ann || c.Released.Reason != "goes to team B" {
+		t.Errorf("cluster = %+v, %v", c, err)
+	}
+}
