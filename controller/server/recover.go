@@ -22,6 +22,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/state"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/owner"
 )
 
 // RecoverPlan says what a recovery would do and what may be lost by it.
@@ -61,6 +62,9 @@ type salvage struct {
 }
 
 func openSalvage(ctx context.Context, cfg Config, log *slog.Logger) (*salvage, error) {
+	if err := owner.Check(cfg.DataDir); err != nil {
+		return nil, err
+	}
 	s := &salvage{cfg: cfg, dir: dataDir(cfg.DataDir), log: log}
 	var err error
 	if s.in, err = s.dir.installation(); err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/owner"
 )
 
 // ResetPlan says what reset-identity sets aside, and where.
@@ -22,6 +23,9 @@ type ResetPlan struct {
 // Reset sets the installation in a data folder aside, so that a new one can join or be restored there under the same name with
 // keys of its own. Nothing is deleted. With dryRun nothing is moved either.
 func Reset(cfg Config, now time.Time, dryRun bool) (ResetPlan, error) {
+	if err := owner.Check(cfg.DataDir); err != nil {
+		return ResetPlan{}, err
+	}
 	d := dataDir(cfg.DataDir)
 	p := ResetPlan{Controller: cfg.Name, Aside: d.path("aside-" + now.UTC().Format("20060102T150405Z")), Moves: []string{}}
 	if in, err := d.installation(); err == nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/identity"
+	"github.com/cassandra-security-manager/csm/shared/owner"
 )
 
 // RestoreOptions say what to restore and what opens it.
@@ -110,6 +111,9 @@ func wrongShare(err error) error {
 
 // claimForRestore is claim, and takes away what an interrupted restore left.
 func (d dataDir) claimForRestore() error {
+	if err := owner.Check(string(d)); err != nil {
+		return err
+	}
 	_, begun := os.Stat(d.path(restoringFile))
 	if _, err := os.Stat(d.path("node.json")); begun == nil && errors.Is(err, fs.ErrNotExist) {
 		if err := d.abandon(); err != nil {

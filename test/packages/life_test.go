@@ -234,7 +234,7 @@ func registered(s site) {
 		s.t.Errorf("%v %s", err, out)
 	}
 	s.do("runuser -u cassandra -- /opt/csm/csm-agent join && " + agent + "start && " + agent + "status")
-	s.renew()
+	s.until("csm node get n1 -o json", has(`"connected": true`))
 	if user := s.do("ps -o user= -p " + s.pid("csm-agent") + " 2>/dev/null || stat -c %U /proc/" + s.pid("csm-agent")); user != "cassandra" {
 		s.t.Error("the service runs as ", user)
 	}
