@@ -73,11 +73,10 @@ func TestAStoreAtRestThatIsNotServedIsReloadedAndNeverTurnedBack(t *testing.T) {
 // steppingClock does not wait: it moves.
 type steppingClock struct{ *clockwork.FakeClock }
 
-func (c steppingClock) After(d time.Duration) <-chan time.Time {
+func (c steppingClock) NewTimer(d time.Duration) clockwork.Timer {
+	t := c.FakeClock.NewTimer(d)
 	c.Advance(d)
-	ch := make(chan time.Time, 1)
-	ch <- c.Now()
-	return ch
+	return t
 }
 
 func TestASilentNodeIsUnknownAndNothingIsDoneToIt(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"net/url"
 	"time"
 
-	ui "github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
@@ -106,7 +105,3 @@ func found(severity, code, subject, next, message string) finding {
 
 // remedyOf is what an error tells to do.
 func remedyOf(err error) string { return fault.From(err).Remedy }
-
-func severityStyle(cell string) ui.Style {
-	return map[string]ui.Style{critical: ui.Bad, warning: ui.Warn}[cell]
-}

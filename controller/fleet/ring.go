@@ -60,11 +60,6 @@ func byHostID(id string) func(ringMember) bool {
 	return func(m ringMember) bool { return m.hostID == id }
 }
 
-// byAddress matches a member by its address.
-func byAddress(a netip.Addr) func(ringMember) bool {
-	return func(m ringMember) bool { return m.address == a.Unmap() }
-}
-
 // witnesses are the nodes, but for one, whose views count, by whether they see a member. Pure.
 func witnesses(views []ringView, but string, match func(ringMember) bool) (see, lack []string) {
 	for _, v := range views {

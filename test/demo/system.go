@@ -38,24 +38,6 @@ func (s status) voters() (n int) {
 	return n
 }
 
-func (s status) votes(name string) bool {
-	for _, c := range s.Controllers {
-		if resource.Last(c.Name) == name {
-			return c.Voter && c.Reachable
-		}
-	}
-	return false
-}
-
-func (s status) state(name string) string {
-	for _, c := range s.Controllers {
-		if resource.Last(c.Name) == name {
-			return c.State
-		}
-	}
-	return "not known"
-}
-
 // status asks the controllers in turn.
 func (d *demo) status(ctx context.Context) (s status, err error) {
 	err = d.get(ctx, "/v1/system", &s.Status)
