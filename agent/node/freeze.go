@@ -20,7 +20,7 @@ func inForce(f *agentv1.Frozen, now time.Time) *agentv1.Frozen {
 // middle of a move stops it as a HOLD file does.
 func (n *Node) frozen() error {
 	n.mu.Lock()
-	f := inForce(n.target.GetFrozen(), n.o.Clock.Now())
+	f := inForce(n.frozenBy, n.o.Clock.Now())
 	n.mu.Unlock()
 	if f == nil {
 		return nil

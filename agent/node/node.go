@@ -95,12 +95,16 @@ type Node struct {
 	inventory inventory
 	flushAt   time.Time
 	renewAt   time.Time
-	published []byte
-	metrics   metrics
+	// renewTries counts the renewals of the identity that brought nothing, since the last that did.
+	renewTries int
+	published  []byte
+	metrics    metrics
 
 	mu        stdsync.Mutex
 	online    Link
 	target    *agentv1.Target
+	frozenBy  *agentv1.Frozen // of the newest target; that of the last run until one comes
+	released  string
 	suspended string
 	skew      time.Duration
 	reopen    bool // claims may be asked again
@@ -152,6 +156,7 @@ func Open(o Options) (*Node, error) {
 	if last, _, err := ReadStatus(f.Dir()); err == nil {
 		n.wanted = last.Wanted
 	}
+	n.frozenBy, n.released = f.Stop()
 	n.watch = watch.New(n.log)
 	n.inventory = inventory{every: o.Config.Scan.Every}
 	return n, nil
@@ -457,8 +462,8 @@ func (n *Node) view(s *cassandra.Store) View {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	v.Connected, v.Suspended, v.Skew = n.online.Connected, n.suspended, n.skew
+	v.Frozen, v.Released = inForce(n.frozenBy, v.Now), n.released
 	if n.target != nil {
-		v.Frozen, v.Released = inForce(n.target.Frozen, v.Now), n.target.Released
 		for _, a := range n.target.Anchors {
 			v.Anchors = append(v.Anchors, fingerprint(a))
 		}

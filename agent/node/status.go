@@ -94,7 +94,7 @@ func (n *Node) status() Status {
 	}
 	n.mu.Lock()
 	s.Link, s.Suspended, s.Wanted = n.online, n.suspended, n.wanted
-	if f := inForce(n.target.GetFrozen(), n.o.Clock.Now()); f != nil {
+	if f := inForce(n.frozenBy, n.o.Clock.Now()); f != nil {
 		s.Frozen = freezeWords(f)
 	}
 	n.mu.Unlock()

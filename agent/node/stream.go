@@ -42,8 +42,11 @@ func (n *Node) Target(t *agentv1.Target) {
 		n.log.Warn("target refused", "generation", t.Generation, "error", err)
 		return
 	}
+	if err := n.folder.KeepStop(t.Frozen, t.Released); err != nil {
+		n.log.Error("the freeze could not be kept: a restart without controllers would not know it", "error", err)
+	}
 	n.mu.Lock()
-	n.target, n.roots, n.wanted = t, t.Anchors, nil
+	n.target, n.roots, n.wanted, n.frozenBy, n.released = t, t.Anchors, nil, t.Frozen, t.Released
 	for _, a := range t.Anchors {
 		n.wanted = append(n.wanted, hex.EncodeToString(fingerprint(a)))
 	}

@@ -1,5 +1,5 @@
 // Package state is the agent's memory of one Cassandra node: its identity, the highest generation it has taken, the
-// counter that shows copied folders, and reports that have not been acknowledged. README.md says why it is so.
+// counter that shows copied folders, the freeze it is under, and reports that have not been acknowledged. README.md says why it is so.
 //
 // It keeps these promises: whatever was saved is there after kill -9 and after a power cut (each file is written beside,
 // fsynced, renamed, and its folder fsynced); generations and the counter never go back; one process at a time uses a
@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
@@ -43,6 +44,9 @@ type memory struct {
 	Highest uint64 `json:"highest_generation"`
 	// Proved is the leaf of each store that the controllers hold for proven, in hex.
 	Proved map[string]string `json:"proved,omitempty"`
+	// Frozen is the newest freeze, as protobuf in JSON; Released is why the cluster was let go.
+	Frozen   json.RawMessage `json:"frozen,omitempty"`
+	Released string          `json:"released,omitempty"`
 }
 
 // Identity is who this agent is. The key never leaves the folder.
@@ -78,6 +82,7 @@ type Folder struct {
 
 	mu       sync.Mutex
 	m        memory
+	frozen   *agentv1.Frozen
 	identity *Identity
 }
 
@@ -120,6 +125,12 @@ func (f *Folder) load(machine [32]byte) error {
 	if f.m.Format > format {
 		return fault.New(fault.Refused, "state-newer", "the state folder %s was written by a newer agent (format %d)", f.dir, f.m.Format).
 			Do("install that version again")
+	}
+	if len(f.m.Frozen) > 0 {
+		f.frozen = &agentv1.Frozen{}
+		if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(f.m.Frozen, f.frozen); err != nil {
+			return unreadable("state.json", f.dir, err)
+		}
 	}
 	if machine != ([32]byte{}) {
 		here := hex.EncodeToString(machine[:])
@@ -221,6 +232,40 @@ func (f *Folder) Raise(generation uint64) error {
 	}
 	f.m = next
 	return nil
+}
+
+// KeepStop keeps what stops effects on this node: the freeze in force, nil for none, and why the cluster was let go, empty
+// when it was not. A later start honours both before a controller has said anything.
+func (f *Folder) KeepStop(frozen *agentv1.Frozen, released string) error {
+	if !frozen.GetActive() {
+		frozen = nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if proto.Equal(frozen, f.frozen) && released == f.m.Released {
+		return nil
+	}
+	next := f.m
+	next.Frozen, next.Released = nil, released
+	if frozen != nil {
+		data, err := protojson.Marshal(frozen)
+		if err != nil {
+			return fault.Wrap(err, fault.Internal, "freeze", "the freeze cannot be encoded")
+		}
+		next.Frozen = data
+	}
+	if err := f.save("state.json", next); err != nil {
+		return err
+	}
+	f.m, f.frozen = next, proto.CloneOf(frozen)
+	return nil
+}
+
+// Stop is what KeepStop kept.
+func (f *Folder) Stop() (frozen *agentv1.Frozen, released string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return proto.CloneOf(f.frozen), f.m.Released
 }
 
 // Acknowledge keeps that the controllers hold a store's leaf for proven.
@@ -370,10 +415,14 @@ func (f *Folder) read(name string, v any) (there bool, err error) {
 		err = json.Unmarshal(data, v)
 	}
 	if err != nil {
-		return false, fault.Wrap(err, fault.Internal, "state-unreadable", "%s in the state folder %s cannot be read", name, f.dir).
-			Do("check the disk; if the file is lost, move the folder away and join again with a new token")
+		return false, unreadable(name, f.dir, err)
 	}
 	return true, nil
+}
+
+func unreadable(name, dir string, err error) error {
+	return fault.Wrap(err, fault.Internal, "state-unreadable", "%s in the state folder %s cannot be read", name, dir).
+		Do("check the disk; if the file is lost, move the folder away and join again with a new token")
 }
 
 func (f *Folder) save(name string, v any) error {

@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/cassandra-security-manager/csm/agent/state"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
@@ -75,6 +78,34 @@ func TestWhatWasSavedIsThereAfterARestart(t *testing.T) {
 	fi, err := os.Stat(filepath.Join(dir, "identity.json"))
 	if err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("mode of the key = %v, %v", fi.Mode(), err)
+	}
+}
+
+func TestAFreezeIsThereAfterARestart(t *testing.T) {
+	dir := t.TempDir()
+	freeze := &agentv1.Frozen{Active: true, Scope: "system", Actor: "ann", Reason: "incident", Until: timestamppb.New(time.Unix(2e9, 5))}
+	again := func(f *state.Folder) *state.Folder { f.Close(); return open(t, dir, 1) }
+	f := open(t, dir, 1)
+	if err := f.KeepStop(freeze, "released by ann"); err != nil {
+		t.Fatal(err)
+	}
+	f = again(f)
+	if got, released := f.Stop(); !proto.Equal(got, freeze) || released != "released by ann" {
+		t.Errorf("kept %v, %q", got, released)
+	}
+	if err := f.Raise(9); err != nil {
+		t.Fatal(err)
+	}
+	f = again(f)
+	if got, _ := f.Stop(); !proto.Equal(got, freeze) {
+		t.Errorf("another save lost it: %v", got)
+	}
+	if err := f.KeepStop(&agentv1.Frozen{}, ""); err != nil {
+		t.Fatal(err)
+	}
+	f = again(f)
+	if got, released := f.Stop(); got != nil || released != "" {
+		t.Errorf("lifted, but kept: %v, %q", got, released)
 	}
 }
 

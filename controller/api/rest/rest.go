@@ -51,6 +51,7 @@ type Quorum interface {
 type State interface {
 	people.Reader
 	Applied() uint64
+	WaitApplied(ctx context.Context, index uint64) error
 	Watch(names ...string) *state.Watch
 	Changes(ctx context.Context, prefix string, since uint64, limit int) (changes []state.Change, oldest uint64, err error)
 	Audit(ctx context.Context, f state.AuditFilter, p state.AuditPage) (entries []state.AuditEntry, next string, err error)

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -506,6 +507,33 @@ func TestTheWatchOfARevokedAdministratorEnds(t *testing.T) {
 	}
 	e := s.next()
 	if e.Type != "ERROR" || e.Object["reason"] != "admin-revoked" {
+		t.Fatalf("%+v", e)
+	}
+}
+
+// meanwhile does something just before a stream reads its first part.
+type meanwhile struct {
+	rest.State
+	do func()
+}
+
+func (m meanwhile) Changes(ctx context.Context, prefix string, since uint64, limit int) ([]state.Change, uint64, error) {
+	if limit > 1 {
+		m.do()
+	}
+	return m.State.Changes(ctx, prefix, since, limit)
+}
+
+func TestAnAdministratorRevokedWhileChangesAreReadIsNotToldThem(t *testing.T) {
+	var w *resttest.World
+	revoke := sync.OnceFunc(func() {
+		if err := w.People.RevokeAdmin(context.Background(), "ada", "test", "left"); err != nil {
+			t.Error(err)
+		}
+	})
+	w = resttest.New(t, func(d *rest.Deps) { d.State = meanwhile{d.State, revoke} })
+	s := as(t, w, &w.Ada).watch("/v1/events?watch=true")
+	if e := s.next(); e.Type != "ERROR" || e.Object["reason"] != "admin-revoked" {
 		t.Fatalf("%+v", e)
 	}
 }

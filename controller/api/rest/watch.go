@@ -145,11 +145,8 @@ func (st *stream) begin() {
 	_ = st.flush.Flush()
 }
 
-// send tells all changes up to now. The permission is asked again before: a revoked administrator's watch ends here.
+// send tells all changes up to now, each part if the caller may still know it: a revoked administrator's watch ends here.
 func (st *stream) send(ctx context.Context) error {
-	if err := st.People.Allowed(ctx, actor(ctx), "event:watch", st.collection); err != nil {
-		return err
-	}
 	limit, told := maxChanges, false
 	for {
 		upTo := st.State.Applied()
@@ -159,6 +156,9 @@ func (st *stream) send(ctx context.Context) error {
 		}
 		if st.since < oldest {
 			return gone(st.since, oldest)
+		}
+		if err := st.allowed(ctx, upTo, changes); err != nil {
+			return err
 		}
 		whole := len(changes) < limit
 		if !whole {
@@ -190,6 +190,18 @@ func (st *stream) send(ctx context.Context) error {
 		}
 		return nil
 	}
+}
+
+// allowed asks for the permission as it is after the changes that were read. What wakes this stream also makes the people
+// forget what they remember, in no order: so it is asked once all that had to be woken was.
+func (st *stream) allowed(ctx context.Context, upTo uint64, changes []state.Change) error {
+	if n := len(changes); n > 0 {
+		upTo = max(upTo, changes[n-1].Revision)
+	}
+	if err := st.State.WaitApplied(ctx, upTo); err != nil {
+		return err
+	}
+	return st.People.Allowed(ctx, actor(ctx), "event:watch", st.collection)
 }
 
 func withoutLast(changes []state.Change) []state.Change {
