@@ -36,7 +36,7 @@ func (j JMX) proto() *agentv1.JMXFacts {
 // jvm begins the properties of the JVM's own management agent. Cassandra's server reads some of them too.
 const jvm = "com.sun.management.jmxremote."
 
-// readJMX follows CassandraDaemon.maybeInitJmx and JMXServerUtils of 4.0 to 5.0. Where com.sun.management.jmxremote.port is
+// readJMX follows CassandraDaemon.maybeInitJmx and JMXServerUtils of 5.0.8. Where com.sun.management.jmxremote.port is
 // set, the JVM's own agent listens and Cassandra's server does not; its TLS and login are on unless turned off. Otherwise
 // Cassandra listens on cassandra.jmx.remote.port, or on cassandra.jmx.local.port, with TLS and login only where they are
 // turned on: a password file or login.config without authenticate=true asks nobody for a password.
