@@ -48,13 +48,14 @@ func TestMain(m *testing.M) {
 
 func commands(self string) map[string]reload.Command {
 	return map[string]reload.Command{
-		"good":  {Path: self, Args: []string{"nodetool"}},
-		"slow":  {Path: self, Args: []string{"sleep"}, Timeout: 100 * time.Millisecond},
-		"stuck": {Path: self, Args: []string{"sleep"}},
-		"none":  {Path: "/no/such/nodetool"},
-		"home":  {Path: self, Args: []string{"options"}, Home: "/state/one/nodetool"},
-		"mine":  {Path: self, Args: []string{"options"}, Home: "/state/one/nodetool", Env: []string{"JAVA_TOOL_OPTIONS=-Xmx64m", "OTHER=x"}},
-		"ring":  {Path: self, Args: []string{"ringtool", "reloadssl"}},
+		"good":     {Path: self, Args: []string{"nodetool"}},
+		"slow":     {Path: self, Args: []string{"sleep"}, Timeout: 100 * time.Millisecond},
+		"stuck":    {Path: self, Args: []string{"sleep"}},
+		"none":     {Path: "/no/such/nodetool"},
+		"home":     {Path: self, Args: []string{"options"}, Home: self + ".home"},
+		"homeless": {Path: self, Args: []string{"options"}, Home: self + "/home"},
+		"mine":     {Path: self, Args: []string{"options"}, Home: self + ".home", Env: []string{"JAVA_TOOL_OPTIONS=-Xmx64m", "OTHER=x"}},
+		"ring":     {Path: self, Args: []string{"ringtool", "reloadssl"}},
 	}
 }
 
@@ -84,11 +85,23 @@ func TestTheHelperRunsItsFixedCommandAndCarriesTheExitCode(t *testing.T) {
 
 func TestTheCommandsJVMIsToldAHomeOfItsOwn(t *testing.T) {
 	h := start(t)
-	const told = "-Duser.home='/state/one/nodetool' -XX:-UsePerfData"
+	self, _ := os.Executable()
+	told := "-Duser.home='" + self + ".home' -XX:-UsePerfData"
 	for instance, want := range map[string]string{"home": told + "|", "mine": told + " -Xmx64m|x"} {
 		if out, err := h.Reloader(instance).Reload(context.Background()); err != nil || out.Stdout != want {
 			t.Errorf("%s: %q, %v", instance, out.Stdout, err)
 		}
+	}
+	if _, err := os.Stat(self + ".home/.cassandra"); err != nil {
+		t.Error(err)
+	}
+	out, err := h.Reloader("homeless").Reload(context.Background())
+	dir, _, ok := strings.Cut(strings.TrimPrefix(out.Stdout, "-Duser.home='"), "'")
+	if err != nil || !ok || !strings.HasPrefix(dir, os.TempDir()) || strings.HasPrefix(dir, self) {
+		t.Errorf("%q, %v", out.Stdout, err)
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("%s is left behind: %v", dir, err)
 	}
 }
 

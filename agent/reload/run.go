@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -33,7 +34,9 @@ func (c Command) run(ctx context.Context, kept int) (Output, error) {
 		cmd.Env = keep("PATH", "HOME", "JAVA_HOME", "CASSANDRA_HOME", "CASSANDRA_CONF", "SystemRoot")
 	}
 	if c.Home != "" {
-		cmd.Env = atHome(cmd.Env, c.Home)
+		home, leave := enter(c.Home)
+		defer leave()
+		cmd.Env = atHome(cmd.Env, home)
 	}
 	cmd.WaitDelay = 2 * time.Second
 	ownGroup(cmd)
@@ -63,6 +66,19 @@ func keep(names ...string) []string {
 		}
 	}
 	return env
+}
+
+// enter makes home, or a folder that leave removes where it cannot be made, as under systemd's read-only view: nodetool of
+// Cassandra 5.0 fails when it cannot make the folder of its history.
+func enter(home string) (dir string, leave func()) {
+	if os.MkdirAll(filepath.Join(home, ".cassandra"), 0o700) == nil {
+		return home, func() {}
+	}
+	dir, err := os.MkdirTemp("", "csm-nodetool-")
+	if err != nil {
+		return home, func() {}
+	}
+	return dir, func() { os.RemoveAll(dir) }
 }
 
 const javaOptions = "JAVA_TOOL_OPTIONS="
