@@ -98,8 +98,10 @@ type Node struct {
 	inventory inventory
 	flushAt   time.Time
 	renewAt   time.Time
-	published []byte
-	metrics   metrics
+	// renewTries counts the renewals of the identity that brought nothing, since the last that did.
+	renewTries int
+	published  []byte
+	metrics    metrics
 
 	mu        stdsync.Mutex
 	online    Link

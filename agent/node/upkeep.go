@@ -30,7 +30,8 @@ func (n *Node) renewIdentity(ctx context.Context) {
 	if !connected && !expired {
 		return
 	}
-	n.renewAt = now.Add(time.Minute + time.Duration(float64(4*time.Minute)*jitter()))
+	n.renewAt = now.Add(identityPause(n.renewTries, jitter()))
+	n.renewTries++
 	var caller join.Caller = n.client
 	if expired { // no stream opens for it, but within the grace it may still be renewed
 		caller = sync.Apart{Controllers: n.o.Config.Controllers, TLS: sync.IdentityTLS(n.folder.Identity, n.o.Clock.Now)}
@@ -44,13 +45,27 @@ func (n *Node) renewIdentity(ctx context.Context) {
 		n.log.Warn("the agent's identity was not renewed", "expires", id.Chain[0].NotAfter, "error", err)
 		return
 	}
+	n.renewTries = 0
 	n.log.Info("identity renewed", "expires", next.Chain[0].NotAfter, "next", next.RenewAt)
 	n.client.Reconnect()
 }
 
+const (
+	firstIdentityPause = 10 * time.Second
+	lastIdentityPause  = 5 * time.Minute
+)
+
+// identityPause is how long to wait after the given number of fruitless renewals of the identity. The first ones follow soon: a site that
+// comes back is given its grace while its agents already ask. jitter is drawn from [0, 1).
+func identityPause(tries int, jitter float64) time.Duration {
+	p := min(firstIdentityPause<<min(tries, 16), lastIdentityPause)
+	return time.Duration(float64(p) * (0.5 + 0.5*jitter))
+}
+
 // expiredRemedy is what brings an agent back whose identity has expired.
 func expiredRemedy(node string) string {
-	return "it is renewed by itself for 180 days after its end; later, or when that is refused: `csm cluster join-command " + resource.Last(resource.Parent(node)) + "/" + resource.Last(node) +
+	return "it is renewed by itself for 180 days after its end; later, `csm system grace --until 24h --reason '...'` lets every agent renew for a day; when that is refused: " +
+		"`csm cluster join-command " + resource.Last(resource.Parent(node)) + "/" + resource.Last(node) +
 		" --rejoin`, put the token into the file of join.file, remove identity.json from the state folder, and start csm-agent"
 }
 

@@ -2,7 +2,7 @@
 //
 // It owns the helper: a small process, `csm-agent helper`, which alone may execute something, so that the agent's own
 // process runs under a policy that forbids exec and writable code pages. systemd starts it for each reload behind a socket
-// (packaging/systemd); without systemd the agent starts it once as a child. It refuses every command
+// (systemd); without systemd the agent starts it once as a child. It refuses every command
 // that is not in the helper's own configuration: a request names an instance, never a program, so nothing that came
 // over a network can be run. The exit code is carried and never believed: since 4.1.4 nodetool exits 0 when the new
 // stores could not be loaded. One command runs at a time; package install proves the outcome by handshakes.

@@ -9,7 +9,7 @@ import (
 )
 
 // unit is the systemd unit of a host without packages: one file, so the agent starts nodetool's helper itself, and the
-// unit must let it start programs and a JVM write code. All else is closed as in packaging/systemd/csm-agent.service.
+// unit must let it start programs and a JVM write code. All else is closed as in systemd/csm-agent.service.
 func (o Options) unit() (string, error) {
 	var folders []string
 	for _, f := range writable(o.Config) {

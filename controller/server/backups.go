@@ -1,14 +1,12 @@
 package server
 
 import (
-	"context"
 	"fmt"
 	"net/url"
 	"path/filepath"
 	"time"
 
 	"github.com/jonboulle/clockwork"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
 	"github.com/cassandra-security-manager/csm/controller/backup"
@@ -76,17 +74,4 @@ func (s *Server) backups(kek *keyring.KEK) (*backup.Backups, error) {
 	return backup.New(s.dom.store, rest.Log(s.dom.node), kek, s.dom.keyring.Recipients, s.dom.node.IsLeader, clockwork.NewRealClock(), s.log, backup.Options{
 		Folder: folder, Every: s.cfg.Backup.Every, Keep: s.cfg.Backup.Keep, Further: further, Scratch: s.cfg.DataDir,
 		Controller: s.in.Name, SystemID: s.in.SystemID, Version: cli.Version, Migrations: migrations}), nil
-}
-
-func (s *Server) lastVerifiedGauge() prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "csm_backup_last_verified_timestamp_seconds",
-		Help: "When a backup was last read back whole, anywhere in the system; 0 when that never happened."}, func() float64 {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		at, err := s.copies.LastVerified(ctx)
-		if err != nil || at.IsZero() {
-			return 0
-		}
-		return float64(at.Unix())
-	})
 }
