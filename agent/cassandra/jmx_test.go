@@ -16,15 +16,23 @@ func TestTheCommandLineTellsHowJMXIsOpen(t *testing.T) {
 		port                     uint32
 		remote, tls, auth, login bool
 	}{
-		"loopback only":            {"-Dcassandra.jmx.local.port=7199", 7199, false, false, false, false},
-		"remote, bare":             {"-Dcassandra.jmx.remote.port=7199", 7199, true, false, false, false},
-		"remote, password, TLS":    {"-Dcassandra.jmx.remote.port=7199 " + jvm + "password.file=/x " + jvm + "ssl=true " + jvm + "ssl.need.client.auth=true", 7199, true, true, true, true},
-		"remote, roles":            {"-Dcassandra.jmx.remote.port=7199 -Dcassandra.jmx.remote.login.config=CassandraLogin", 7199, true, false, false, true},
-		"the last word counts":     {"-Dcassandra.jmx.local.port=7199 -Dcassandra.jmx.local.port=7299", 7299, false, false, false, false},
-		"the JVM's own, as it is":  {jvm + "port=7099", 7099, true, true, false, true},
-		"the JVM's own, all off":   {jvm + "port=7099 " + jvm + "ssl=false " + jvm + "authenticate=false", 7099, true, false, false, false},
-		"the JVM's own, loopback":  {jvm + "port=7099 " + jvm + "host=127.0.0.1", 7099, false, true, false, true},
-		"authenticate is not read": {"-Dcassandra.jmx.remote.port=7199 " + jvm + "authenticate=true", 7199, true, false, false, false},
+		"nothing at all":                {"", 0, false, false, false, false},
+		"loopback, as it ships":         {"-Dcassandra.jmx.local.port=7199 " + jvm + "authenticate=false", 7199, false, false, false, false},
+		"loopback, password":            {"-Dcassandra.jmx.local.port=7199 " + jvm + "authenticate=true " + jvm + "password.file=/x", 7199, false, false, false, true},
+		"loopback with TLS is for all":  {"-Dcassandra.jmx.local.port=7199 " + jvm + "ssl=true", 7199, true, true, false, false},
+		"loopback, the JVM's host":      {"-Dcassandra.jmx.remote.port=7199 " + jvm + "host=127.0.0.1", 7199, true, false, false, false},
+		"remote, bare":                  {"-Dcassandra.jmx.remote.port=7199", 7199, true, false, false, false},
+		"remote, as it ships":           {"-Dcassandra.jmx.remote.port=7199 " + jvm + "authenticate=true", 7199, true, false, false, true},
+		"remote, only a password file":  {"-Dcassandra.jmx.remote.port=7199 " + jvm + "password.file=/x", 7199, true, false, false, false},
+		"remote, only roles":            {"-Dcassandra.jmx.remote.port=7199 -Dcassandra.jmx.remote.login.config=CassandraLogin", 7199, true, false, false, false},
+		"remote, roles":                 {"-Dcassandra.jmx.remote.port=7199 -Dcassandra.jmx.remote.login.config=CassandraLogin " + jvm + "authenticate=TRUE", 7199, true, false, false, true},
+		"remote, password, TLS":         {"-Dcassandra.jmx.remote.port=7199 " + jvm + "authenticate=true " + jvm + "password.file=/x " + jvm + "ssl=true " + jvm + "ssl.need.client.auth=true", 7199, true, true, true, true},
+		"remote wins over local":        {"-Dcassandra.jmx.local.port=7199 -Dcassandra.jmx.remote.port=7299", 7299, true, false, false, false},
+		"the last word counts":          {"-Dcassandra.jmx.local.port=7199 -Dcassandra.jmx.local.port=7299", 7299, false, false, false, false},
+		"the JVM's own, as it is":       {jvm + "port=7099", 7099, true, true, false, true},
+		"the JVM's own, all off":        {jvm + "port=7099 " + jvm + "ssl=false " + jvm + "authenticate=false", 7099, true, false, false, false},
+		"the JVM's own, loopback":       {jvm + "port=7099 " + jvm + "host=127.0.0.1", 7099, false, true, false, true},
+		"the JVM's own before all else": {jvm + "port=7099 -Dcassandra.jmx.remote.port=7199", 7099, true, true, false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFolder(t)

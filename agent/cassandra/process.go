@@ -33,33 +33,46 @@ func (j JMX) proto() *agentv1.JMXFacts {
 	return &agentv1.JMXFacts{Seen: j.seen, Remote: j.Remote, Port: uint32(j.Port), Tls: j.TLS, ClientAuth: j.ClientAuth, Authenticated: j.Login}
 }
 
-// readJMX follows Cassandra's own server (JMXServerUtils: remote.port wins, local.port is bound to loopback; TLS and login
-// only where they are asked for) and the JVM's agent on com.sun.management.jmxremote.port (both unless turned off).
+// jvm begins the properties of the JVM's own management agent. Cassandra's server reads some of them too.
+const jvm = "com.sun.management.jmxremote."
+
+// readJMX follows CassandraDaemon.maybeInitJmx and JMXServerUtils of 5.0.8. Where com.sun.management.jmxremote.port is
+// set, the JVM's own agent listens and Cassandra's server does not; its TLS and login are on unless turned off. Otherwise
+// Cassandra listens on cassandra.jmx.remote.port, or on cassandra.jmx.local.port, with TLS and login only where they are
+// turned on: a password file or login.config without authenticate=true asks nobody for a password.
 func readJMX(args []string) JMX {
-	const jvm = "com.sun.management.jmxremote."
 	set := map[string]string{}
 	for _, a := range args {
 		if k, v, ok := strings.Cut(strings.TrimPrefix(a, "-D"), "="); ok && strings.HasPrefix(a, "-D") {
 			set[k] = v // the last one counts, as in the JVM
 		}
 	}
-	j := JMX{seen: true, ClientAuth: set[jvm+"ssl.need.client.auth"] == "true", TLS: set[jvm+"ssl"] == "true",
-		Login: set["cassandra.jmx.remote.login.config"] != "" || set[jvm+"password.file"] != ""}
-	for _, k := range []string{"cassandra.jmx.remote.port", jvm + "port", "cassandra.jmx.local.port"} {
-		n, err := strconv.ParseUint(set[k], 10, 16)
-		if err != nil || n == 0 {
-			continue
-		}
-		j.Port, j.Remote = uint16(n), k != "cassandra.jmx.local.port"
-		if k == jvm+"port" {
-			j.TLS, j.Login = set[jvm+"ssl"] != "false", set[jvm+"authenticate"] != "false"
-		}
-		break
+	on := func(key string, unsaid bool) bool {
+		v, said := set[jvm+key]
+		return strings.EqualFold(v, "true") || !said && unsaid
 	}
-	if b, err := netip.ParseAddr(set[jvm+"host"]); err == nil && b.IsLoopback() {
-		j.Remote = false
+	j := JMX{seen: true, ClientAuth: on("ssl.need.client.auth", false)}
+	if n := jmxPort(set[jvm+"port"]); n != 0 {
+		j.Port, j.Remote, j.TLS, j.Login = n, true, on("ssl", true), on("authenticate", true)
+		if b, err := netip.ParseAddr(set[jvm+"host"]); err == nil && b.IsLoopback() {
+			j.Remote = false
+		}
+		return j
 	}
+	j.TLS, j.Login = on("ssl", false), on("authenticate", false)
+	if n := jmxPort(set["cassandra.jmx.remote.port"]); n != 0 {
+		j.Port, j.Remote = n, true
+		return j
+	}
+	// The socket factory of TLS takes no address (SslRMIServerSocketFactory): with TLS the local port is open to all.
+	j.Port = jmxPort(set["cassandra.jmx.local.port"])
+	j.Remote = j.Port != 0 && j.TLS
 	return j
+}
+
+func jmxPort(s string) uint16 {
+	n, _ := strconv.ParseUint(s, 10, 16)
+	return uint16(n)
 }
 
 const daemon = "org.apache.cassandra.service.CassandraDaemon"

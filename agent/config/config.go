@@ -311,7 +311,9 @@ func (j JMX) login() (args []string) {
 func (c *Config) Commands() map[string]reload.Command {
 	out := map[string]reload.Command{}
 	for _, in := range c.Cassandra {
-		out[in.Config] = in.Command()
+		cmd := in.Command()
+		cmd.Home = filepath.Join(c.Folder(in), "nodetool")
+		out[in.Config] = cmd
 	}
 	return out
 }

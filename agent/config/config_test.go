@@ -36,7 +36,7 @@ cassandra: [{config: /etc/cassandra/cassandra.yaml}]
 		t.Errorf("%+v", c)
 	}
 	cmd := c.Commands()["/etc/cassandra/cassandra.yaml"]
-	if cmd.Path != "nodetool" || strings.Join(cmd.Args, " ") != "-h 127.0.0.1 -p 7199 reloadssl" {
+	if cmd.Path != "nodetool" || strings.Join(cmd.Args, " ") != "-h 127.0.0.1 -p 7199 reloadssl" || cmd.Home != config.DefaultStateDir+"/cassandra/nodetool" {
 		t.Errorf("reload = %+v", cmd)
 	}
 }

@@ -46,6 +46,10 @@ type Command struct {
 	// Dir and Env of the process; an empty Env leaves PATH, HOME and JAVA_HOME of the helper only.
 	Dir string   `json:"dir,omitempty"`
 	Env []string `json:"env,omitempty"`
+	// Home is the folder in which the command's JVM keeps its own files (.cassandra/nodetool.history) instead of the home of its
+	// user; empty leaves it to the JVM. It is told by JAVA_TOOL_OPTIONS, because a JVM does not read HOME. HOME stays: there
+	// nodetool's script finds nodetool-ssl.properties. A home that cannot be written costs the history and nothing else.
+	Home string `json:"home,omitempty"`
 	// Timeout after which the command and its children are killed; 0 is DefaultTimeout.
 	Timeout time.Duration `json:"timeout,omitempty"`
 	// Ring is a whole command that prints the ring as `nodetool status` does. Empty: where the last argument is reloadssl,

@@ -37,6 +37,9 @@ func TestMain(m *testing.M) {
 	case len(os.Args) == 3 && os.Args[1] == "ringtool" && os.Args[2] == "status":
 		os.Stdout.WriteString(strings.Repeat("UN 10.0.0.1\n", 10_000))
 		os.Exit(0)
+	case len(os.Args) == 2 && os.Args[1] == "options":
+		os.Stdout.WriteString(os.Getenv("JAVA_TOOL_OPTIONS") + "|" + os.Getenv("OTHER"))
+		os.Exit(0)
 	case len(os.Args) == 2 && os.Args[1] == "sleep":
 		time.Sleep(time.Hour)
 	}
@@ -49,6 +52,8 @@ func commands(self string) map[string]reload.Command {
 		"slow":  {Path: self, Args: []string{"sleep"}, Timeout: 100 * time.Millisecond},
 		"stuck": {Path: self, Args: []string{"sleep"}},
 		"none":  {Path: "/no/such/nodetool"},
+		"home":  {Path: self, Args: []string{"options"}, Home: "/state/one/nodetool"},
+		"mine":  {Path: self, Args: []string{"options"}, Home: "/state/one/nodetool", Env: []string{"JAVA_TOOL_OPTIONS=-Xmx64m", "OTHER=x"}},
 		"ring":  {Path: self, Args: []string{"ringtool", "reloadssl"}},
 	}
 }
@@ -73,6 +78,16 @@ func TestTheHelperRunsItsFixedCommandAndCarriesTheExitCode(t *testing.T) {
 		out, err := h.Reloader("good").Reload(context.Background())
 		if err != nil || out.ExitCode != 3 || out.Stderr != "a warning" || !strings.HasSuffix(out.Stdout, "last words") || len(out.Stdout) > 16<<10 {
 			t.Fatalf("%d %q %v", out.ExitCode, out.Stderr, err)
+		}
+	}
+}
+
+func TestTheCommandsJVMIsToldAHomeOfItsOwn(t *testing.T) {
+	h := start(t)
+	const told = "-Duser.home='/state/one/nodetool' -XX:-UsePerfData"
+	for instance, want := range map[string]string{"home": told + "|", "mine": told + " -Xmx64m|x"} {
+		if out, err := h.Reloader(instance).Reload(context.Background()); err != nil || out.Stdout != want {
+			t.Errorf("%s: %q, %v", instance, out.Stdout, err)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"strings"
 	"time"
 
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -30,6 +31,9 @@ func (c Command) run(ctx context.Context, kept int) (Output, error) {
 	cmd.Stdout, cmd.Stderr, cmd.Dir, cmd.Env = &stdout, &stderr, c.Dir, c.Env
 	if cmd.Env == nil {
 		cmd.Env = keep("PATH", "HOME", "JAVA_HOME", "CASSANDRA_HOME", "CASSANDRA_CONF", "SystemRoot")
+	}
+	if c.Home != "" {
+		cmd.Env = atHome(cmd.Env, c.Home)
 	}
 	cmd.WaitDelay = 2 * time.Second
 	ownGroup(cmd)
@@ -59,6 +63,22 @@ func keep(names ...string) []string {
 		}
 	}
 	return env
+}
+
+const javaOptions = "JAVA_TOOL_OPTIONS="
+
+// atHome makes each JVM of the command keep its files in home, and none of its performance data in /tmp. Options that env has already stay and, being last, win.
+func atHome(env []string, home string) []string {
+	options := javaOptions + "-Duser.home='" + home + "' -XX:-UsePerfData"
+	out := []string{}
+	for _, e := range env {
+		if given, ok := strings.CutPrefix(e, javaOptions); ok {
+			options += " " + given
+			continue
+		}
+		out = append(out, e)
+	}
+	return append(out, options)
 }
 
 // tail keeps the last max bytes written.

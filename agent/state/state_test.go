@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"math/big"
 	"os"
 	"os/exec"
@@ -188,6 +189,30 @@ func TestADamagedFolderIsRefusedWithWords(t *testing.T) {
 		}
 	}
 	dir := t.TempDir()
+	f := open(t, dir, 1)
+	if err := f.SaveIdentity(identityFor(t, f)); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	whole, err := os.ReadFile(filepath.Join(dir, "identity.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"key", "chain", "bundle"} {
+		var file map[string]any
+		if err := json.Unmarshal(whole, &file); err != nil || file[part] == "" {
+			t.Fatalf("no %s in %s: %v", part, whole, err)
+		}
+		file[part] = ""
+		cut, _ := json.Marshal(file)
+		if err := os.WriteFile(filepath.Join(dir, "identity.json"), cut, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := state.Open(dir, [32]byte{1}); !fault.HasReason(err, "identity-unreadable") || fault.From(err).Remedy == "" {
+			t.Errorf("an identity without its %s: %v", part, err)
+		}
+	}
+	dir = t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "state.json"), []byte(`{"format": 99}`), 0o600); err != nil {
 		t.Fatal(err)
 	}

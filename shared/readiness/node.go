@@ -76,10 +76,10 @@ func (j *judge) jmx() {
 		return // bound to loopback: who is on the host is in already
 	}
 	if !x.Authenticated {
-		j.add(Concern{Severity: Error, Code: "jmx-open", Message: "anyone who reaches the JMX port commands the node", Evidence: where, Remedy: "set LOCAL_JMX=yes, or authentication, in cassandra-env.sh"})
+		j.add(Concern{Severity: Error, Code: "jmx-open", Message: "anyone who reaches the JMX port commands the node", Evidence: where, Remedy: "set LOCAL_JMX=yes, or com.sun.management.jmxremote.authenticate=true, in cassandra-env.sh: a password file alone asks nobody for a password"})
 	}
 	if !x.Tls {
-		j.add(Concern{Severity: Error, Code: "jmx-plaintext", Message: "remote JMX is not encrypted: passwords cross the network in clear", Evidence: where, Remedy: "set com.sun.management.jmxremote.ssl=true, or LOCAL_JMX=yes"})
+		j.add(Concern{Severity: Error, Code: "jmx-plaintext", Message: "remote JMX is not encrypted: passwords cross the network in clear", Evidence: where, Remedy: "set com.sun.management.jmxremote.ssl=true, or LOCAL_JMX=yes without TLS"})
 		return
 	}
 	j.add(Concern{Severity: Warning, Code: "jmx-not-reloaded", Message: "the certificate of JMX is read once: a renewed one needs a restart of Cassandra", Evidence: where,
