@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/cassandra-security-manager/csm/agent/node"
+	"github.com/cassandra-security-manager/csm/controller/fleet"
 )
 
 // next is what the newest status says of the only store.
@@ -40,5 +41,50 @@ func TestAFreezeOutlivesARestartWithoutControllers(t *testing.T) {
 	a.did("restore done")
 	if a.leaf() == nil {
 		t.Error("the keystore is still broken")
+	}
+}
+
+// A stopped node looks on: who loses his identity could not be released, and whose neighbours are not proved could not renew.
+func TestAStoppedNodeRenewsItsIdentityAndProvesItsNeighbour(t *testing.T) {
+	t.Parallel()
+	const n1, n2 = cluster + "/nodes/n1", cluster + "/nodes/n2"
+	for reason, stop := range map[string]func(*world, *host){
+		"held":   func(_ *world, a *host) { must(a.t, os.WriteFile(a.conf.HoldFile, []byte("maintenance\n"), 0o600)) },
+		"frozen": func(w *world, a *host) { must(a.t, w.fleet.Freeze(a.t.Context(), n1, "incident", time.Time{}, ann)) },
+	} {
+		t.Run(reason, func(t *testing.T) {
+			t.Parallel()
+			w, a, b := ring(t)
+			stop(w, a)
+			w.await("the node knows", func() bool { return a.status().Hold+a.status().Frozen != "" })
+			before, identity := a.leaf(), a.status().IdentityNotAfter
+			for _, n := range []string{n1, n2} {
+				_, err := w.fleet.RequestRenewal(t.Context(), n, "", "test", ann)
+				must(t, err)
+			}
+			b.await("renewed, proved by the stopped node", func(s fleet.Store) bool {
+				return s.State == "proven" && s.Installed == s.Generation && s.Proven == s.Leaf
+			})
+			moves, _, err := w.fleet.ListMoves(t.Context(), n2, fleet.Page{})
+			must(t, err)
+			by := 0
+			for _, p := range moves[0].Proofs {
+				if p.Prober == n1 && p.Verdict == "accepted" {
+					by++
+				}
+			}
+			if by != 2 {
+				t.Errorf("the stopped node proved %d ports: %+v", by, moves[0].Proofs)
+			}
+			w.ahead.Add(int64(25 * 24 * time.Hour)) // an identity lives 30 days and is renewed after about 20
+			w.await("the controller's clock too", func() bool { return w.now().Sub(w.log.Clock.Now()) < time.Second })
+			_, err = w.fleet.RequestRenewal(t.Context(), n1, "", "wakes the agent", ann)
+			must(t, err)
+			w.await("its identity is renewed", func() bool { s := a.status(); return s.Link.Connected && s.IdentityNotAfter.After(identity) })
+			w.await("it says why it waits", func() bool { n := a.next(); return n.Wants == node.Install && n.Reason == reason })
+			if !a.leaf().Equal(before) {
+				t.Error("a stopped node was changed")
+			}
+		})
 	}
 }

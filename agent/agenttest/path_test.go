@@ -12,11 +12,15 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/keystore"
 )
 
-// ring is two nodes, installed before Cassandra's first start, started, and proved by each other.
-func ring(t *testing.T) (*world, *host, *host) {
+// ring is two nodes, installed before Cassandra's first start, started, and proved by each other. The first may be changed
+// before its agent starts.
+func ring(t *testing.T, change ...func(*world, *host)) (*world, *host, *host) {
 	t.Helper()
 	w := newWorld(t)
 	a, b := newHost(w, "n1", keystore.PKCS12), newHost(w, "n2", keystore.PEM)
+	for _, c := range change {
+		c(w, a)
+	}
 	for _, h := range []*host{a, b} {
 		h.start()
 	}

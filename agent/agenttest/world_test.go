@@ -1,6 +1,7 @@
 package agenttest
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -16,6 +18,7 @@ import (
 	"time"
 
 	"github.com/jonboulle/clockwork"
+	"google.golang.org/grpc"
 
 	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
 	"github.com/cassandra-security-manager/csm/agent/config"
@@ -55,6 +58,26 @@ type world struct {
 	stop    func()
 	// ahead is how far everybody's clock, controller and agents alike, is ahead of the real one.
 	ahead atomic.Int64
+	// spy, if set, is told each call of an agent by its method's name, before it is worked on and when it is done. An error
+	// takes the place of the answer.
+	spy atomic.Pointer[func(ctx context.Context, method string, done bool) error]
+}
+
+// overhear calls the spy around a call.
+func (w *world) overhear(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	spy := w.spy.Load()
+	if spy == nil {
+		return next(ctx, req)
+	}
+	method := path.Base(info.FullMethod)
+	if err := (*spy)(ctx, method, false); err != nil {
+		return nil, err
+	}
+	out, err := next(ctx, req)
+	if serr := (*spy)(ctx, method, true); serr != nil {
+		return nil, serr
+	}
+	return out, err
 }
 
 func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
@@ -142,7 +165,7 @@ func (w *world) listen(address string) {
 	own := &tls.Certificate{Certificate: append(chain, bundle[0]), PrivateKey: key}
 	l, err := net.Listen("tcp", address)
 	must(w.t, err)
-	g := server.GRPCServer(server.TLSConfig(func() (*tls.Certificate, error) { return own, nil }, func() []*x509.Certificate { return w.roots }))
+	g := server.GRPCServer(server.TLSConfig(func() (*tls.Certificate, error) { return own, nil }, func() []*x509.Certificate { return w.roots }), grpc.ChainUnaryInterceptor(w.overhear))
 	done := make(chan struct{})
 	go func() { defer close(done); _ = g.Serve(l) }()
 	var once sync.Once
@@ -181,6 +204,8 @@ type host struct {
 	hook func(install.Op) error
 	// reloader stands in for that of cass, beside a real Cassandra.
 	reloader reload.Reloader
+	// neighbourFor bounds the neighbour's proof, 0 is 20 s; claimFor how long calls are tried again, 0 is the agent's default.
+	neighbourFor, claimFor time.Duration
 }
 
 func newHost(w *world, name string, f keystore.Format) *host {
@@ -227,8 +252,9 @@ func (h *host) start() {
 		reloader, patience = h.cass, 2*time.Second
 	}
 	n, err := node.Open(node.Options{Config: h.conf, Instance: h.conf.Cassandra[0], Reloader: reloader, Clock: clock{clockwork.NewRealClock(), h.w}, Logger: log,
-		Machine: func() [32]byte { return [32]byte{1, h.name[len(h.name)-1]} },
-		Install: install.Options{ProveFor: patience, ProveEvery: 20 * time.Millisecond, NeighbourFor: 20 * time.Second, Before: h.hook},
+		Machine:  func() [32]byte { return [32]byte{1, h.name[len(h.name)-1]} },
+		Install:  install.Options{ProveFor: patience, ProveEvery: 20 * time.Millisecond, NeighbourFor: cmp.Or(h.neighbourFor, 20*time.Second), Before: h.hook},
+		ClaimFor: h.claimFor,
 		Notify: func(store string, a node.Action, err error) {
 			word := string(a.Do) + " done"
 			if err != nil {

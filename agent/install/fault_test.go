@@ -190,27 +190,30 @@ func TestAKillBeforeCassandrasFirstStartLeavesNothingOrAWholePair(t *testing.T) 
 		return s.seen
 	}()
 	for n := range ops {
-		w := newWorld(t, keystore.PEM)
-		w.node.Stop()
-		s := &script{n: n}
-		w.installer(func(o *install.Options) { o.Before = s.before }).Run(context.Background(), w.plan(1))
-		w.installer().Recover(context.Background(), w.site())
-		_, kerr := os.Stat(w.store.KeystorePath)
-		_, terr := os.Stat(w.store.TruststorePath)
-		if (kerr == nil) != (terr == nil) {
-			t.Fatalf("killed before %v: half a pair is left", ops[n])
-		}
-		if kerr == nil {
-			w.leafOnDisk()
-		} else if o, err := w.installer().Run(context.Background(), w.plan(1)); err != nil || o.Result != unproven {
-			t.Fatalf("killed before %v: the next try says %v %v", ops[n], o.Result, err)
-		}
-		w.clean()
+		t.Run(fmt.Sprintf("%03d-%s-%s", n, ops[n].Step, ops[n].Do), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, keystore.PEM)
+			w.node.Stop()
+			s := &script{n: n}
+			w.installer(func(o *install.Options) { o.Before = s.before }).Run(context.Background(), w.plan(1))
+			w.installer().Recover(context.Background(), w.site())
+			_, kerr := os.Stat(w.store.KeystorePath)
+			_, terr := os.Stat(w.store.TruststorePath)
+			if (kerr == nil) != (terr == nil) {
+				t.Fatal("half a pair is left")
+			}
+			if kerr == nil {
+				w.leafOnDisk()
+			} else if o, err := w.installer().Run(context.Background(), w.plan(1)); err != nil || o.Result != unproven {
+				t.Fatalf("the next try says %v %v", o.Result, err)
+			}
+			w.clean()
+		})
 	}
 }
 
 func TestAKillAtEachOperationOfARestoreIsNotASecondForeignChange(t *testing.T) {
-	broken := func(s *script) *world {
+	broken := func(t *testing.T, s *script) *world {
 		w := installed(t)
 		os.Truncate(w.store.KeystorePath, 40)
 		os.Truncate(w.store.TruststorePath, 40)
@@ -218,15 +221,18 @@ func TestAKillAtEachOperationOfARestoreIsNotASecondForeignChange(t *testing.T) {
 		return w
 	}
 	whole := &script{n: 1 << 20}
-	broken(whole)
-	for n := range whole.seen {
-		w := broken(&script{n: n})
-		if _, err := w.installer().Restore(context.Background(), w.site()); err != nil {
-			t.Fatalf("killed before %v: %v", whole.seen[n], err)
-		}
-		w.serves(w.leafOnDisk())
-		w.installer().Recover(context.Background(), w.site())
-		w.clean()
+	broken(t, whole)
+	for n, op := range whole.seen {
+		t.Run(fmt.Sprintf("%03d-%s-%s", n, op.Step, op.Do), func(t *testing.T) {
+			t.Parallel()
+			w := broken(t, &script{n: n})
+			if _, err := w.installer().Restore(context.Background(), w.site()); err != nil {
+				t.Fatal(err)
+			}
+			w.serves(w.leafOnDisk())
+			w.installer().Recover(context.Background(), w.site())
+			w.clean()
+		})
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/cassandra"
 	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
 	"github.com/cassandra-security-manager/csm/agent/install"
+	"github.com/cassandra-security-manager/csm/agent/probe"
 	"github.com/cassandra-security-manager/csm/agent/reload"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
@@ -231,7 +232,15 @@ func TestAStoppedTransactionIsOverWithinThirtySeconds(t *testing.T) {
 				t.Parallel()
 				w := installed(t)
 				clock := clockwork.NewFakeClockAt(time.Now())
-				w.clock, w.opts = clock, append(w.opts, fastProbe)
+				var mute atomic.Bool
+				w.clock, w.opts = clock, append(w.opts, func(o *install.Options) {
+					o.Probe = func(ctx context.Context, q probe.Request) probe.Result {
+						if q.Kind == cql && mute.Load() {
+							q.Timeout = 50 * time.Millisecond // some twenty are made to a port that says nothing
+						}
+						return probe.Probe(ctx, q)
+					}
+				})
 				ctx, stop := context.WithCancel(context.Background())
 				defer stop()
 				go func() { // time passes only while the transaction waits too, not the watch over HOLD alone
@@ -255,6 +264,7 @@ func TestAStoppedTransactionIsOverWithinThirtySeconds(t *testing.T) {
 					o.Before = func(op install.Op) error {
 						if op.Step == c.step && op.Do == "begin" {
 							w.node.Set(cql, c.port)
+							mute.Store(c.port == cassandratest.Silent)
 						}
 						return stop(op)
 					}

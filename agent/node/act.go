@@ -22,9 +22,10 @@ import (
 
 // How long calls may take and are tried again while the outcome is not known or no quorum answers.
 const (
-	callFor  = 15 * time.Second
-	claimFor = 10 * time.Second
-	issueFor = 45 * time.Second
+	callFor = 15 * time.Second
+	// defaultClaimFor is for claims, reports and questions for a neighbour.
+	defaultClaimFor = 10 * time.Second
+	issueFor        = 45 * time.Second
 	// proofFor is how long one prober has; the controller then names another.
 	proofFor = 25 * time.Second
 )
@@ -169,7 +170,7 @@ func (n *Node) claim(ctx context.Context, s *cassandra.Store, kind agentv1.MoveK
 	req := &agentv1.ClaimMoveRequest{Node: id.Node, Incarnation: id.Incarnation, Store: s.Name, Generation: generation, Kind: kind,
 		KeystoreSha256: f.KeystoreSha256, TruststoreSha256: f.TruststoreSha256, RequestId: requestID()}
 	var r *agentv1.ClaimMoveResponse
-	err := n.call(ctx, claimFor, func(ctx context.Context, c agentv1.AgentServiceClient) (err error) {
+	err := n.call(ctx, n.o.ClaimFor, func(ctx context.Context, c agentv1.AgentServiceClient) (err error) {
 		r, err = c.ClaimMove(ctx, req)
 		return err
 	})
@@ -378,7 +379,7 @@ func (n *Node) report(ctx context.Context, s *cassandra.Store, claim string, o *
 	if err := n.folder.KeepReport(r); err != nil {
 		n.log.Error("the outcome of a move could not be kept", "error", err)
 	}
-	return n.send(context.WithoutCancel(ctx), r, claimFor)
+	return n.send(context.WithoutCancel(ctx), r, n.o.ClaimFor)
 }
 
 // send reports one outcome. What a controller will never take is dropped: the store's facts tell the rest. A fault with

@@ -8,6 +8,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -63,6 +64,8 @@ type Options struct {
 	Detect func(context.Context, *cassandra.Instance) cassandra.Presence
 	// Machine is the hash of the machine id; nil asks the system.
 	Machine func() [32]byte
+	// ClaimFor is how long a claim, a report and the question for a neighbour are tried again while no controller answers; 0 is 10 s.
+	ClaimFor time.Duration
 	// Notify, if set, is told each action that was done, after it is done.
 	Notify func(store string, a Action, err error)
 }
@@ -138,6 +141,7 @@ func Open(o Options) (*Node, error) {
 	if o.Detect == nil {
 		o.Detect = Detect
 	}
+	o.ClaimFor = cmp.Or(o.ClaimFor, defaultClaimFor)
 	f, err := state.Open(o.Config.Folder(o.Instance), o.Machine())
 	if err != nil {
 		return nil, err

@@ -52,7 +52,7 @@ func (n *Node) askOnce(ctx context.Context, claim, store string, leaf [32]byte, 
 		req.Ports = append(req.Ports, p.Proto())
 	}
 	var r *agentv1.RequestProofsResponse
-	if err := n.call(ctx, claimFor, func(ctx context.Context, c agentv1.AgentServiceClient) (err error) {
+	if err := n.call(ctx, n.o.ClaimFor, func(ctx context.Context, c agentv1.AgentServiceClient) (err error) {
 		r, err = c.RequestProofs(ctx, req)
 		return err
 	}); err != nil {

@@ -114,7 +114,8 @@ func (s admission) awaitApproval(ctx context.Context, m Member) (Member, error) 
 		})
 		switch {
 		case err == nil && now.Key != m.Key:
-			return m, fault.New(fault.Conflict, "name-in-use", "the name %q belongs to another controller now", m.Name)
+			return m, fault.New(fault.Conflict, "name-in-use", "the name %q belongs to another controller now", m.Name).
+				Do("wipe the data folder, and join with a new token and another name; or remove the other first: `csm system remove %s`", m.Name)
 		case err == nil && now.Trusted():
 			return now, nil
 		case err != nil && !fault.Is(err, fault.NotFound): // not found: the entry is not applied here yet, or it was removed

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,6 +42,8 @@ func TestWhoMayJoin(t *testing.T) {
 	t.Run("a token of another controller is refused", g.aTokenOfAnother)
 	t.Run("a revoked token is refused", g.aRevokedToken)
 	t.Run("the same token and key get the same answer, another key is refused", g.aTokenBelongsToTheFirstKey)
+	t.Run("the name of a member that lives is refused, and nothing is lost", g.aNameThatLives)
+	t.Run("of two that claim one name one gets it", g.oneNameForTwo)
 	t.Run("a clock more than ten minutes off is refused", g.aClockThatIsOff)
 	t.Run("a request not signed by its key is refused", g.aRequestOfAnotherKey)
 	t.Run("a wrong pin is refused by the joiner", g.aWrongPin)
@@ -120,6 +124,74 @@ func (g door) aTokenBelongsToTheFirstKey(t *testing.T) {
 	}
 	if err := g.a.node.Remove(g.ctx, "d", "tester", "test"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func (g door) aNameThatLives(t *testing.T) {
+	s, b := g.token(t, TokenSpec{}), g.box("b")
+	before, err := g.a.node.Members(g.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := b.joinOptions(s, g.a)
+	o.Name = g.a.name
+	_, err = Join(g.ctx, o)
+	wantReason(t, err, fault.Conflict, "name-in-use")
+	if after, err := g.a.node.Members(g.ctx); err != nil || !reflect.DeepEqual(before, after) {
+		t.Errorf("the members were %+v and are %+v: %v", before, after, err)
+	}
+	g.a.mustWrite("after-the-name")
+	// The token was not used up by the refusal.
+	if r, err := g.ask(t, b.joinOptions(s, g.a)); err != nil || r.GetState() != clusterv1.MemberState_MEMBER_STATE_PENDING {
+		t.Fatalf("under a name of its own: %v %v", r, err)
+	}
+	if err := g.a.node.Remove(g.ctx, b.name, "tester", "test"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (g door) oneNameForTwo(t *testing.T) {
+	boxes := []*box{g.box("h"), g.box("i")}
+	var options []JoinOptions
+	for _, b := range boxes {
+		o := b.joinOptions(g.token(t, TokenSpec{}), g.a)
+		o.Name = "twice"
+		options = append(options, o)
+	}
+	errs := make([]error, 2)
+	var wg sync.WaitGroup
+	for i, o := range options {
+		wg.Go(func() { _, errs[i] = g.ask(t, o) })
+	}
+	wg.Wait()
+	first := 0
+	if errs[0] != nil {
+		first = 1
+	}
+	second := 1 - first
+	if errs[first] != nil {
+		t.Fatalf("neither got the name: %v", errs)
+	}
+	wantReason(t, errs[second], fault.Conflict, "name-in-use")
+	// The key that was compared by a person is the one that is let in; the other stays outside, and may come under its own name.
+	_, err := g.a.node.Approve(g.ctx, "twice", Member{Key: boxes[second].fingerprint()}.Fingerprint(), "tester")
+	wantReason(t, err, fault.Refused, "fingerprint-differs")
+	if _, err := g.a.node.Approve(g.ctx, "twice", Member{Key: boxes[first].fingerprint()}.Fingerprint(), "tester"); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := g.ask(t, options[first]); err != nil || len(r.GetChain()) == 0 {
+		t.Fatalf("approved: %v %v", r, err)
+	}
+	_, err = g.ask(t, options[second])
+	wantReason(t, err, fault.Conflict, "name-in-use")
+	options[second].Name = boxes[second].name
+	if r, err := g.ask(t, options[second]); err != nil || r.GetState() != clusterv1.MemberState_MEMBER_STATE_PENDING {
+		t.Fatalf("under a name of its own: %v %v", r, err)
+	}
+	for _, name := range []string{"twice", boxes[second].name} {
+		if err := g.a.node.Remove(g.ctx, name, "tester", "test"); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -58,6 +58,8 @@ func TestALostConnectionIsToldInTheWordsOfTheNetwork(t *testing.T) {
 	} {
 		if got := fault.From(fault.FromGRPC(status.Error(codes.Unavailable, said))).Error(); !strings.HasPrefix(got, want) {
 			t.Errorf("%q, want %q", got, want)
+		} else if strings.Contains(said, "certificate") == strings.Contains(got, "port is open") {
+			t.Errorf("the remedy is another's: %q", got)
 		}
 	}
 }

@@ -86,7 +86,11 @@ func FromGRPC(err error) error {
 	case codes.DeadlineExceeded:
 		return said(Unavailable, "unreachable", "the other side did not answer in time").Do("check that it runs and is not overloaded; then try again")
 	case codes.Unavailable, codes.Canceled:
-		return said(Unavailable, "unreachable", "the other side cannot be reached").Do("check that it runs and that its port is open")
+		e := said(Unavailable, "unreachable", "the other side cannot be reached")
+		if strings.Contains(s.Message(), "certificate") {
+			return e.Do("one side does not take the other's certificate: compare both clocks, and see `csm-agent doctor` or `csm system controllers` for one that has ended")
+		}
+		return e.Do("check that it runs and that its port is open")
 	case codes.Unauthenticated:
 		return said(Unauthenticated, "unauthenticated", "not authenticated")
 	case codes.InvalidArgument, codes.Unimplemented:

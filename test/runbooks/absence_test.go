@@ -132,6 +132,7 @@ func TestASystemThatWasOffFor400DaysComesBack(t *testing.T) {
 	x.expect("csm system grace --end --reason 'all agents are back'", 0)
 	x.expect("csm status --verify", 0)
 	x.expect("csm check expiry", 0)
+	x.expect("csm doctor", 0)
 }
 
 // made400DaysAgo is a system whose node has joined and taken its first certificate.
@@ -171,6 +172,14 @@ func (x *absence) controllersComeBack(today string) {
 	x.must(x.p.Ready(ctx))
 	x.context()
 	x.expect("csm status --verify", 0)
+	for _, c := range x.p.Controllers {
+		x.must(plane.Eventually(ctx, 20*time.Second, func() error {
+			if end := time.Unix(int64(x.metric(c, "csm_system_identity_not_after_timestamp_seconds")), 0); time.Until(end) < 20*24*time.Hour {
+				return fmt.Errorf("the identity of %s ends at %s", c.Name, end)
+			}
+			return nil
+		}))
+	}
 }
 
 // agentComesBack: its identity ended 370 days ago, so that it is refused until a grace is given.

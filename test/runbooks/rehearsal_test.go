@@ -153,11 +153,11 @@ func (o operator) Approve(_ context.Context, controller, fingerprint string) err
 	return nil
 }
 
-// metric reads a figure without labels from the first controller.
-func (o operator) metric(name string) float64 {
+// metric reads the first figure of that name from a controller.
+func (o operator) metric(c *plane.Controller, name string) float64 {
 	o.t.Helper()
-	c := http.Client{Timeout: 5 * time.Second}
-	r, err := c.Get("http://" + o.p.Controllers[0].Address(9644) + "/metrics")
+	client := http.Client{Timeout: 5 * time.Second}
+	r, err := client.Get("http://" + c.Address(9644) + "/metrics")
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func (o operator) metric(name string) float64 {
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	found := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindSubmatch(b)
+	found := regexp.MustCompile(`(?m)^` + name + `(?:\{[^}]*\})? (\S+)$`).FindSubmatch(b)
 	if found == nil {
 		o.t.Fatalf("there is no %s", name)
 	}
@@ -266,7 +266,7 @@ func allLost(o operator) {
 
 func backupOld(o operator) {
 	o.t.Helper()
-	if at := o.metric("csm_backup_last_verified_timestamp_seconds"); at != 0 {
+	if at := o.metric(o.p.Controllers[0], "csm_backup_last_verified_timestamp_seconds"); at != 0 {
 		o.t.Errorf("a backup was verified at %v", at)
 	}
 	o.expect("csm backup create --wait --timeout 10m", 1, "does not exist", "install -d")
@@ -276,7 +276,7 @@ func backupOld(o operator) {
 	}
 	o.expect("csm backup create --wait --timeout 10m", 0, "ready")
 	o.expect("csm backup list", 0, "ready")
-	if at := o.metric("csm_backup_last_verified_timestamp_seconds"); time.Since(time.Unix(int64(at), 0)) > time.Minute {
+	if at := o.metric(o.p.Controllers[0], "csm_backup_last_verified_timestamp_seconds"); time.Since(time.Unix(int64(at), 0)) > time.Minute {
 		o.t.Errorf("the last backup was verified at %v", at)
 	}
 }
