@@ -44,13 +44,15 @@ type Node struct {
 
 	// proposing bounds the bytes of proposals that wait here, appending those in our own log.
 	proposing, appending *semaphore.Weighted
-	leaders              leadership
-	verifying            verifier
-	contacts             contacts
-	ticks                ticks
-	clients              clients
-	joins                *rate.Limiter
-	matched              matched
+	// waiting counts what is appended here as the leader and not yet answered.
+	waiting   atomic.Int64
+	leaders   leadership
+	verifying verifier
+	contacts  contacts
+	ticks     ticks
+	clients   clients
+	joins     *rate.Limiter
+	matched   matched
 
 	diskLow atomic.Pointer[fault.Error]
 	skewed  atomic.Pointer[fault.Error]
@@ -162,7 +164,7 @@ func (n *Node) startRaft(snaps raft.SnapshotStore, bootstrap bool) error {
 	if n.cfg.tuning.wrapLog != nil {
 		logs = n.cfg.tuning.wrapLog(logs)
 	}
-	cached, err := raft.NewLogCache(512, watchdog.Log{LogStore: logs, Dog: dog})
+	cached, err := raft.NewLogCache(512, gather{LogStore: watchdog.Log{LogStore: logs, Dog: dog}, waiting: &n.waiting})
 	if err != nil {
 		return err
 	}

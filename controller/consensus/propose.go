@@ -149,10 +149,12 @@ func (n *Node) append(ctx context.Context, e *clusterv1.Envelope) attempt {
 		n.appending.Release(size)
 		return attempt{class: refused, why: fault.Wrap(err, fault.Invalid, "bad-envelope", "the command cannot be encoded")}
 	}
+	n.waiting.Add(1)
 	f := n.raft.Apply(data, max(time.Until(deadline), time.Millisecond))
 	done := make(chan error, 1)
 	go func() {
 		err := f.Error()
+		n.waiting.Add(-1)
 		n.appending.Release(size)
 		done <- err
 	}()
