@@ -206,29 +206,35 @@ func TestACutFromAllControllersInEachPhaseOfAnInstall(t *testing.T) {
 					}
 				}
 			}
-			s.w.spy.Store(nil)
-			s.w.ahead.Add(int64(time.Minute)) // a step that failed is tried again after a while
-			s.link.heal()
-			s.a.await("renewed when the network is back", func(st fleet.Store) bool {
-				return st.State == "proven" && st.Installed == st.Generation && st.Installed >= generation && st.Proven == st.Leaf && st.Leaf != s.old
-			})
-			s.w.await("all outcomes are told", func() bool {
-				return !slices.ContainsFunc(s.since(s.moves), func(m fleet.Move) bool { return m.State != "closed" }) && s.a.status().Unreported == 0
-			})
-			var outcomes []string
-			for _, m := range s.since(s.moves) {
-				outcomes = append(outcomes, m.Outcome)
-			}
-			if !slices.Equal(outcomes, c.outcomes) {
-				t.Errorf("moves ended %v, want %v", outcomes, c.outcomes)
-			}
-			if n := s.issued() - s.certificates; n != len(c.outcomes) {
-				t.Errorf("%d certificates were issued by %d moves", n, len(c.outcomes))
-			}
-			want := s.leafOnDisk()
-			if leaves := s.served(); s.a.store().Leaf != want || leaves[0] != want || leaves[1] != want {
-				t.Errorf("the controllers know %s, %s lies on disk, %v is served", s.a.store().Leaf, want, leaves)
-			}
+			s.healed(generation, c.outcomes)
 		})
+	}
+}
+
+// healed restores the network: the agent renews, tells every outcome, and all agree on what is served.
+func (s *severed) healed(generation uint64, want []string) {
+	s.Helper()
+	s.w.spy.Store(nil)
+	s.w.ahead.Add(int64(time.Minute)) // a step that failed is tried again after a while
+	s.link.heal()
+	s.a.await("renewed when the network is back", func(st fleet.Store) bool {
+		return st.State == "proven" && st.Installed == st.Generation && st.Installed >= generation && st.Proven == st.Leaf && st.Leaf != s.old
+	})
+	s.w.await("all outcomes are told", func() bool {
+		return !slices.ContainsFunc(s.since(s.moves), func(m fleet.Move) bool { return m.State != "closed" }) && s.a.status().Unreported == 0
+	})
+	var outcomes []string
+	for _, m := range s.since(s.moves) {
+		outcomes = append(outcomes, m.Outcome)
+	}
+	if !slices.Equal(outcomes, want) {
+		s.Errorf("moves ended %v, want %v", outcomes, want)
+	}
+	if n := s.issued() - s.certificates; n != len(want) {
+		s.Errorf("%d certificates were issued by %d moves", n, len(want))
+	}
+	disk := s.leafOnDisk()
+	if leaves := s.served(); s.a.store().Leaf != disk || leaves[0] != disk || leaves[1] != disk {
+		s.Errorf("the controllers know %s, %s lies on disk, %v is served", s.a.store().Leaf, disk, leaves)
 	}
 }

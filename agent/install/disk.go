@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/keystore"
 )
 
@@ -126,7 +127,7 @@ func (d disk) syncFolder(dir string) error {
 	if err := d.gate("sync-folder", dir); err != nil {
 		return err
 	}
-	return syncFolder(dir)
+	return atomicfile.SyncFolder(dir)
 }
 
 func (d disk) mkdir(dir string) error {

@@ -45,15 +45,6 @@ func chown(f *os.File, uid, gid int) error {
 	return f.Chown(uid, gid)
 }
 
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
 // lockFolder takes the folder's own lock (flock(2) on its descriptor: no file is left behind) or says that it is taken.
 func lockFolder(dir string) (unlock func(), taken bool, err error) {
 	d, err := os.Open(dir)

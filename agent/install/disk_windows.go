@@ -17,9 +17,6 @@ func folderOwner(string) (uid, gid int) { return -1, -1 }
 
 func chown(*os.File, int, int) error { return nil }
 
-// syncFolder has no meaning here: NTFS journals renames itself.
-func syncFolder(string) error { return nil }
-
 // lockFolder locks a file in the folder, since folders cannot be locked here.
 func lockFolder(dir string) (unlock func(), taken bool, err error) {
 	f, err := os.OpenFile(filepath.Join(dir, ".csm-lock"), os.O_RDWR|os.O_CREATE, 0o600)

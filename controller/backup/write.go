@@ -17,6 +17,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
@@ -88,7 +89,7 @@ func Write(src Source, o Order) (w Written, err error) {
 	if w.Size, w.SHA256, err = hashFile(beside); err != nil {
 		return w, cannotWrite(o.Folder, err)
 	}
-	if err = errors.Join(os.Rename(beside, w.Path), syncFolder(o.Folder)); err != nil {
+	if err = errors.Join(os.Rename(beside, w.Path), atomicfile.SyncFolder(o.Folder)); err != nil {
 		return w, cannotWrite(o.Folder, err)
 	}
 	return w, nil
@@ -160,12 +161,4 @@ func cannotWrite(folder string, err error) error {
 		return fault.New(fault.Conflict, "backup-exists", "a backup of this second and index exists already in %s", folder).Do("nothing was written since; use that one")
 	}
 	return fault.Wrap(err, fault.Unavailable, "backup-not-written", "the backup cannot be written into %s; earlier ones are untouched", folder).Do("check the owner and the disk of that folder")
-}
-
-func syncFolder(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

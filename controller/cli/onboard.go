@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	ui "github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/resource"
@@ -148,17 +149,7 @@ func writeNew(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err == nil {
-		_, err = f.Write(append(b, '\n'))
-		if e := f.Sync(); err == nil {
-			err = e
-		}
-		if e := f.Close(); err == nil {
-			err = e
-		}
-	}
-	if err != nil {
+	if err := atomicfile.Create(path, append(b, '\n'), 0o600); err != nil {
 		return fault.Wrap(err, fault.Refused, "no-handover", "the hand-over file cannot be written, so nothing was changed").Do("name another file with --to, in a folder that you may write: %s", filepath.Dir(path))
 	}
 	return nil
