@@ -107,7 +107,7 @@ func (l *Load) newcomer(host string, k *key) {
 		l.fail(fmt.Errorf("new session to %s: %w", host, err))
 		return
 	}
-	defer s.Close()
+	defer hangUp(s)
 	l.pair(s, k)
 }
 

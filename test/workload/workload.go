@@ -120,17 +120,17 @@ func (l *Load) tryOpen(ctx context.Context) error {
 		`CREATE TABLE IF NOT EXISTS load.kv (worker int, slot int, seq bigint, body blob, PRIMARY KEY ((worker, slot)))`,
 	} {
 		if err := s.Query(q).Consistency(gocql.All).ExecContext(ctx); err != nil {
-			s.Close()
+			hangUp(s)
 			return err
 		}
 	}
 	k := &key{worker: -1}
 	if err := k.write(ctx, s, gocql.All); err != nil {
-		s.Close()
+		hangUp(s)
 		return err
 	}
 	if _, err := k.read(ctx, s, gocql.All); err != nil {
-		s.Close()
+		hangUp(s)
 		return err
 	}
 	l.session = s
@@ -188,5 +188,19 @@ func (l *Load) Begin() Mark { return Mark{counts{at: l.begin, errors: map[string
 func (l *Load) Stop() {
 	l.cancel()
 	l.done.Wait()
-	l.session.Close()
+	hangUp(l.session)
+}
+
+// hangUp closes a session, and stops waiting for that after a while: Close of gocql 2.1.2 never returns if the control
+// connection is just then made anew, for it waits for an answer of the schema refresher that Close has stopped.
+func hangUp(s *gocql.Session) {
+	closed := make(chan struct{})
+	go func() {
+		s.Close()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(5 * time.Second):
+	}
 }
