@@ -120,10 +120,10 @@ func FrozenAt(ctx context.Context, q state.Querier, name string, now time.Time) 
 }
 
 // Words are the freeze in one sentence.
-func (z *Freeze) Words() string { return z.refusal().Message }
+func (z *Freeze) Words() string { return fault.From(z.refusal()).Message }
 
 // Remedy says how to lift it.
-func (z *Freeze) Remedy() string { return z.refusal().Remedy }
+func (z *Freeze) Remedy() string { return fault.From(z.refusal()).Remedy }
 
 // Took is how long a move of this cluster has taken from claim to proof lately: the mean of the newest twenty that were proved; zero without any.
 func Took(ctx context.Context, q state.Querier, cluster string) (time.Duration, error) {
