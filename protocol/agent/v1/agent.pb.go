@@ -2961,7 +2961,11 @@ type StoreTarget struct {
 	// Why the newest generation was made, for people.
 	Reason string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The files are another CA's: only the anchors are added, the leaf stays.
-	TrustOnly     bool `protobuf:"varint,40,opt,name=trust_only,json=trustOnly,proto3" json:"trust_only,omitempty"`
+	TrustOnly bool `protobuf:"varint,40,opt,name=trust_only,json=trustOnly,proto3" json:"trust_only,omitempty"`
+	// What the newest generation asks for; unspecified: the agent decides by what the store lacks.
+	Move MoveKind `protobuf:"varint,70,opt,name=move,proto3,enum=csm.agent.v1.MoveKind" json:"move,omitempty"`
+	// Plan of the rollout that raised the generation: said again in the claim. Empty when none did.
+	PlanHash      []byte `protobuf:"bytes,71,opt,name=plan_hash,json=planHash,proto3" json:"plan_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3057,6 +3061,20 @@ func (x *StoreTarget) GetTrustOnly() bool {
 		return x.TrustOnly
 	}
 	return false
+}
+
+func (x *StoreTarget) GetMove() MoveKind {
+	if x != nil {
+		return x.Move
+	}
+	return MoveKind_MOVE_KIND_UNSPECIFIED
+}
+
+func (x *StoreTarget) GetPlanHash() []byte {
+	if x != nil {
+		return x.PlanHash
+	}
+	return nil
 }
 
 // Names are the subject alternative names of a certificate.
@@ -4475,7 +4493,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x05actor\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05actor\x12\x1f\n" +
 	"\x06reason\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x120\n" +
 	"\x05since\x18< \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
-	"\x05until\x18= \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xe8\x02\n" +
+	"\x05until\x18= \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xb9\x03\n" +
 	"\vStoreTarget\x12\x1c\n" +
 	"\x05store\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b?R\x05store\x12\x1e\n" +
 	"\n" +
@@ -4489,7 +4507,9 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\rkey_algorithm\x18\a \x01(\tB\x06\xea\xe0\x18\x02\b R\fkeyAlgorithm\x12\x1f\n" +
 	"\x06reason\x18\b \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x12\x1d\n" +
 	"\n" +
-	"trust_only\x18( \x01(\bR\ttrustOnly\"_\n" +
+	"trust_only\x18( \x01(\bR\ttrustOnly\x12*\n" +
+	"\x04move\x18F \x01(\x0e2\x16.csm.agent.v1.MoveKindR\x04move\x12#\n" +
+	"\tplan_hash\x18G \x01(\fB\x06\xea\xe0\x18\x02\b R\bplanHash\"_\n" +
 	"\x05Names\x12\x1b\n" +
 	"\x03dns\x18\x01 \x03(\tB\t\xea\xe0\x18\x05\b\xfd\x01\x10@R\x03dns\x12\x1a\n" +
 	"\x03ips\x18\x02 \x03(\tB\b\xea\xe0\x18\x04\b@\x10@R\x03ips\x12\x1d\n" +
@@ -4763,47 +4783,48 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	54, // 43: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
 	36, // 44: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
 	54, // 45: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
-	54, // 46: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
-	6,  // 47: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
-	54, // 48: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
-	54, // 49: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
-	22, // 50: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
-	22, // 51: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
-	54, // 52: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
-	22, // 53: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
-	4,  // 54: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
-	55, // 55: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
-	54, // 56: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
-	45, // 57: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
-	45, // 58: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
-	7,  // 59: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
-	23, // 60: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
-	45, // 61: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
-	55, // 62: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
-	52, // 63: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
-	24, // 64: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
-	27, // 65: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
-	29, // 66: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
-	38, // 67: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
-	40, // 68: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
-	42, // 69: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
-	46, // 70: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
-	49, // 71: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
-	51, // 72: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
-	26, // 73: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
-	28, // 74: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
-	32, // 75: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
-	39, // 76: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
-	41, // 77: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
-	43, // 78: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
-	47, // 79: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
-	50, // 80: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
-	53, // 81: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
-	73, // [73:82] is the sub-list for method output_type
-	64, // [64:73] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	6,  // 46: csm.agent.v1.StoreTarget.move:type_name -> csm.agent.v1.MoveKind
+	54, // 47: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
+	6,  // 48: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
+	54, // 49: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
+	54, // 50: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
+	22, // 51: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
+	22, // 52: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
+	54, // 53: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
+	22, // 54: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
+	4,  // 55: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
+	55, // 56: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
+	54, // 57: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
+	45, // 58: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
+	45, // 59: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
+	7,  // 60: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
+	23, // 61: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
+	45, // 62: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
+	55, // 63: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
+	52, // 64: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
+	24, // 65: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
+	27, // 66: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
+	29, // 67: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
+	38, // 68: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
+	40, // 69: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
+	42, // 70: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
+	46, // 71: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
+	49, // 72: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
+	51, // 73: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
+	26, // 74: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
+	28, // 75: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
+	32, // 76: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
+	39, // 77: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
+	41, // 78: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
+	43, // 79: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
+	47, // 80: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
+	50, // 81: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
+	53, // 82: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
+	74, // [74:83] is the sub-list for method output_type
+	65, // [65:74] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
