@@ -101,22 +101,13 @@ func applyGrowTrust(a *state.Apply, c *clusterv1.GrowTrust) (*clusterv1.Empty, e
 				Do("anchors are taken away only as the last step of a rotation, when every node is proved without them")
 		}
 	}
-	added, err := addAnchors(a, trust, c.Anchors)
+	added, err := AddAnchors(a, c.Cluster, c.Anchors)
 	if err != nil || added == 0 {
 		return &clusterv1.Empty{}, err
 	}
-	if _, err := a.Exec(`UPDATE clusters SET bundle_version = ?, changed = ?, updated_ms = ?, revision = ? WHERE name = ?`,
-		a.Index, a.Index, a.Now.UnixMilli(), a.Index, c.Cluster); err != nil {
-		return nil, err
-	}
-	if _, err := a.Exec(`UPDATE stores SET generation = ?, reason = 'trust grows' WHERE node IN (SELECT name FROM nodes WHERE cluster = ?)`,
-		a.Index, c.Cluster); err != nil {
-		return nil, err
-	}
-	a.Touch(state.Updated, c.Cluster)
-	a.Touch(state.Updated, trust)
-	signalTarget(a, c.Cluster)
-	return &clusterv1.Empty{}, nil
+	_, err = a.Exec(`UPDATE stores SET generation = ?, reason = 'trust grows' WHERE node IN (SELECT name FROM nodes WHERE cluster = ?)`,
+		a.Index, c.Cluster)
+	return &clusterv1.Empty{}, err
 }
 
 func addAnchors(a *state.Apply, trust string, anchors [][]byte) (added int64, err error) {

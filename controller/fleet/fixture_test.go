@@ -46,7 +46,7 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, log: statetest.New(t, fleet.Module(), recorder()), anchors: [][]byte{[]byte("anchor one")}}
+	w := &world{t: t, log: statetest.New(t, fleet.Module(), recorder(), bundler()), anchors: [][]byte{[]byte("anchor one")}}
 	w.Fleet = fleet.New(w.log.Store, w.log, w.log.Clock, func(context.Context, string) ([][]byte, error) { return w.anchors, nil })
 	if _, err := w.CreateCluster(ctx, fleet.ClusterSpec{Name: cluster, Authority: "tenants/default/authorities/internal"}, ann); err != nil {
 		t.Fatal(err)

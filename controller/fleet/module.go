@@ -12,6 +12,7 @@ func Module() state.Module {
 			{Number: 530, SQL: ringSchema},
 			{Number: 531, SQL: freezeSchema},
 			{Number: 532, SQL: livesSchema},
+			{Number: 540, SQL: withdrawnSchema},
 		},
 		Commands: func(r *state.Registry) {
 			state.Handle(r, applyCreateCluster)
