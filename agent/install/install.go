@@ -96,6 +96,9 @@ type Plan struct {
 	Names certificate.Names
 	// MinRemaining life of the new leaf; 0 is 24 h.
 	MinRemaining time.Duration
+	// Given says that the controllers gave the leaf in place: anchors of the plan that lie beside it are ours, though no record
+	// of this agent says so.
+	Given bool
 	// NoWayBack allows an install although the old pair is broken or expired and could not be put back: an operator's
 	// word, never a default.
 	NoWayBack bool

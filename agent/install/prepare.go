@@ -222,7 +222,7 @@ func (t *transaction) ours() []string {
 	}
 	for _, c := range t.plan.Anchors {
 		// An anchor that somebody else had put there before us stays theirs: it is never retired by CSM alone.
-		if id := anchorID(c); !slices.Contains(out, id) && !foreign(id) {
+		if id := anchorID(c); !slices.Contains(out, id) && (t.plan.Given || !foreign(id)) {
 			out = append(out, id)
 		}
 	}

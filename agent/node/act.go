@@ -204,9 +204,10 @@ func (n *Node) install(ctx context.Context, s *cassandra.Store, a Action) error 
 
 // plan makes key and certificate, or takes only the anchors.
 func (n *Node) plan(ctx context.Context, s *cassandra.Store, t *agentv1.StoreTarget, claim string, kind agentv1.MoveKind) (install.Plan, error) {
-	p := install.Plan{Site: n.site(s), Claim: claim, Generation: t.Generation}
-	if f := n.factsOf(s.Name); f.GetNotAfter() != nil {
-		p.NoWayBack = noWayBack(n.o.Config.Folder(n.o.Instance), f.NotAfter.AsTime(), n.o.Clock.Now())
+	f := n.factsOf(s.Name)
+	p := install.Plan{Site: n.site(s), Claim: claim, Generation: t.Generation, Given: len(f.LeafSha256) > 0 && bytes.Equal(f.LeafSha256, t.LeafSha256)}
+	if f.GetNotAfter() != nil {
+		p.NoWayBack = noWayBack(n.o.Config.Folder(n.o.Instance), f.NotAfter.AsTime(), n.now())
 	}
 	p.Neighbour = n.neighbour(claim, s.Name)
 	var err error
@@ -317,7 +318,7 @@ func (n *Node) settle(ctx context.Context, s *cassandra.Store) error {
 func (n *Node) settleAll(ctx context.Context) error {
 	var first error
 	for _, s := range n.storesNow() {
-		if n.factsOf(s.Name).State != agentv1.InstallState_INSTALL_STATE_MOVING || n.o.Config.AgentMode() != agentv1.Mode_MODE_MANAGE || n.folder.Copied() {
+		if n.factsOf(s.Name).State != agentv1.InstallState_INSTALL_STATE_MOVING || n.mode() != agentv1.Mode_MODE_MANAGE || n.folder.Copied() {
 			continue
 		}
 		if err := n.settle(ctx, s); err != nil && first == nil {

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -77,16 +78,48 @@ func New(dist *Distribution, o Options) (*Ring, error) {
 }
 
 func (r *Ring) node(i int, address netip.Addr) (*Node, error) {
-	name := "n" + strconv.Itoa(i+1)
+	// Tokens split the ring evenly: -2^63 + (i+1) * 2^64/4.
+	token := int64(-1<<63) + int64(i+1)*(1<<62)
+	return r.configure("n"+strconv.Itoa(i+1), i, r.Formats[i], address, strconv.FormatInt(token, 10))
+}
+
+// Add writes the configuration of one more node, which bootstraps into the ring when it is started, by a token of its own
+// choice or that of the node which it replaces. It is in Nodes from then on.
+func (r *Ring) Add(name, format string, address netip.Addr) (*Node, error) {
+	n, err := r.configure(name, len(r.Nodes), format, address, "")
+	if err != nil {
+		return nil, err
+	}
+	r.Nodes = append(r.Nodes, n)
+	return n, nil
+}
+
+// Renew removes all that a node had, as a host that was set up anew; it bootstraps when it is started again.
+func (n *Node) Renew(r *Ring) error {
+	if n.Running() {
+		return fmt.Errorf("%s runs", n.Name)
+	}
+	if err := os.RemoveAll(n.Dir); err != nil {
+		return err
+	}
+	fresh, err := r.configure(n.Name, slices.Index(r.Nodes, n), n.Format, n.Address, "")
+	if err != nil {
+		return err
+	}
+	*n = *fresh
+	return nil
+}
+
+func (r *Ring) configure(name string, i int, format string, address netip.Addr, token string) (*Node, error) {
 	dir := filepath.Join(r.Dir, name)
 	jmx, err := port.Free()
 	if err != nil {
 		return nil, err
 	}
-	ext := map[string]string{"PKCS12": "p12", "JKS": "jks", "PEM": "pem"}[r.Formats[i]]
+	ext := map[string]string{"PKCS12": "p12", "JKS": "jks", "PEM": "pem"}[format]
 	n := &Node{
 		Name: name, Dir: dir, Address: address, JMX: jmx, Rack: "r" + strconv.Itoa(i+1), Datacenter: "dc1",
-		Format: r.Formats[i], Password: "ring-password",
+		Format: format, Password: "ring-password",
 		Config:   filepath.Join(dir, "conf", "cassandra.yaml"),
 		Stores:   filepath.Join(dir, "tls"),
 		Keystore: filepath.Join(dir, "tls", "keystore."+ext), Truststore: filepath.Join(dir, "tls", "truststore."+ext),
@@ -98,8 +131,6 @@ func (r *Ring) node(i int, address netip.Addr) (*Node, error) {
 			return nil, err
 		}
 	}
-	// Tokens split the ring evenly: -2^63 + (i+1) * 2^64/4.
-	token := int64(-1<<63) + int64(i+1)*(1<<62)
 	err = render("cassandra.yaml.tmpl", n.Config, map[string]any{
 		"Cluster": r.Cluster, "Token": token, "Address": address, "StoragePort": StoragePort, "NativePort": NativePort,
 		"Seed":   netip.AddrPortFrom(r.Addresses[0], StoragePort),
