@@ -44,16 +44,15 @@ func (e *estate) replaced() {
 	oldAgent.Process.Kill()
 	e.status(e.r.Nodes[0], "DN", 1)
 
-	e.r.Nodes = e.r.Nodes[:2]
-	n, err := e.r.Add("n3b", "PEM", e.address(4))
+	n, err := e.r.Add(e.address(4), "dc1")
 	e.must(err)
 	out := e.planned("node", "replace", "prod/n3", "--ip", n.Address.String(), "--ip", "127.0.0.1", "--dns", "n3.lives.example", "--reason", "disk died")
 	if v := e.until("n3", "its old identity to end", func(v fleet.Node) bool { return v.State == fleet.Revoked }); strings.Contains(strings.Join(v.Names.IPs, " "), old.Address.String()) {
 		e.t.Errorf("the names are still those of the old host: %+v", v.Names)
 	}
 	e.enrol(n, e.secret(out))
-	e.agents["n3"] = e.agents["n3b"]
-	delete(e.agents, "n3b")
+	e.agents["n3"] = e.agents[n.Name]
+	delete(e.agents, n.Name)
 	e.until("n3", "installed on the new host", func(v fleet.Node) bool { return v.Incarnation == 2 && v.State == fleet.Active && installed(v) })
 	n.JVM = append(n.JVM, quick, "-Dcassandra.replace_address_first_boot="+old.Address.String())
 	e.must(n.Start())
@@ -96,7 +95,7 @@ func (e *estate) rebuilt() {
 	n.Kill()
 	e.agents["n2"].Process.Kill()
 	e.status(e.r.Nodes[0], "DN", 1)
-	e.must(n.Renew(e.r))
+	e.must(e.r.Rebuild(n))
 	e.must(os.RemoveAll(e.agents["n2"].Dir))
 	e.enrol(n, e.token("node", "rejoin", "prod/n2"))
 	e.until("n2", "installed anew", func(v fleet.Node) bool {
@@ -129,44 +128,44 @@ func (e *estate) forgot() {
 	e.status(e.r.Nodes[0], "UN", 3)
 }
 
-// decommissioned: a fourth node comes and goes.
+// decommissioned: a fourth node comes and goes; it is n5, since the folder n4 is the host that replaced n3.
 func (e *estate) decommissioned() {
-	n, err := e.r.Add("n4", "JKS", e.address(5))
+	n, err := e.r.Add(e.address(5), "dc1")
 	e.must(err)
-	e.enrol(n, e.token("cluster", "join-command", "prod/n4", "--yes", "--ip", n.Address.String(), "--ip", "127.0.0.1", "--dns", "n4.lives.example"))
-	e.until("n4", "installed before the first start", installed)
+	e.enrol(n, e.token("cluster", "join-command", "prod/n5", "--yes", "--ip", n.Address.String(), "--ip", "127.0.0.1", "--dns", "n5.lives.example"))
+	e.until("n5", "installed before the first start", installed)
 	n.JVM = append(n.JVM, quick)
 	e.must(n.Start())
 	e.must(n.WaitReady(e.t.Context()))
-	e.until("n4", "proved", proved)
+	e.until("n5", "proved", proved)
 	e.relist("n1", "n2", "n3")
 	if _, err := n.RunNodetool(e.t.Context(), "decommission"); err != nil {
 		e.must(err)
 	}
 	n.Kill()
-	e.agents["n4"].Process.Kill()
+	e.agents["n5"].Process.Kill()
 	e.status(e.r.Nodes[0], "UN", 3)
 	e.relist("n1")
-	if v, err := e.node("n4"); err != nil {
+	if v, err := e.node("n5"); err != nil {
 		e.must(err)
 	} else if c, is := e.proposal(v); is {
 		e.t.Errorf("by the word of one: %s", c.Message)
 	}
 	e.relist("n2", "n3")
-	v := e.until("n4", "proposed for removal", func(v fleet.Node) bool { _, is := e.proposal(v); return is })
-	if c, _ := e.proposal(v); v.State != fleet.Active || !strings.Contains(c.Remedy, "csm node remove prod/n4") {
+	v := e.until("n5", "proposed for removal", func(v fleet.Node) bool { _, is := e.proposal(v); return is })
+	if c, _ := e.proposal(v); v.State != fleet.Active || !strings.Contains(c.Remedy, "csm node remove prod/n5") {
 		e.t.Errorf("state %s, %+v", v.State, c)
 	}
-	for _, args := range [][]string{{"cluster", "get", "prod"}, {"node", "get", "prod/n4"}, {"node", "list"}} {
+	for _, args := range [][]string{{"cluster", "get", "prod"}, {"node", "get", "prod/n5"}, {"node", "list"}} {
 		if out := e.csm(args...); !strings.Contains(out, "gone from the ring") && !strings.Contains(out, "removal") {
 			e.t.Errorf("csm %v says nothing: %s", args, out)
 		}
 	}
-	if out, err := e.try("node", "remove", "prod/n4", "--reason", "decommissioned", "--yes"); err == nil {
+	if out, err := e.try("node", "remove", "prod/n5", "--reason", "decommissioned", "--yes"); err == nil {
 		e.t.Errorf("removed without a plan: %s", out)
 	}
-	e.planned("node", "remove", "prod/n4", "--reason", "decommissioned")
-	v = e.until("n4", "removed", func(v fleet.Node) bool { return v.State == fleet.Revoked })
+	e.planned("node", "remove", "prod/n5", "--reason", "decommissioned")
+	v = e.until("n5", "removed", func(v fleet.Node) bool { return v.State == fleet.Revoked })
 	if c, is := e.proposal(v); is {
 		e.t.Errorf("still proposed: %s", c.Message)
 	}
