@@ -81,7 +81,11 @@ func (n *Node) after(store string, a Action, err error) {
 	case unheard[f.Reason] && claimed(a):
 		// The controllers have not taken our newest report yet (they take one a second), or we not their newest target.
 		att.Again = now.Add(min(time.Second<<min(n.failures[store], 6), time.Minute))
-		n.failures[store]++
+		if n.failures[store]++; n.failures[store]%unheardFor == 0 {
+			// Perhaps they hold something else for our newest word: a new stream begins with all of it.
+			n.log.Warn("the controllers decide by other facts than this agent's; it tells them anew", "store", store, "reason", f.Reason)
+			n.client.Reconnect()
+		}
 	case f.Reason == "wave-busy":
 		att.Again = now.Add(20 * time.Second) // the controllers say sooner when it is free; this is for a word that was lost
 	case lacksProof(err) || f.Code == fault.Unavailable || f.Code == fault.Unknown || f.Code == fault.Stale:
@@ -93,6 +97,9 @@ func (n *Node) after(store string, a Action, err error) {
 	}
 	n.attempts[store] = att
 }
+
+// unheardFor is how many claims in a row are refused so until everything is told anew.
+const unheardFor = 4
 
 // unheard are refusals of a claim by what we have already told otherwise.
 var unheard = map[string]bool{"store-changed": true, "no-store": true, "generation-superseded": true, "generation-unknown": true,

@@ -22,8 +22,8 @@ type storeRow struct {
 	unproved              bool
 	// given: the leaf in the files was issued for this store, perhaps to an earlier incarnation of the node.
 	given bool
-	move                  agentv1.MoveKind // what the newest generation asks for
-	plan                  []byte           // of the rollout that raised it
+	move  agentv1.MoveKind // what the newest generation asks for
+	plan  []byte           // of the rollout that raised it
 }
 
 // givenLeaf says of a row of stores whether its leaf was issued under a claim for this store. Moves are kept for 90 days after
