@@ -103,9 +103,10 @@ func TestWhyThereIsNoStreamIsSaidOnceAndAHopelessAgentAsksSeldom(t *testing.T) {
 			}
 		}
 	}
-	for range 5 {
+	for round := range 5 {
 		lost()
-		for waited := time.Duration(0); waited < time.Minute; waited += time.Second {
+		step := sync.Pause(round, 0)
+		for waited := time.Duration(0); waited < time.Minute; waited += step {
 			if err := clock.BlockUntilContext(ctx, 1); err != nil { // it is asleep, so it asks nobody
 				t.Fatal(err)
 			}
@@ -114,7 +115,7 @@ func TestWhyThereIsNoStreamIsSaidOnceAndAHopelessAgentAsksSeldom(t *testing.T) {
 				t.Fatalf("asked again after %s", waited)
 			default:
 			}
-			clock.Advance(time.Second)
+			clock.Advance(step)
 		}
 	}
 	lost()
