@@ -87,7 +87,7 @@ func (e *estate) replaced() {
 	}
 }
 
-// rebuilt: the same host and address with empty disks. Cassandra replaces itself and has another host id.
+// rebuilt: the same host and address with empty disks. A Cassandra that replaces its own address takes its old host id.
 func (e *estate) rebuilt() {
 	n := e.r.Nodes[1]
 	before, err := e.node("n2")
@@ -106,7 +106,7 @@ func (e *estate) rebuilt() {
 	e.must(n.WaitReady(e.t.Context()))
 	e.status(e.r.Nodes[0], "UN", 3)
 	after := e.until("n2", "proved anew", proved)
-	if after.Instance.HostID == before.Instance.HostID || after.Stores[0].Leaf == before.Stores[0].Leaf {
+	if after.Instance.HostID != before.Instance.HostID || after.Stores[0].Leaf == before.Stores[0].Leaf {
 		e.t.Errorf("before %+v, after %+v", before, after)
 	}
 }
