@@ -18,19 +18,39 @@ import (
 	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
+// story is what is told: on which ring, and what is shown once it runs under load.
+type story struct {
+	title string
+	// datacenters of the nodes, in their order; spare is how many more addresses there are for nodes that come later.
+	datacenters []string
+	spare       int
+	// tell shows it; false when something did not hold.
+	tell func(ctx context.Context, d *demo) bool
+}
+
+// stories by their names for -story.
+var stories = map[string]story{
+	"renewal":  {"from three empty controllers to a proved ring", []string{"dc1", "dc1", "dc1"}, 0, tellRenewal},
+	"rotation": {"the root of a living ring is replaced", []string{"dc1", "dc2", "dc1", "dc2", "dc1", "dc2"}, 1, tellRotation},
+}
+
 // demo is everything that runs, and what was seen of it.
 type demo struct {
+	story
 	screen          *screen
 	only            string
 	bin, dir, cache string
 
 	loopback []*process.Range
+	nodes    *process.Range
 	plane    *plane.Plane
 	agents   []*plane.Agent
+	roots    []string // files of the roots that were made
 	client   *client
 	ring     *ring.Ring
-	ready    []ring.Mark // place in each node's log when the ring had come up
-	load     *workload.Load
+	ready    []ring.Mark               // place in each node's log when the ring had come up
+	load     *workload.Load            // the first of the loads
+	loads    map[string]*workload.Load // by data centre
 	busy     workload.Mark
 
 	proofs    []proof
@@ -67,22 +87,26 @@ var foundation = []scenario{
 	{"controllers", "three controllers in three regions form one quorum", startControllers},
 	{"authorities", "a root, and an issuing CA per region", makeAuthorities},
 	{"cluster", "a cluster, and a one-time join token per node", makeCluster},
-	{"observe", "three agents join and only look", observe},
+	{"observe", "an agent for each node joins and only looks", observe},
 	{"manage", "the agents write the stores before Cassandra's first start", manage},
 	{"ring", "a real Cassandra ring starts with these stores", startRing},
-	{"load", "a CQL load with client certificates, QUORUM, no retries", startLoad},
+	{"load", "a CQL load with client certificates, at QUORUM, no retries", startLoad},
 }
 
 func (d *demo) run(ctx context.Context) (held bool) {
 	d.errorsBy = map[string][]string{}
 	defer func() { d.screen.watch(nil) }()
-	d.screen.title("Cassandra Security Manager: from three empty controllers to a proved ring")
+	d.screen.title("Cassandra Security Manager: " + d.title)
 	for _, s := range foundation {
 		if !d.show(ctx, s) {
 			d.logs()
 			return false
 		}
 	}
+	return d.tell(ctx, d)
+}
+
+func tellRenewal(ctx context.Context, d *demo) bool {
 	d.screen.title("Every node is renewed, one at a time, under load")
 	d.busy = d.load.Mark()
 	d.show(ctx, scenario{"renewal", "each node gets a new certificate, proved by its neighbour", renewAll})
@@ -149,12 +173,12 @@ func prepare(ctx context.Context, d *demo) (string, error) {
 		return "", err
 	}
 	d.loopback = append(d.loopback, control)
-	nodes, err := process.Claim(10, 3, ring.StoragePort, ring.NativePort)
+	d.nodes, err = process.Claim(10, len(d.datacenters)+d.spare, ring.StoragePort, ring.NativePort)
 	if err != nil {
 		return "", err
 	}
-	d.loopback = append(d.loopback, nodes)
-	d.ring, err = ring.New(dist, ring.Options{Dir: filepath.Join(d.dir, "cassandra"), Cluster: "demo", Addresses: addresses(nodes, 3)})
+	d.loopback = append(d.loopback, d.nodes)
+	d.ring, err = ring.New(dist, ring.Options{Dir: filepath.Join(d.dir, "cassandra"), Cluster: "demo", Addresses: addresses(d.nodes, len(d.datacenters)), Datacenters: d.datacenters})
 	if err != nil {
 		return "", err
 	}
@@ -183,8 +207,8 @@ func (d *demo) empty() error {
 
 // close ends everything that was started, agents first so that they see no dying Cassandra.
 func (d *demo) close() {
-	if d.load != nil {
-		d.load.Stop()
+	for _, l := range d.loads {
+		l.Stop()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()

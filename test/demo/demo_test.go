@@ -28,7 +28,7 @@ func TestTheWholePath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &demo{screen: newScreen(t.Output(), false), bin: bin, dir: t.TempDir(), cache: cache, only: "names"}
+	d := &demo{story: stories["renewal"], screen: newScreen(t.Output(), false), bin: bin, dir: t.TempDir(), cache: cache, only: "names"}
 	if os.Getenv("CSM_TEST_FULL") != "" {
 		d.only = ""
 	}

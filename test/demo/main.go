@@ -21,13 +21,19 @@ func main() {
 	bin := flag.String("bin", "build/bin", "folder of csm-controller, csm-agent and csm")
 	dir := flag.String("dir", "build/run", "work folder; it is emptied first")
 	cache := flag.String("cache", "build/cassandra", "folder where Cassandra's jars are kept")
+	name := flag.String("story", "renewal", "what is told: renewal or rotation")
 	only := flag.String("only", "", "run only the scenarios whose names contain this (for work on the demonstration itself)")
 	stay := flag.Bool("stay", os.Getenv("CI") != "true", "stay up at the end until Ctrl-C (default unless CI=true)")
 	flag.Parse()
+	told, known := stories[*name]
+	if !known {
+		fmt.Fprintf(os.Stderr, "there is no story %q: renewal or rotation\n", *name)
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	s := newScreen(os.Stdout, term.IsTerminal(int(os.Stdout.Fd())))
-	d := &demo{screen: s, only: *only, bin: absolute(*bin), dir: absolute(*dir), cache: absolute(*cache)}
+	d := &demo{story: told, screen: s, only: *only, bin: absolute(*bin), dir: absolute(*dir), cache: absolute(*cache)}
 	held := d.run(ctx)
 	if *stay && held && ctx.Err() == nil {
 		d.play(ctx)

@@ -13,9 +13,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
@@ -128,20 +131,43 @@ func startRing(ctx context.Context, d *demo) (string, error) {
 		up.Seconds(), (time.Since(began) - up).Seconds()), nil
 }
 
-// client is the identity of an application, issued from a request whose key never left this program.
+// client is the identity of an application, issued from a request whose key never left this program. Its certificate and its
+// roots may change while connections are made.
 type client struct {
+	mu    sync.Mutex
 	cert  tls.Certificate
 	roots *x509.CertPool
 }
 
+// config is what the next connection uses.
 func (c *client) config() *tls.Config {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	return &tls.Config{Certificates: []tls.Certificate{c.cert}, RootCAs: c.roots}
+}
+
+// use changes the certificate, and trusts the roots of files.
+func (c *client) use(cert tls.Certificate, files ...string) error {
+	roots := x509.NewCertPool()
+	for _, f := range files {
+		root, err := os.ReadFile(f)
+		if err != nil {
+			return err
+		}
+		if !roots.AppendCertsFromPEM(root) {
+			return fmt.Errorf("the root in %s cannot be read", f)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cert, c.roots = cert, roots
+	return nil
 }
 
 func (d *demo) appFile() string { return filepath.Join(d.dir, "app.pem") }
 
-// application issues the load's client certificate by the command line.
-func (d *demo) application(ctx context.Context) error {
+// application issues the load's client certificate by the command line. It trusts the roots of all authorities that were made.
+func (d *demo) application(ctx context.Context, authority string) error {
 	key, csr, err := request("load.demo.example")
 	if err != nil {
 		return err
@@ -150,7 +176,7 @@ func (d *demo) application(ctx context.Context) error {
 	if err := os.WriteFile(path, csr, 0o600); err != nil {
 		return err
 	}
-	c, err := mustJSON[rest.Certificate](ctx, d, "csm", "certificate", "issue", "--csr", path, "--ca", authorityShort)
+	c, err := mustJSON[rest.Certificate](ctx, d, "csm", "certificate", "issue", "--csr", path, "--ca", authority)
 	if err != nil {
 		return err
 	}
@@ -158,13 +184,11 @@ func (d *demo) application(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	root, err := os.ReadFile(d.rootFile())
-	if err != nil {
-		return err
+	if d.client == nil {
+		d.client = &client{}
 	}
-	d.client = &client{cert: tls.Certificate{PrivateKey: key, Certificate: certificate.Raw(chain)}, roots: x509.NewCertPool()}
-	if !d.client.roots.AppendCertsFromPEM(root) {
-		return errors.New("the root cannot be read")
+	if err := d.client.use(tls.Certificate{PrivateKey: key, Certificate: certificate.Raw(chain)}, d.roots...); err != nil {
+		return err
 	}
 	keyPEM, err := certificate.EncodeKeyPEM(key)
 	if err != nil {
@@ -189,17 +213,20 @@ func request(dns string) (crypto.Signer, []byte, error) {
 
 // startLoad starts the queries. The first ones meet cold JVMs; how fast they are at rest is measured at the end.
 func startLoad(ctx context.Context, d *demo) (string, error) {
-	if err := d.application(ctx); err != nil {
+	if err := d.application(ctx, authorityShort); err != nil {
 		return "", err
 	}
-	load, err := workload.Start(ctx, workload.Options{Hosts: d.ring.Hosts(), TLS: d.client.config})
-	if err != nil {
+	if err := d.startLoads(ctx); err != nil {
 		return "", err
 	}
-	d.load = load
+	load := d.load
 	d.screen.watch(func() string {
-		r := load.Since(load.Begin())
-		return fmt.Sprintf("· %d queries, %d failed", r.Queries, r.Failed)
+		var queries, failed uint64
+		for _, l := range d.loads {
+			r := l.Since(l.Begin())
+			queries, failed = queries+r.Queries, failed+r.Failed
+		}
+		return fmt.Sprintf("· %d queries, %d failed", queries, failed)
 	})
 	mark := load.Mark()
 	pause(ctx, 4*time.Second)
@@ -208,6 +235,31 @@ func startLoad(ctx context.Context, d *demo) (string, error) {
 		return "", fmt.Errorf("%d of %d queries failed at rest: %v", r.Failed, r.Queries, r.Errors)
 	}
 	return fmt.Sprintf("%.0f queries/s, %.1f new connections/s, 0 failed", float64(r.Queries)/r.Took.Seconds(), float64(r.Connections)/r.Took.Seconds()), ctx.Err()
+}
+
+// startLoads starts a load for each data centre, which keeps to it when there are several.
+func (d *demo) startLoads(ctx context.Context) error {
+	hosts, replication := map[string][]string{}, map[string]int{}
+	for _, n := range d.ring.Nodes {
+		hosts[n.Datacenter] = append(hosts[n.Datacenter], n.Address.String())
+		replication[n.Datacenter]++
+	}
+	d.loads = map[string]*workload.Load{}
+	for _, dc := range slices.Sorted(maps.Keys(hosts)) {
+		o := workload.Options{Hosts: hosts[dc], Keyspace: "load_" + dc, Replication: replication, TLS: d.client.config}
+		if len(hosts) > 1 {
+			o.Datacenter, o.Rate = dc, 100
+		}
+		load, err := workload.Start(ctx, o)
+		if err != nil {
+			return fmt.Errorf("%s: %w", dc, err)
+		}
+		d.loads[dc] = load
+		if d.load == nil {
+			d.load = load
+		}
+	}
+	return nil
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }

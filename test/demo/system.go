@@ -92,30 +92,40 @@ func (d *demo) csmConfig() string { return filepath.Join(d.dir, "csm.yaml") }
 
 // makeAuthorities makes the root and an issuing CA for each region.
 func makeAuthorities(ctx context.Context, d *demo) (string, error) {
-	args := []string{"ca", "create", authorityShort}
+	a, err := d.makeAuthority(ctx, authorityShort)
+	if err != nil {
+		return "", err
+	}
+	var list []string
+	for _, i := range a.Issuers {
+		list = append(list, strings.TrimSpace(i.Kind+" "+i.Region+" "+brief(i.SHA256)))
+	}
+	return strings.Join(list, ", ") + "; " + a.Algorithm, nil
+}
+
+// makeAuthority makes one, and keeps its root in a file for those who are to trust it.
+func (d *demo) makeAuthority(ctx context.Context, name string) (rest.Authority, error) {
+	args := []string{"ca", "create", name}
 	for _, r := range regions {
 		args = append(args, "--region", r)
 	}
 	a, err := mustJSON[rest.Authority](ctx, d, "csm", args...)
 	if err != nil {
-		return "", err
+		return a, err
 	}
 	if len(a.Issuers) != 1+len(regions) {
-		return "", fmt.Errorf("%d issuers, not a root and %d", len(a.Issuers), len(regions))
+		return a, fmt.Errorf("%d issuers, not a root and %d", len(a.Issuers), len(regions))
 	}
-	var list []string
 	for _, i := range a.Issuers {
-		list = append(list, strings.TrimSpace(i.Kind+" "+i.Region+" "+brief(i.SHA256)))
 		if i.Kind == "root" {
-			if err := os.WriteFile(d.rootFile(), []byte(i.PEM), 0o644); err != nil {
-				return "", err
-			}
+			d.roots = append(d.roots, filepath.Join(d.dir, "root-"+name+".pem"))
+			return a, os.WriteFile(d.roots[len(d.roots)-1], []byte(i.PEM), 0o644)
 		}
 	}
-	return strings.Join(list, ", ") + "; " + a.Algorithm, nil
+	return a, errors.New("it has no root")
 }
 
-func (d *demo) rootFile() string { return filepath.Join(d.dir, "root.pem") }
+func (d *demo) rootFile() string { return d.roots[0] }
 
 // makeCluster makes the cluster, and for each node a token that works once.
 func makeCluster(ctx context.Context, d *demo) (string, error) {
@@ -123,22 +133,27 @@ func makeCluster(ctx context.Context, d *demo) (string, error) {
 		return "", err
 	}
 	for _, a := range d.agents {
-		if err := os.MkdirAll(a.Dir, 0o700); err != nil {
-			return "", err
-		}
-		args := append([]string{"cluster", "join-command", clusterShort + "/" + a.Node.Name, "--yes"}, nameFlags(a)...)
-		t, err := mustJSON[rest.JoinToken](ctx, d, "csm", args...)
-		if err != nil {
-			return "", err
-		}
-		if t.Secret == "" {
-			return "", errors.New("csm cluster join-command printed no token")
-		}
-		if err := os.WriteFile(a.Token, []byte(t.Secret+"\n"), 0o600); err != nil {
+		if err := d.giveToken(ctx, a); err != nil {
 			return "", err
 		}
 	}
-	return "cluster " + clusterShort + ", tokens for n1 n2 n3 (only their hashes are kept)", nil
+	return fmt.Sprintf("cluster %s, tokens for %d nodes (only their hashes are kept)", clusterShort, len(d.agents)), nil
+}
+
+// giveToken makes the join token of a node and puts it where its agent looks.
+func (d *demo) giveToken(ctx context.Context, a *plane.Agent) error {
+	if err := os.MkdirAll(a.Dir, 0o700); err != nil {
+		return err
+	}
+	args := append([]string{"cluster", "join-command", clusterShort + "/" + a.Node.Name, "--yes"}, nameFlags(a)...)
+	t, err := mustJSON[rest.JoinToken](ctx, d, "csm", args...)
+	if err != nil {
+		return err
+	}
+	if t.Secret == "" {
+		return errors.New("csm cluster join-command printed no token")
+	}
+	return os.WriteFile(a.Token, []byte(t.Secret+"\n"), 0o600)
 }
 
 // nameFlags are what the certificates of a node may carry.
