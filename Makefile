@@ -61,7 +61,7 @@ test: setup ## every test that fits into minutes, then the whole path on a real 
 test-packages: setup ## install, upgrade, downgrade, remove and purge under a real systemd (root, systemd-nspawn, debootstrap), with a real Cassandra
 	CSM_TEST_PACKAGES=1 $(GO) test -timeout 20m -count=1 -run UnderSystemd ./test/packages
 
-test-full: test test-packages ## also what takes longer: Cassandra's own polls, long soaks
+test-full: test test-packages ## also what takes longer: Cassandra's own polls, the lives of nodes on a real ring, long soaks
 	CSM_TEST_FULL=1 $(GO) test -timeout 60m -p 1 -count=1 ./test/...
 
 # Left out of `make race`: packages whose tests live by raft's timers or replay thousands of transactions, which the
