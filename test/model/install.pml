@@ -204,7 +204,7 @@ active proctype agent() {
 	/* before: both contexts are cached, or a poll after an earlier install has emptied the cache for accepting */
 	d_step { context[SERVER] = OLD; context[CLIENT] = OLD };
 	if :: move != WORN -> context[SERVER] = NONE :: true fi;
-	printf("@ begin | move %d, legacy reload %d, alone %d\n", move, legacy, alone);
+	printf("@ begin | the agent begins: kind %d, legacy reload %d, alone %d\n", move, legacy, alone);
 	ready = true;
 
 	if
