@@ -111,7 +111,11 @@ func (g gates) applyAskProofs(a *state.Apply, c *clusterv1.AskProofs) (*clusterv
 	if err != nil || prober == "" {
 		return &clusterv1.AskProofsReply{NeighbourExists: exists}, err
 	}
-	tasks, err := g.ask(a, asking{node: n, store: m.store, claim: m.claim, prober: prober, leaf: c.LeafSha256, ports: c.Ports, ids: c.Tasks, ttl: c.TtlMs})
+	trust, err := g.trustToProve(a, n.name, m.store)
+	if err != nil {
+		return nil, err
+	}
+	tasks, err := ask(a, asking{node: n, store: m.store, claim: m.claim, prober: prober, leaf: c.LeafSha256, ports: c.Ports, ids: c.Tasks, trust: trust, ttl: c.TtlMs})
 	return &clusterv1.AskProofsReply{Prober: prober, Tasks: tasks, NeighbourExists: exists}, err
 }
 
@@ -122,6 +126,7 @@ type asking struct {
 	leaf                 []byte
 	ports                []*agentv1.Port
 	ids                  []string // one for each port
+	trust                []string // authorities
 	ttl                  int64    // milliseconds
 }
 
@@ -130,13 +135,9 @@ const maxAuthorities = 4
 
 // ask gives the prober a task for each port, and one more for each authority that must be trusted there: their ids are
 // those of the ports with a number behind.
-func (g gates) ask(a *state.Apply, q asking) (tasks []string, err error) {
-	trust, err := g.trustToProve(a, q.node.name, q.store)
-	if err != nil {
-		return nil, err
-	}
-	if len(trust) > maxAuthorities {
-		return nil, fault.New(fault.Refused, "too-many-authorities", "%d authorities are to be trusted by store %s of %s, at most %d are proved at once", len(trust), q.store, short(q.node.name), maxAuthorities).
+func ask(a *state.Apply, q asking) (tasks []string, err error) {
+	if len(q.trust) > maxAuthorities {
+		return nil, fault.New(fault.Refused, "too-many-authorities", "%d authorities are to be trusted by store %s of %s, at most %d are proved at once", len(q.trust), q.store, short(q.node.name), maxAuthorities).
 			Do("finish a rotation first")
 	}
 	asks, err := asksFor(a, q.node.name)
@@ -147,7 +148,7 @@ func (g gates) ask(a *state.Apply, q asking) (tasks []string, err error) {
 	for i, p := range q.ports {
 		offered := []string{""}
 		if asks(p.GetKind()) {
-			offered = append(offered, trust...)
+			offered = append(offered, q.trust...)
 		}
 		for k, authority := range offered {
 			id := q.ids[i]
@@ -258,10 +259,11 @@ type taskRow struct {
 	leaf                                  []byte
 	recorded                              uint64
 	deadline                              int64
-	port                                  agentv1.Port
+	port                                  *agentv1.Port
 }
 
 func readTask(a *state.Apply, task string) (t taskRow, ok bool, err error) {
+	t.port = &agentv1.Port{}
 	ok, err = found(a.QueryRow(`SELECT claim, node, store, prober, authority, leaf_sha256, recorded, deadline_ms, kind, address, port FROM proof_tasks WHERE task = ?`, task).
 		Scan(&t.claim, &t.node, &t.store, &t.prober, &t.authority, &t.leaf, &t.recorded, &t.deadline, &t.port.Kind, &t.port.Address, &t.port.Port))
 	return t, ok, err

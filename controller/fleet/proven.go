@@ -111,7 +111,7 @@ func ProvenOf(ctx context.Context, q state.Querier, node, store string) (Proven,
 		p.Ports = append(p.Ports, PortProven{Kind: x.Kind, Address: x.Address, Port: x.Port, Asks: asksOf(&i, x.Kind), Accepted: map[string]Accepted{}})
 	}
 	_, err = collect(ctx, q, func(r *sql.Rows) (struct{}, error) {
-		var x proofRow
+		x := proofRow{port: &agentv1.Port{}}
 		err := r.Scan(&x.port.Kind, &x.port.Address, &x.port.Port, &x.authority, &x.generation, &x.leaf, &x.anchor, &x.marker, &x.prober, &x.revision, &x.ms)
 		p.take(x, leaf)
 		return struct{}{}, err
@@ -128,7 +128,7 @@ func ProvenOf(ctx context.Context, q state.Querier, node, store string) (Proven,
 }
 
 type proofRow struct {
-	port                 agentv1.Port
+	port                 *agentv1.Port
 	authority, prober    string
 	generation, revision uint64
 	leaf, anchor         []byte
@@ -229,9 +229,10 @@ func forgetProofs(a *state.Apply, node, store string, truststore []byte) error {
 	return err
 }
 
-// AskAgain asks a neighbour, in Apply, to prove the ports of a store once more as it should be now, without a move of it. It
-// says who was asked; empty when nobody can be. What is proved stays proved until an answer contradicts it.
-func (g gates) askAgain(a *state.Apply, node, store string) (prober string, err error) {
+// AskAgain asks a neighbour, in Apply, to prove the ports of a store once more as it is now, without a move of it: with the
+// neighbour's own certificate, and with one of each authority. It says who was asked; empty when nobody can be. What is
+// proved stays so until an answer contradicts it.
+func AskAgain(a *state.Apply, node, store string, authorities []string) (prober string, err error) {
 	n, err := readNode(a, node)
 	if err != nil {
 		return "", err
@@ -257,14 +258,14 @@ func (g gates) askAgain(a *state.Apply, node, store string) (prober string, err 
 	if prober, err = chooseProber(a, n, "", connected); err != nil || prober == "" {
 		return "", err
 	}
-	q := asking{node: n, store: store, prober: prober, leaf: s.leaf, ports: ports, ttl: ProofTTL.Milliseconds()}
+	q := asking{node: n, store: store, prober: prober, leaf: s.leaf, ports: ports, trust: authorities, ttl: ProofTTL.Milliseconds()}
 	for i := range ports {
 		q.ids = append(q.ids, fmt.Sprintf("again-%d-%.12s-%d", a.Index, n.uid, i))
 	}
 	if _, err := a.Exec(`DELETE FROM proof_tasks WHERE claim = '' AND node = ? AND deadline_ms < ?`, n.name, a.Now.Add(-keep).UnixMilli()); err != nil {
 		return "", err
 	}
-	_, err = g.ask(a, q)
+	_, err = ask(a, q)
 	return prober, err
 }
 

@@ -33,7 +33,7 @@ var (
 	appTemplate  = Template{Name: "application", Version: 1, Usages: clientOnly, Validity: 30 * day, Max: 398 * day, Min: day, HourlyCap: 60}
 	// A probe is what a prober offers to a neighbour's port: it shows that an authority is trusted there, and serves nothing.
 	probeTemplate = Template{Name: "probe", Version: 1, Usages: clientOnly, Validity: 10 * time.Minute, Max: time.Hour, Min: 5 * time.Minute, HourlyCap: 600, NeedsHost: true}
-	idTemplate   = Template{Name: "identity", Version: 1, Usages: clientOnly, Validity: 30 * day, Max: 30 * day, Min: day, HourlyCap: 60}
+	idTemplate    = Template{Name: "identity", Version: 1, Usages: clientOnly, Validity: 30 * day, Max: 30 * day, Min: day, HourlyCap: 60}
 )
 
 func templateOf(name string) (Template, error) {
