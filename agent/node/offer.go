@@ -51,7 +51,7 @@ func (n *Node) offered(ctx context.Context, inst *cassandra.Instance, t *agentv1
 	if t.Authority == "" {
 		return ownCertificate(inst, t.GetPort().GetKind())
 	}
-	if c := n.offers.get(t.Authority, n.o.Clock.Now()); c != nil {
+	if c := n.offers.get(t.Authority, n.now()); c != nil {
 		return c, nil
 	}
 	c, err := n.askOffer(ctx, t)
@@ -83,7 +83,7 @@ func (n *Node) askOffer(ctx context.Context, t *agentv1.ProofTask) (*tls.Certifi
 	if err != nil {
 		return nil, err
 	}
-	return offerOf(key, chain, n.o.Clock.Now())
+	return offerOf(key, chain, n.now())
 }
 
 // offerOf puts key and chain together, and refuses what must not be shown to a neighbour's port: each refusal is an ERROR in
