@@ -64,7 +64,9 @@ func (h *host) proven() (p fleet.Proven) {
 	return p
 }
 
-func done(s fleet.Store) bool { return s.State == "proven" && s.Installed == s.Generation && !s.Unproved }
+func done(s fleet.Store) bool {
+	return s.State == "proven" && s.Installed == s.Generation && !s.Unproved
+}
 
 // second is another authority, with its anchors and their sums.
 func (w *world) second() (ca *authority.Authority, anchors []*x509.Certificate, sums [][]byte) {

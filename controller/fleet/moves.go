@@ -193,6 +193,9 @@ func closeMove(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m moveRow, 
 		return err
 	}
 	for i, p := range c.Proofs {
+		if p.GetProber() != "" && p.GetProber() != n.name {
+			continue // what others saw they have told themselves
+		}
 		if err := recordOwn(a, n, m, i, p, c.AfterSha256); err != nil {
 			return err
 		}
