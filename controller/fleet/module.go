@@ -12,6 +12,7 @@ func Module() state.Module {
 			{Number: 530, SQL: ringSchema},
 			{Number: 531, SQL: freezeSchema},
 			{Number: 532, SQL: livesSchema},
+			{Number: 550, SQL: linksSchema},
 		},
 		Commands: func(r *state.Registry) {
 			state.Handle(r, applyCreateCluster)
@@ -33,6 +34,7 @@ func Module() state.Module {
 			state.Handle(r, applyRaiseTargets)
 			state.Handle(r, applyAlarmFreeze)
 			state.Handle(r, applyReplaceNode)
+			state.Handle(r, applyCycleLinks)
 			joinCommands(r)
 		},
 	}

@@ -52,6 +52,9 @@ func (f *Fleet) Target(ctx context.Context, node string) (t *agentv1.Target, rec
 		if t.Stores, err = storeTargets(ctx, q, node, n); err != nil {
 			return nil, err
 		}
+		if err := wishedCycle(ctx, q, t, f.clock.Now()); err != nil {
+			return nil, err
+		}
 		return t, lived(ctx, q, cluster, t)
 	})
 	return t, recheck, err

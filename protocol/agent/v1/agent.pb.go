@@ -636,7 +636,9 @@ type InstanceFacts struct {
 	BroadcastRpcAddress string       `protobuf:"bytes,54,opt,name=broadcast_rpc_address,json=broadcastRpcAddress,proto3" json:"broadcast_rpc_address,omitempty"`
 	Clients             *ClientFacts `protobuf:"bytes,55,opt,name=clients,proto3" json:"clients,omitempty"`
 	// The ring as this Cassandra sees it; absent while it is not known.
-	Ring          *RingView `protobuf:"bytes,60,opt,name=ring,proto3" json:"ring,omitempty"`
+	Ring *RingView `protobuf:"bytes,60,opt,name=ring,proto3" json:"ring,omitempty"`
+	// Internode connections that live on certificates of before the last reload; absent from agents that do not tell.
+	Links         *LinkFacts `protobuf:"bytes,100,opt,name=links,proto3" json:"links,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -811,6 +813,147 @@ func (x *InstanceFacts) GetRing() *RingView {
 	return nil
 }
 
+func (x *InstanceFacts) GetLinks() *LinkFacts {
+	if x != nil {
+		return x.Links
+	}
+	return nil
+}
+
+// LinkFacts is what is known of internode connections (TCP) that were there when the stores were last reloaded, in both directions: a
+// reload changes none of them.
+type LinkFacts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why they are not known; empty when they are.
+	Unseen string `protobuf:"bytes,1,opt,name=unseen,proto3" json:"unseen,omitempty"`
+	// How many of them are left.
+	Old uint32 `protobuf:"varint,2,opt,name=old,proto3" json:"old,omitempty"`
+	// Addresses of the peers with which they are, sorted, 4 or 16 bytes each.
+	Peers [][]byte `protobuf:"bytes,3,rep,name=peers,proto3" json:"peers,omitempty"`
+	// End of the reload that the oldest of them has outlived; absent where none is left.
+	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	// End of the newest reload at which they were noted; absent before the first.
+	Recorded *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=recorded,proto3" json:"recorded,omitempty"`
+	// Why this host cannot end a connection; empty where it can.
+	Uncuttable string `protobuf:"bytes,6,opt,name=uncuttable,proto3" json:"uncuttable,omitempty"`
+	// The newest wish to cycle that came to its end: Target.cycle, a stable word ("done" when none is left) and a sentence.
+	Cycled uint64 `protobuf:"varint,7,opt,name=cycled,proto3" json:"cycled,omitempty"`
+	Result string `protobuf:"bytes,8,opt,name=result,proto3" json:"result,omitempty"`
+	Detail string `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
+	// What a wish that is under way waits for: a stable word and a sentence.
+	Waits         string `protobuf:"bytes,10,opt,name=waits,proto3" json:"waits,omitempty"`
+	WaitsFor      string `protobuf:"bytes,11,opt,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LinkFacts) Reset() {
+	*x = LinkFacts{}
+	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LinkFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LinkFacts) ProtoMessage() {}
+
+func (x *LinkFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LinkFacts.ProtoReflect.Descriptor instead.
+func (*LinkFacts) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *LinkFacts) GetUnseen() string {
+	if x != nil {
+		return x.Unseen
+	}
+	return ""
+}
+
+func (x *LinkFacts) GetOld() uint32 {
+	if x != nil {
+		return x.Old
+	}
+	return 0
+}
+
+func (x *LinkFacts) GetPeers() [][]byte {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *LinkFacts) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *LinkFacts) GetRecorded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Recorded
+	}
+	return nil
+}
+
+func (x *LinkFacts) GetUncuttable() string {
+	if x != nil {
+		return x.Uncuttable
+	}
+	return ""
+}
+
+func (x *LinkFacts) GetCycled() uint64 {
+	if x != nil {
+		return x.Cycled
+	}
+	return 0
+}
+
+func (x *LinkFacts) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *LinkFacts) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *LinkFacts) GetWaits() string {
+	if x != nil {
+		return x.Waits
+	}
+	return ""
+}
+
+func (x *LinkFacts) GetWaitsFor() string {
+	if x != nil {
+		return x.WaitsFor
+	}
+	return ""
+}
+
 // RingView is the ring as one Cassandra sees it by gossip.
 type RingView struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -828,7 +971,7 @@ type RingView struct {
 
 func (x *RingView) Reset() {
 	*x = RingView{}
-	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +983,7 @@ func (x *RingView) String() string {
 func (*RingView) ProtoMessage() {}
 
 func (x *RingView) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +996,7 @@ func (x *RingView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingView.ProtoReflect.Descriptor instead.
 func (*RingView) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RingView) GetSource() string {
@@ -899,7 +1042,7 @@ type RingMember struct {
 
 func (x *RingMember) Reset() {
 	*x = RingMember{}
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +1054,7 @@ func (x *RingMember) String() string {
 func (*RingMember) ProtoMessage() {}
 
 func (x *RingMember) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +1067,7 @@ func (x *RingMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingMember.ProtoReflect.Descriptor instead.
 func (*RingMember) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RingMember) GetHostId() []byte {
@@ -974,7 +1117,7 @@ type TLSSection struct {
 
 func (x *TLSSection) Reset() {
 	*x = TLSSection{}
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1129,7 @@ func (x *TLSSection) String() string {
 func (*TLSSection) ProtoMessage() {}
 
 func (x *TLSSection) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -999,7 +1142,7 @@ func (x *TLSSection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TLSSection.ProtoReflect.Descriptor instead.
 func (*TLSSection) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TLSSection) GetEnabled() bool {
@@ -1060,7 +1203,7 @@ type JMXFacts struct {
 
 func (x *JMXFacts) Reset() {
 	*x = JMXFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1215,7 @@ func (x *JMXFacts) String() string {
 func (*JMXFacts) ProtoMessage() {}
 
 func (x *JMXFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1228,7 @@ func (x *JMXFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JMXFacts.ProtoReflect.Descriptor instead.
 func (*JMXFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *JMXFacts) GetSeen() bool {
@@ -1145,7 +1288,7 @@ type ClientFacts struct {
 
 func (x *ClientFacts) Reset() {
 	*x = ClientFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1300,7 @@ func (x *ClientFacts) String() string {
 func (*ClientFacts) ProtoMessage() {}
 
 func (x *ClientFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1313,7 @@ func (x *ClientFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientFacts.ProtoReflect.Descriptor instead.
 func (*ClientFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ClientFacts) GetUnseen() string {
@@ -1213,7 +1356,7 @@ type PlaintextClient struct {
 
 func (x *PlaintextClient) Reset() {
 	*x = PlaintextClient{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1225,7 +1368,7 @@ func (x *PlaintextClient) String() string {
 func (*PlaintextClient) ProtoMessage() {}
 
 func (x *PlaintextClient) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1238,7 +1381,7 @@ func (x *PlaintextClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaintextClient.ProtoReflect.Descriptor instead.
 func (*PlaintextClient) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PlaintextClient) GetAddress() string {
@@ -1283,7 +1426,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1295,7 +1438,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1308,7 +1451,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Finding) GetCode() string {
@@ -1372,7 +1515,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1527,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1540,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Port) GetKind() PortKind {
@@ -1449,7 +1592,7 @@ type StoreFacts struct {
 
 func (x *StoreFacts) Reset() {
 	*x = StoreFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1604,7 @@ func (x *StoreFacts) String() string {
 func (*StoreFacts) ProtoMessage() {}
 
 func (x *StoreFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1617,7 @@ func (x *StoreFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreFacts.ProtoReflect.Descriptor instead.
 func (*StoreFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StoreFacts) GetStore() string {
@@ -1604,7 +1747,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1759,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1772,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *JoinRequest) GetMethod() string {
@@ -1727,7 +1870,7 @@ type Possession struct {
 
 func (x *Possession) Reset() {
 	*x = Possession{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1739,7 +1882,7 @@ func (x *Possession) String() string {
 func (*Possession) ProtoMessage() {}
 
 func (x *Possession) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1752,7 +1895,7 @@ func (x *Possession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Possession.ProtoReflect.Descriptor instead.
 func (*Possession) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Possession) GetChain() [][]byte {
@@ -1787,7 +1930,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +1942,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +1955,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *JoinResponse) GetNode() string {
@@ -1867,7 +2010,7 @@ type RenewIdentityRequest struct {
 
 func (x *RenewIdentityRequest) Reset() {
 	*x = RenewIdentityRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +2022,7 @@ func (x *RenewIdentityRequest) String() string {
 func (*RenewIdentityRequest) ProtoMessage() {}
 
 func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2035,7 @@ func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityRequest.ProtoReflect.Descriptor instead.
 func (*RenewIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RenewIdentityRequest) GetCsr() []byte {
@@ -1913,7 +2056,7 @@ type RenewIdentityResponse struct {
 
 func (x *RenewIdentityResponse) Reset() {
 	*x = RenewIdentityResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2068,7 @@ func (x *RenewIdentityResponse) String() string {
 func (*RenewIdentityResponse) ProtoMessage() {}
 
 func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2081,7 @@ func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityResponse.ProtoReflect.Descriptor instead.
 func (*RenewIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RenewIdentityResponse) GetChain() [][]byte {
@@ -1969,7 +2112,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2124,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2137,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SyncRequest) GetMessage() isSyncRequest_Message {
@@ -2052,7 +2195,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +2207,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +2220,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Hello) GetAgent() *AgentFacts {
@@ -2120,7 +2263,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2275,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2288,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Report) GetAgent() *AgentFacts {
@@ -2185,7 +2328,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2197,7 +2340,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2210,7 +2353,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SyncResponse) GetMessage() isSyncResponse_Message {
@@ -2299,14 +2442,18 @@ type Target struct {
 	Anchors [][]byte `protobuf:"bytes,7,rep,name=anchors,proto3" json:"anchors,omitempty"`
 	Frozen  *Frozen  `protobuf:"bytes,8,opt,name=frozen,proto3" json:"frozen,omitempty"`
 	// The cluster was let go: files stay as they are from now on. The reason, for people; empty: it was not.
-	Released      string `protobuf:"bytes,40,opt,name=released,proto3" json:"released,omitempty"`
+	Released string `protobuf:"bytes,40,opt,name=released,proto3" json:"released,omitempty"`
+	// Wish to end the internode connections of before the last reload, one peer after the other: the generation of the wish, until it has
+	// come to its end or lapses. Needs no claim.
+	Cycle         uint64                 `protobuf:"varint,100,opt,name=cycle,proto3" json:"cycle,omitempty"`
+	CycleUntil    *timestamppb.Timestamp `protobuf:"bytes,101,opt,name=cycle_until,json=cycleUntil,proto3" json:"cycle_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2465,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2478,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Target) GetNode() string {
@@ -2397,6 +2544,20 @@ func (x *Target) GetReleased() string {
 	return ""
 }
 
+func (x *Target) GetCycle() uint64 {
+	if x != nil {
+		return x.Cycle
+	}
+	return 0
+}
+
+func (x *Target) GetCycleUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CycleUntil
+	}
+	return nil
+}
+
 // Frozen says that no effect may begin, and why.
 type Frozen struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -2413,7 +2574,7 @@ type Frozen struct {
 
 func (x *Frozen) Reset() {
 	*x = Frozen{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2425,7 +2586,7 @@ func (x *Frozen) String() string {
 func (*Frozen) ProtoMessage() {}
 
 func (x *Frozen) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2438,7 +2599,7 @@ func (x *Frozen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frozen.ProtoReflect.Descriptor instead.
 func (*Frozen) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Frozen) GetActive() bool {
@@ -2507,7 +2668,7 @@ type StoreTarget struct {
 
 func (x *StoreTarget) Reset() {
 	*x = StoreTarget{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +2680,7 @@ func (x *StoreTarget) String() string {
 func (*StoreTarget) ProtoMessage() {}
 
 func (x *StoreTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +2693,7 @@ func (x *StoreTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreTarget.ProtoReflect.Descriptor instead.
 func (*StoreTarget) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StoreTarget) GetStore() string {
@@ -2610,7 +2771,7 @@ type Names struct {
 
 func (x *Names) Reset() {
 	*x = Names{}
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +2783,7 @@ func (x *Names) String() string {
 func (*Names) ProtoMessage() {}
 
 func (x *Names) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +2796,7 @@ func (x *Names) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Names.ProtoReflect.Descriptor instead.
 func (*Names) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Names) GetDns() []string {
@@ -2676,7 +2837,7 @@ type Control struct {
 
 func (x *Control) Reset() {
 	*x = Control{}
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2688,7 +2849,7 @@ func (x *Control) String() string {
 func (*Control) ProtoMessage() {}
 
 func (x *Control) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2701,7 +2862,7 @@ func (x *Control) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Control.ProtoReflect.Descriptor instead.
 func (*Control) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Control) GetSuspended() bool {
@@ -2760,7 +2921,7 @@ type ClaimMoveRequest struct {
 
 func (x *ClaimMoveRequest) Reset() {
 	*x = ClaimMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2772,7 +2933,7 @@ func (x *ClaimMoveRequest) String() string {
 func (*ClaimMoveRequest) ProtoMessage() {}
 
 func (x *ClaimMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2785,7 +2946,7 @@ func (x *ClaimMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveRequest.ProtoReflect.Descriptor instead.
 func (*ClaimMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ClaimMoveRequest) GetNode() string {
@@ -2862,7 +3023,7 @@ type ClaimMoveResponse struct {
 
 func (x *ClaimMoveResponse) Reset() {
 	*x = ClaimMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2874,7 +3035,7 @@ func (x *ClaimMoveResponse) String() string {
 func (*ClaimMoveResponse) ProtoMessage() {}
 
 func (x *ClaimMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2887,7 +3048,7 @@ func (x *ClaimMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveResponse.ProtoReflect.Descriptor instead.
 func (*ClaimMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ClaimMoveResponse) GetClaim() string {
@@ -2917,7 +3078,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2929,7 +3090,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2942,7 +3103,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IssueCertificateRequest) GetClaim() string {
@@ -2987,7 +3148,7 @@ type IssueCertificateResponse struct {
 
 func (x *IssueCertificateResponse) Reset() {
 	*x = IssueCertificateResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2999,7 +3160,7 @@ func (x *IssueCertificateResponse) String() string {
 func (*IssueCertificateResponse) ProtoMessage() {}
 
 func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3012,7 +3173,7 @@ func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *IssueCertificateResponse) GetChain() [][]byte {
@@ -3049,7 +3210,7 @@ type RequestProofsRequest struct {
 
 func (x *RequestProofsRequest) Reset() {
 	*x = RequestProofsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3061,7 +3222,7 @@ func (x *RequestProofsRequest) String() string {
 func (*RequestProofsRequest) ProtoMessage() {}
 
 func (x *RequestProofsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3074,7 +3235,7 @@ func (x *RequestProofsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProofsRequest.ProtoReflect.Descriptor instead.
 func (*RequestProofsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RequestProofsRequest) GetClaim() string {
@@ -3117,7 +3278,7 @@ type RequestProofsResponse struct {
 
 func (x *RequestProofsResponse) Reset() {
 	*x = RequestProofsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3129,7 +3290,7 @@ func (x *RequestProofsResponse) String() string {
 func (*RequestProofsResponse) ProtoMessage() {}
 
 func (x *RequestProofsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3142,7 +3303,7 @@ func (x *RequestProofsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProofsResponse.ProtoReflect.Descriptor instead.
 func (*RequestProofsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RequestProofsResponse) GetTasks() []string {
@@ -3173,7 +3334,7 @@ type ProofTask struct {
 
 func (x *ProofTask) Reset() {
 	*x = ProofTask{}
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3185,7 +3346,7 @@ func (x *ProofTask) String() string {
 func (*ProofTask) ProtoMessage() {}
 
 func (x *ProofTask) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3198,7 +3359,7 @@ func (x *ProofTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofTask.ProtoReflect.Descriptor instead.
 func (*ProofTask) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ProofTask) GetTask() string {
@@ -3254,7 +3415,7 @@ type Proof struct {
 
 func (x *Proof) Reset() {
 	*x = Proof{}
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3266,7 +3427,7 @@ func (x *Proof) String() string {
 func (*Proof) ProtoMessage() {}
 
 func (x *Proof) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3279,7 +3440,7 @@ func (x *Proof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proof.ProtoReflect.Descriptor instead.
 func (*Proof) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Proof) GetPort() *Port {
@@ -3342,7 +3503,7 @@ type ReportProofRequest struct {
 
 func (x *ReportProofRequest) Reset() {
 	*x = ReportProofRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3354,7 +3515,7 @@ func (x *ReportProofRequest) String() string {
 func (*ReportProofRequest) ProtoMessage() {}
 
 func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3367,7 +3528,7 @@ func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofRequest.ProtoReflect.Descriptor instead.
 func (*ReportProofRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReportProofRequest) GetTask() string {
@@ -3393,7 +3554,7 @@ type ReportProofResponse struct {
 
 func (x *ReportProofResponse) Reset() {
 	*x = ReportProofResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3405,7 +3566,7 @@ func (x *ReportProofResponse) String() string {
 func (*ReportProofResponse) ProtoMessage() {}
 
 func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3418,7 +3579,7 @@ func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofResponse.ProtoReflect.Descriptor instead.
 func (*ReportProofResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 // ProofResult tells the node what a neighbour saw.
@@ -3432,7 +3593,7 @@ type ProofResult struct {
 
 func (x *ProofResult) Reset() {
 	*x = ProofResult{}
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3444,7 +3605,7 @@ func (x *ProofResult) String() string {
 func (*ProofResult) ProtoMessage() {}
 
 func (x *ProofResult) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3457,7 +3618,7 @@ func (x *ProofResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofResult.ProtoReflect.Descriptor instead.
 func (*ProofResult) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ProofResult) GetTask() string {
@@ -3492,7 +3653,7 @@ type ReportMoveRequest struct {
 
 func (x *ReportMoveRequest) Reset() {
 	*x = ReportMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3504,7 +3665,7 @@ func (x *ReportMoveRequest) String() string {
 func (*ReportMoveRequest) ProtoMessage() {}
 
 func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3517,7 +3678,7 @@ func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveRequest.ProtoReflect.Descriptor instead.
 func (*ReportMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReportMoveRequest) GetClaim() string {
@@ -3585,7 +3746,7 @@ type ReportMoveResponse struct {
 
 func (x *ReportMoveResponse) Reset() {
 	*x = ReportMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3597,7 +3758,7 @@ func (x *ReportMoveResponse) String() string {
 func (*ReportMoveResponse) ProtoMessage() {}
 
 func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3610,7 +3771,7 @@ func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveResponse.ProtoReflect.Descriptor instead.
 func (*ReportMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 // ReportInventoryRequest is everything the node's scan sees now.
@@ -3623,7 +3784,7 @@ type ReportInventoryRequest struct {
 
 func (x *ReportInventoryRequest) Reset() {
 	*x = ReportInventoryRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3635,7 +3796,7 @@ func (x *ReportInventoryRequest) String() string {
 func (*ReportInventoryRequest) ProtoMessage() {}
 
 func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3648,7 +3809,7 @@ func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryRequest.ProtoReflect.Descriptor instead.
 func (*ReportInventoryRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ReportInventoryRequest) GetFound() []*FoundCertificate {
@@ -3676,7 +3837,7 @@ type FoundCertificate struct {
 
 func (x *FoundCertificate) Reset() {
 	*x = FoundCertificate{}
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3688,7 +3849,7 @@ func (x *FoundCertificate) String() string {
 func (*FoundCertificate) ProtoMessage() {}
 
 func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3701,7 +3862,7 @@ func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundCertificate.ProtoReflect.Descriptor instead.
 func (*FoundCertificate) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *FoundCertificate) GetDer() []byte {
@@ -3762,7 +3923,7 @@ type ReportInventoryResponse struct {
 
 func (x *ReportInventoryResponse) Reset() {
 	*x = ReportInventoryResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3774,7 +3935,7 @@ func (x *ReportInventoryResponse) String() string {
 func (*ReportInventoryResponse) ProtoMessage() {}
 
 func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3787,7 +3948,7 @@ func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryResponse.ProtoReflect.Descriptor instead.
 func (*ReportInventoryResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 var File_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -3805,7 +3966,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x12generation_counter\x18\x06 \x01(\x04R\x11generationCounter\x12&\n" +
 	"\x04mode\x18\a \x01(\x0e2\x12.csm.agent.v1.ModeR\x04mode\x120\n" +
 	"\x05clock\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\x12\x1b\n" +
-	"\x04hold\x18\t \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x04hold\"\x8b\a\n" +
+	"\x04hold\x18\t \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x04hold\"\xba\a\n" +
 	"\rInstanceFacts\x12*\n" +
 	"\fcluster_name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\vclusterName\x12\x1f\n" +
 	"\ahost_id\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06hostId\x12(\n" +
@@ -3832,7 +3993,23 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\rauthenticator\x185 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\rauthenticator\x12;\n" +
 	"\x15broadcast_rpc_address\x186 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\x13broadcastRpcAddress\x123\n" +
 	"\aclients\x187 \x01(\v2\x19.csm.agent.v1.ClientFactsR\aclients\x12*\n" +
-	"\x04ring\x18< \x01(\v2\x16.csm.agent.v1.RingViewR\x04ring\"\xa4\x01\n" +
+	"\x04ring\x18< \x01(\v2\x16.csm.agent.v1.RingViewR\x04ring\x12-\n" +
+	"\x05links\x18d \x01(\v2\x17.csm.agent.v1.LinkFactsR\x05links\"\x8f\x03\n" +
+	"\tLinkFacts\x12\x1f\n" +
+	"\x06unseen\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x06unseen\x12\x10\n" +
+	"\x03old\x18\x02 \x01(\rR\x03old\x12\x1f\n" +
+	"\x05peers\x18\x03 \x03(\fB\t\xea\xe0\x18\x05\b\x10\x10\xe8\aR\x05peers\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x126\n" +
+	"\brecorded\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\brecorded\x12'\n" +
+	"\n" +
+	"uncuttable\x18\x06 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\n" +
+	"uncuttable\x12\x16\n" +
+	"\x06cycled\x18\a \x01(\x04R\x06cycled\x12\x1e\n" +
+	"\x06result\x18\b \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06result\x12\x1f\n" +
+	"\x06detail\x18\t \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x06detail\x12\x1c\n" +
+	"\x05waits\x18\n" +
+	" \x01(\tB\x06\xea\xe0\x18\x02\b@R\x05waits\x12$\n" +
+	"\twaits_for\x18\v \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\bwaitsFor\"\xa4\x01\n" +
 	"\bRingView\x12\x1e\n" +
 	"\x06source\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x06source\x12;\n" +
 	"\amembers\x18\x02 \x03(\v2\x18.csm.agent.v1.RingMemberB\a\xea\xe0\x18\x03\x10\xe8\aR\amembers\x12\x1c\n" +
@@ -3955,7 +4132,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"proof_task\x18\x02 \x01(\v2\x17.csm.agent.v1.ProofTaskH\x00R\tproofTask\x12>\n" +
 	"\fproof_result\x18\x03 \x01(\v2\x19.csm.agent.v1.ProofResultH\x00R\vproofResult\x121\n" +
 	"\acontrol\x18\x04 \x01(\v2\x15.csm.agent.v1.ControlH\x00R\acontrolB\t\n" +
-	"\amessage\"\xee\x02\n" +
+	"\amessage\"\xc1\x03\n" +
 	"\x06Target\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1e\n" +
@@ -3968,7 +4145,10 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\aanchors\x18\a \x03(\fB\n" +
 	"\xea\xe0\x18\x06\b\x80\x80\x04\x10@R\aanchors\x12,\n" +
 	"\x06frozen\x18\b \x01(\v2\x14.csm.agent.v1.FrozenR\x06frozen\x12#\n" +
-	"\breleased\x18( \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\breleased\"\xe3\x01\n" +
+	"\breleased\x18( \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\breleased\x12\x14\n" +
+	"\x05cycle\x18d \x01(\x04R\x05cycle\x12;\n" +
+	"\vcycle_until\x18e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"cycleUntil\"\xe3\x01\n" +
 	"\x06Frozen\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\bR\x06active\x12\x1d\n" +
 	"\x05scope\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05scope\x12\x1d\n" +
@@ -4157,7 +4337,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(Mode)(0),                        // 0: csm.agent.v1.Mode
 	(StoreFormat)(0),                 // 1: csm.agent.v1.StoreFormat
@@ -4169,129 +4349,134 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(MoveOutcome)(0),                 // 7: csm.agent.v1.MoveOutcome
 	(*AgentFacts)(nil),               // 8: csm.agent.v1.AgentFacts
 	(*InstanceFacts)(nil),            // 9: csm.agent.v1.InstanceFacts
-	(*RingView)(nil),                 // 10: csm.agent.v1.RingView
-	(*RingMember)(nil),               // 11: csm.agent.v1.RingMember
-	(*TLSSection)(nil),               // 12: csm.agent.v1.TLSSection
-	(*JMXFacts)(nil),                 // 13: csm.agent.v1.JMXFacts
-	(*ClientFacts)(nil),              // 14: csm.agent.v1.ClientFacts
-	(*PlaintextClient)(nil),          // 15: csm.agent.v1.PlaintextClient
-	(*Finding)(nil),                  // 16: csm.agent.v1.Finding
-	(*Port)(nil),                     // 17: csm.agent.v1.Port
-	(*StoreFacts)(nil),               // 18: csm.agent.v1.StoreFacts
-	(*JoinRequest)(nil),              // 19: csm.agent.v1.JoinRequest
-	(*Possession)(nil),               // 20: csm.agent.v1.Possession
-	(*JoinResponse)(nil),             // 21: csm.agent.v1.JoinResponse
-	(*RenewIdentityRequest)(nil),     // 22: csm.agent.v1.RenewIdentityRequest
-	(*RenewIdentityResponse)(nil),    // 23: csm.agent.v1.RenewIdentityResponse
-	(*SyncRequest)(nil),              // 24: csm.agent.v1.SyncRequest
-	(*Hello)(nil),                    // 25: csm.agent.v1.Hello
-	(*Report)(nil),                   // 26: csm.agent.v1.Report
-	(*SyncResponse)(nil),             // 27: csm.agent.v1.SyncResponse
-	(*Target)(nil),                   // 28: csm.agent.v1.Target
-	(*Frozen)(nil),                   // 29: csm.agent.v1.Frozen
-	(*StoreTarget)(nil),              // 30: csm.agent.v1.StoreTarget
-	(*Names)(nil),                    // 31: csm.agent.v1.Names
-	(*Control)(nil),                  // 32: csm.agent.v1.Control
-	(*ClaimMoveRequest)(nil),         // 33: csm.agent.v1.ClaimMoveRequest
-	(*ClaimMoveResponse)(nil),        // 34: csm.agent.v1.ClaimMoveResponse
-	(*IssueCertificateRequest)(nil),  // 35: csm.agent.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil), // 36: csm.agent.v1.IssueCertificateResponse
-	(*RequestProofsRequest)(nil),     // 37: csm.agent.v1.RequestProofsRequest
-	(*RequestProofsResponse)(nil),    // 38: csm.agent.v1.RequestProofsResponse
-	(*ProofTask)(nil),                // 39: csm.agent.v1.ProofTask
-	(*Proof)(nil),                    // 40: csm.agent.v1.Proof
-	(*ReportProofRequest)(nil),       // 41: csm.agent.v1.ReportProofRequest
-	(*ReportProofResponse)(nil),      // 42: csm.agent.v1.ReportProofResponse
-	(*ProofResult)(nil),              // 43: csm.agent.v1.ProofResult
-	(*ReportMoveRequest)(nil),        // 44: csm.agent.v1.ReportMoveRequest
-	(*ReportMoveResponse)(nil),       // 45: csm.agent.v1.ReportMoveResponse
-	(*ReportInventoryRequest)(nil),   // 46: csm.agent.v1.ReportInventoryRequest
-	(*FoundCertificate)(nil),         // 47: csm.agent.v1.FoundCertificate
-	(*ReportInventoryResponse)(nil),  // 48: csm.agent.v1.ReportInventoryResponse
-	(*timestamppb.Timestamp)(nil),    // 49: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 50: google.protobuf.Duration
+	(*LinkFacts)(nil),                // 10: csm.agent.v1.LinkFacts
+	(*RingView)(nil),                 // 11: csm.agent.v1.RingView
+	(*RingMember)(nil),               // 12: csm.agent.v1.RingMember
+	(*TLSSection)(nil),               // 13: csm.agent.v1.TLSSection
+	(*JMXFacts)(nil),                 // 14: csm.agent.v1.JMXFacts
+	(*ClientFacts)(nil),              // 15: csm.agent.v1.ClientFacts
+	(*PlaintextClient)(nil),          // 16: csm.agent.v1.PlaintextClient
+	(*Finding)(nil),                  // 17: csm.agent.v1.Finding
+	(*Port)(nil),                     // 18: csm.agent.v1.Port
+	(*StoreFacts)(nil),               // 19: csm.agent.v1.StoreFacts
+	(*JoinRequest)(nil),              // 20: csm.agent.v1.JoinRequest
+	(*Possession)(nil),               // 21: csm.agent.v1.Possession
+	(*JoinResponse)(nil),             // 22: csm.agent.v1.JoinResponse
+	(*RenewIdentityRequest)(nil),     // 23: csm.agent.v1.RenewIdentityRequest
+	(*RenewIdentityResponse)(nil),    // 24: csm.agent.v1.RenewIdentityResponse
+	(*SyncRequest)(nil),              // 25: csm.agent.v1.SyncRequest
+	(*Hello)(nil),                    // 26: csm.agent.v1.Hello
+	(*Report)(nil),                   // 27: csm.agent.v1.Report
+	(*SyncResponse)(nil),             // 28: csm.agent.v1.SyncResponse
+	(*Target)(nil),                   // 29: csm.agent.v1.Target
+	(*Frozen)(nil),                   // 30: csm.agent.v1.Frozen
+	(*StoreTarget)(nil),              // 31: csm.agent.v1.StoreTarget
+	(*Names)(nil),                    // 32: csm.agent.v1.Names
+	(*Control)(nil),                  // 33: csm.agent.v1.Control
+	(*ClaimMoveRequest)(nil),         // 34: csm.agent.v1.ClaimMoveRequest
+	(*ClaimMoveResponse)(nil),        // 35: csm.agent.v1.ClaimMoveResponse
+	(*IssueCertificateRequest)(nil),  // 36: csm.agent.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil), // 37: csm.agent.v1.IssueCertificateResponse
+	(*RequestProofsRequest)(nil),     // 38: csm.agent.v1.RequestProofsRequest
+	(*RequestProofsResponse)(nil),    // 39: csm.agent.v1.RequestProofsResponse
+	(*ProofTask)(nil),                // 40: csm.agent.v1.ProofTask
+	(*Proof)(nil),                    // 41: csm.agent.v1.Proof
+	(*ReportProofRequest)(nil),       // 42: csm.agent.v1.ReportProofRequest
+	(*ReportProofResponse)(nil),      // 43: csm.agent.v1.ReportProofResponse
+	(*ProofResult)(nil),              // 44: csm.agent.v1.ProofResult
+	(*ReportMoveRequest)(nil),        // 45: csm.agent.v1.ReportMoveRequest
+	(*ReportMoveResponse)(nil),       // 46: csm.agent.v1.ReportMoveResponse
+	(*ReportInventoryRequest)(nil),   // 47: csm.agent.v1.ReportInventoryRequest
+	(*FoundCertificate)(nil),         // 48: csm.agent.v1.FoundCertificate
+	(*ReportInventoryResponse)(nil),  // 49: csm.agent.v1.ReportInventoryResponse
+	(*timestamppb.Timestamp)(nil),    // 50: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 51: google.protobuf.Duration
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	0,  // 0: csm.agent.v1.AgentFacts.mode:type_name -> csm.agent.v1.Mode
-	49, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
-	16, // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
-	12, // 3: csm.agent.v1.InstanceFacts.internode:type_name -> csm.agent.v1.TLSSection
-	12, // 4: csm.agent.v1.InstanceFacts.client:type_name -> csm.agent.v1.TLSSection
-	13, // 5: csm.agent.v1.InstanceFacts.jmx:type_name -> csm.agent.v1.JMXFacts
-	14, // 6: csm.agent.v1.InstanceFacts.clients:type_name -> csm.agent.v1.ClientFacts
-	10, // 7: csm.agent.v1.InstanceFacts.ring:type_name -> csm.agent.v1.RingView
-	11, // 8: csm.agent.v1.RingView.members:type_name -> csm.agent.v1.RingMember
-	5,  // 9: csm.agent.v1.RingMember.state:type_name -> csm.agent.v1.RingState
-	15, // 10: csm.agent.v1.ClientFacts.plaintext_clients:type_name -> csm.agent.v1.PlaintextClient
-	3,  // 11: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
-	1,  // 12: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
-	49, // 13: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
-	2,  // 14: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
-	17, // 15: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
-	31, // 16: csm.agent.v1.StoreFacts.required:type_name -> csm.agent.v1.Names
-	8,  // 17: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 18: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
-	20, // 19: csm.agent.v1.JoinRequest.possession:type_name -> csm.agent.v1.Possession
-	31, // 20: csm.agent.v1.JoinRequest.names:type_name -> csm.agent.v1.Names
-	25, // 21: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
-	26, // 22: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
-	8,  // 23: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 24: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
-	18, // 25: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
-	8,  // 26: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 27: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
-	18, // 28: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
-	28, // 29: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
-	39, // 30: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
-	43, // 31: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
-	32, // 32: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
-	30, // 33: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
-	29, // 34: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
-	49, // 35: csm.agent.v1.Frozen.since:type_name -> google.protobuf.Timestamp
-	49, // 36: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
-	31, // 37: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
-	49, // 38: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
-	49, // 39: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
-	6,  // 40: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
-	49, // 41: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
-	49, // 42: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
-	17, // 43: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
-	17, // 44: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
-	49, // 45: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
-	17, // 46: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
-	4,  // 47: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
-	50, // 48: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
-	49, // 49: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
-	40, // 50: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
-	40, // 51: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
-	7,  // 52: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
-	18, // 53: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
-	40, // 54: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
-	50, // 55: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
-	47, // 56: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
-	19, // 57: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
-	22, // 58: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
-	24, // 59: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
-	33, // 60: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
-	35, // 61: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
-	37, // 62: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
-	41, // 63: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
-	44, // 64: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
-	46, // 65: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
-	21, // 66: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
-	23, // 67: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
-	27, // 68: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
-	34, // 69: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
-	36, // 70: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
-	38, // 71: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
-	42, // 72: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
-	45, // 73: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
-	48, // 74: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
-	66, // [66:75] is the sub-list for method output_type
-	57, // [57:66] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	50, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
+	17, // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
+	13, // 3: csm.agent.v1.InstanceFacts.internode:type_name -> csm.agent.v1.TLSSection
+	13, // 4: csm.agent.v1.InstanceFacts.client:type_name -> csm.agent.v1.TLSSection
+	14, // 5: csm.agent.v1.InstanceFacts.jmx:type_name -> csm.agent.v1.JMXFacts
+	15, // 6: csm.agent.v1.InstanceFacts.clients:type_name -> csm.agent.v1.ClientFacts
+	11, // 7: csm.agent.v1.InstanceFacts.ring:type_name -> csm.agent.v1.RingView
+	10, // 8: csm.agent.v1.InstanceFacts.links:type_name -> csm.agent.v1.LinkFacts
+	50, // 9: csm.agent.v1.LinkFacts.since:type_name -> google.protobuf.Timestamp
+	50, // 10: csm.agent.v1.LinkFacts.recorded:type_name -> google.protobuf.Timestamp
+	12, // 11: csm.agent.v1.RingView.members:type_name -> csm.agent.v1.RingMember
+	5,  // 12: csm.agent.v1.RingMember.state:type_name -> csm.agent.v1.RingState
+	16, // 13: csm.agent.v1.ClientFacts.plaintext_clients:type_name -> csm.agent.v1.PlaintextClient
+	3,  // 14: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
+	1,  // 15: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
+	50, // 16: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
+	2,  // 17: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
+	18, // 18: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
+	32, // 19: csm.agent.v1.StoreFacts.required:type_name -> csm.agent.v1.Names
+	8,  // 20: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 21: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
+	21, // 22: csm.agent.v1.JoinRequest.possession:type_name -> csm.agent.v1.Possession
+	32, // 23: csm.agent.v1.JoinRequest.names:type_name -> csm.agent.v1.Names
+	26, // 24: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
+	27, // 25: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
+	8,  // 26: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 27: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
+	19, // 28: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
+	8,  // 29: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 30: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
+	19, // 31: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
+	29, // 32: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
+	40, // 33: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
+	44, // 34: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
+	33, // 35: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
+	31, // 36: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
+	30, // 37: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
+	50, // 38: csm.agent.v1.Target.cycle_until:type_name -> google.protobuf.Timestamp
+	50, // 39: csm.agent.v1.Frozen.since:type_name -> google.protobuf.Timestamp
+	50, // 40: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
+	32, // 41: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
+	50, // 42: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
+	50, // 43: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
+	6,  // 44: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
+	50, // 45: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
+	50, // 46: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
+	18, // 47: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
+	18, // 48: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
+	50, // 49: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
+	18, // 50: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
+	4,  // 51: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
+	51, // 52: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
+	50, // 53: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
+	41, // 54: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
+	41, // 55: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
+	7,  // 56: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
+	19, // 57: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
+	41, // 58: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
+	51, // 59: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
+	48, // 60: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
+	20, // 61: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
+	23, // 62: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
+	25, // 63: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
+	34, // 64: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
+	36, // 65: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
+	38, // 66: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
+	42, // 67: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
+	45, // 68: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
+	47, // 69: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
+	22, // 70: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
+	24, // 71: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
+	28, // 72: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
+	35, // 73: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
+	37, // 74: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
+	39, // 75: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
+	43, // 76: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
+	46, // 77: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
+	49, // 78: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
+	70, // [70:79] is the sub-list for method output_type
+	61, // [61:70] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -4299,14 +4484,14 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[11].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[12].OneofWrappers = []any{
 		(*JoinRequest_Possession)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[16].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[17].OneofWrappers = []any{
 		(*SyncRequest_Hello)(nil),
 		(*SyncRequest_Report)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[19].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[20].OneofWrappers = []any{
 		(*SyncResponse_Target)(nil),
 		(*SyncResponse_ProofTask)(nil),
 		(*SyncResponse_ProofResult)(nil),
@@ -4318,7 +4503,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   41,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
