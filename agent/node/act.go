@@ -96,7 +96,7 @@ func (n *Node) after(store string, a Action, err error) {
 
 // unheard are refusals of a claim by what we have already told otherwise.
 var unheard = map[string]bool{"store-changed": true, "no-store": true, "generation-superseded": true, "generation-unknown": true,
-	"held": true, "mode": true, "store-contested": true, "store-foreign": true, "not-first": true}
+	"plan-unknown": true, "plan-missing": true, "other-move": true, "held": true, "mode": true, "store-contested": true, "store-foreign": true, "not-first": true}
 
 // reopened forgets refused claims when the controllers say that it is worth asking again.
 func (n *Node) reopened() {
@@ -139,6 +139,18 @@ func (n *Node) anchors() ([]*x509.Certificate, error) {
 	return certificate.ParseAll(ders)
 }
 
+// withdrawn are the anchors that the controllers want to go.
+func (n *Node) withdrawn() (out [][32]byte) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, w := range n.target.GetWithdrawn() {
+		if len(w) == 32 {
+			out = append(out, [32]byte(w))
+		}
+	}
+	return out
+}
+
 // call runs a call with its own deadline, and again while the outcome is unknown or nobody answers: every call is
 // idempotent by its request id or claim.
 func (n *Node) call(ctx context.Context, total time.Duration, f func(context.Context, agentv1.AgentServiceClient) error) error {
@@ -165,9 +177,9 @@ func requestID() string {
 	return hex.EncodeToString(b)
 }
 
-func (n *Node) claim(ctx context.Context, s *cassandra.Store, kind agentv1.MoveKind, generation uint64) (string, error) {
+func (n *Node) claim(ctx context.Context, s *cassandra.Store, kind agentv1.MoveKind, t *agentv1.StoreTarget) (string, error) {
 	f, id := n.factsOf(s.Name), n.folder.Identity()
-	req := &agentv1.ClaimMoveRequest{Node: id.Node, Incarnation: id.Incarnation, Store: s.Name, Generation: generation, Kind: kind,
+	req := &agentv1.ClaimMoveRequest{Node: id.Node, Incarnation: id.Incarnation, Store: s.Name, Generation: t.Generation, Kind: kind, PlanHash: t.PlanHash,
 		KeystoreSha256: f.KeystoreSha256, TruststoreSha256: f.TruststoreSha256, RequestId: requestID()}
 	var r *agentv1.ClaimMoveResponse
 	err := n.call(ctx, n.o.ClaimFor, func(ctx context.Context, c agentv1.AgentServiceClient) (err error) {
@@ -186,7 +198,7 @@ func (n *Node) install(ctx context.Context, s *cassandra.Store, a Action) error 
 	if t == nil {
 		return fault.New(fault.Stale, "no-target", "the target went away")
 	}
-	claim, err := n.claim(ctx, s, a.Move, t.Generation)
+	claim, err := n.claim(ctx, s, a.Move, t)
 	if err != nil {
 		return err
 	}
@@ -216,7 +228,11 @@ func (n *Node) plan(ctx context.Context, s *cassandra.Store, t *agentv1.StoreTar
 	if p.Names, err = certificate.ParseNames(t.GetNames().GetDns(), t.GetNames().GetIps(), t.GetNames().GetUris()); err != nil {
 		return p, err
 	}
-	if kind == agentv1.MoveKind_MOVE_KIND_TRUST {
+	switch kind {
+	case agentv1.MoveKind_MOVE_KIND_TRUST:
+		return p, nil
+	case agentv1.MoveKind_MOVE_KIND_SHRINK:
+		p.Shrink, p.Withdraw = true, n.withdrawn()
 		return p, nil
 	}
 	p.Key, p.Chain, err = n.issue(ctx, s, t, claim, p.Names)
@@ -254,7 +270,7 @@ func (n *Node) prove(ctx context.Context, s *cassandra.Store, a Action) error {
 	if t == nil {
 		return fault.New(fault.Stale, "no-target", "the target went away")
 	}
-	claim, err := n.claim(ctx, s, a.Move, t.Generation)
+	claim, err := n.claim(ctx, s, a.Move, t)
 	if err != nil {
 		return err
 	}
