@@ -118,7 +118,7 @@ func (n *Node) linkView() links.View {
 
 // linksClosed asks the gates that every effect is asked for, without a claim.
 func (n *Node) linksClosed() links.Reason {
-	v := View{Now: n.o.Clock.Now(), Mode: n.o.Config.AgentMode(), Copied: n.folder.Copied(), Store: StoreView{Manageable: true}}
+	v := View{Now: n.o.Clock.Now(), Mode: n.mode(), Copied: n.folder.Copied(), Store: StoreView{Manageable: true}}
 	if why, held := install.Held(n.o.Config.HoldFile); held {
 		v.Hold = why
 	}
