@@ -62,6 +62,7 @@ type Node struct {
 	Agent      AgentView   `json:"agent"`
 	Instance   Instance    `json:"instance"`
 	Stores     []Store     `json:"stores,omitempty"`
+	Links      *NodeLinks  `json:"links,omitempty" doc:"internode connections that live on certificates of before the last reload"`
 	Claim      *Move       `json:"claim,omitempty" doc:"the open claim, if there is one"`
 	Frozen     *Freeze     `json:"frozen,omitempty"`
 	Conditions []Condition `json:"conditions,omitempty"`
