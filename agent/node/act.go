@@ -81,7 +81,11 @@ func (n *Node) after(store string, a Action, err error) {
 	case unheard[f.Reason] && claimed(a):
 		// The controllers have not taken our newest report yet (they take one a second), or we not their newest target.
 		att.Again = now.Add(min(time.Second<<min(n.failures[store], 6), time.Minute))
-		n.failures[store]++
+		if n.failures[store]++; n.failures[store]%unheardFor == 0 {
+			// Perhaps they hold something else for our newest word: a new stream begins with all of it.
+			n.log.Warn("the controllers decide by other facts than this agent's; it tells them anew", "store", store, "reason", f.Reason)
+			n.client.Reconnect()
+		}
 	case f.Reason == "wave-busy":
 		att.Again = now.Add(20 * time.Second) // the controllers say sooner when it is free; this is for a word that was lost
 	case lacksProof(err) || f.Code == fault.Unavailable || f.Code == fault.Unknown || f.Code == fault.Stale:
@@ -94,9 +98,12 @@ func (n *Node) after(store string, a Action, err error) {
 	n.attempts[store] = att
 }
 
+// unheardFor is how many claims in a row are refused so until everything is told anew.
+const unheardFor = 4
+
 // unheard are refusals of a claim by what we have already told otherwise.
 var unheard = map[string]bool{"store-changed": true, "no-store": true, "generation-superseded": true, "generation-unknown": true,
-	"held": true, "mode": true, "store-contested": true, "store-foreign": true, "not-first": true}
+	"plan-unknown": true, "plan-missing": true, "other-move": true, "held": true, "mode": true, "store-contested": true, "store-foreign": true, "not-first": true}
 
 // reopened forgets refused claims when the controllers say that it is worth asking again.
 func (n *Node) reopened() {
@@ -139,6 +146,18 @@ func (n *Node) anchors() ([]*x509.Certificate, error) {
 	return certificate.ParseAll(ders)
 }
 
+// withdrawn are the anchors that the controllers want to go.
+func (n *Node) withdrawn() (out [][32]byte) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, w := range n.target.GetWithdrawn() {
+		if len(w) == 32 {
+			out = append(out, [32]byte(w))
+		}
+	}
+	return out
+}
+
 // call runs a call with its own deadline, and again while the outcome is unknown or nobody answers: every call is
 // idempotent by its request id or claim.
 func (n *Node) call(ctx context.Context, total time.Duration, f func(context.Context, agentv1.AgentServiceClient) error) error {
@@ -165,9 +184,9 @@ func requestID() string {
 	return hex.EncodeToString(b)
 }
 
-func (n *Node) claim(ctx context.Context, s *cassandra.Store, kind agentv1.MoveKind, generation uint64) (string, error) {
+func (n *Node) claim(ctx context.Context, s *cassandra.Store, kind agentv1.MoveKind, t *agentv1.StoreTarget) (string, error) {
 	f, id := n.factsOf(s.Name), n.folder.Identity()
-	req := &agentv1.ClaimMoveRequest{Node: id.Node, Incarnation: id.Incarnation, Store: s.Name, Generation: generation, Kind: kind,
+	req := &agentv1.ClaimMoveRequest{Node: id.Node, Incarnation: id.Incarnation, Store: s.Name, Generation: t.Generation, Kind: kind, PlanHash: t.PlanHash,
 		KeystoreSha256: f.KeystoreSha256, TruststoreSha256: f.TruststoreSha256, RequestId: requestID()}
 	var r *agentv1.ClaimMoveResponse
 	err := n.call(ctx, n.o.ClaimFor, func(ctx context.Context, c agentv1.AgentServiceClient) (err error) {
@@ -186,7 +205,7 @@ func (n *Node) install(ctx context.Context, s *cassandra.Store, a Action) error 
 	if t == nil {
 		return fault.New(fault.Stale, "no-target", "the target went away")
 	}
-	claim, err := n.claim(ctx, s, a.Move, t.Generation)
+	claim, err := n.claim(ctx, s, a.Move, t)
 	if err != nil {
 		return err
 	}
@@ -204,9 +223,10 @@ func (n *Node) install(ctx context.Context, s *cassandra.Store, a Action) error 
 
 // plan makes key and certificate, or takes only the anchors.
 func (n *Node) plan(ctx context.Context, s *cassandra.Store, t *agentv1.StoreTarget, claim string, kind agentv1.MoveKind) (install.Plan, error) {
-	p := install.Plan{Site: n.site(s), Claim: claim, Generation: t.Generation}
-	if f := n.factsOf(s.Name); f.GetNotAfter() != nil {
-		p.NoWayBack = noWayBack(n.o.Config.Folder(n.o.Instance), f.NotAfter.AsTime(), n.o.Clock.Now())
+	f := n.factsOf(s.Name)
+	p := install.Plan{Site: n.site(s), Claim: claim, Generation: t.Generation, Given: len(f.LeafSha256) > 0 && bytes.Equal(f.LeafSha256, t.LeafSha256)}
+	if f.GetNotAfter() != nil {
+		p.NoWayBack = noWayBack(n.o.Config.Folder(n.o.Instance), f.NotAfter.AsTime(), n.now())
 	}
 	p.Neighbour = n.neighbour(claim, s.Name)
 	var err error
@@ -216,7 +236,11 @@ func (n *Node) plan(ctx context.Context, s *cassandra.Store, t *agentv1.StoreTar
 	if p.Names, err = certificate.ParseNames(t.GetNames().GetDns(), t.GetNames().GetIps(), t.GetNames().GetUris()); err != nil {
 		return p, err
 	}
-	if kind == agentv1.MoveKind_MOVE_KIND_TRUST {
+	switch kind {
+	case agentv1.MoveKind_MOVE_KIND_TRUST:
+		return p, nil
+	case agentv1.MoveKind_MOVE_KIND_SHRINK:
+		p.Shrink, p.Withdraw = true, n.withdrawn()
 		return p, nil
 	}
 	p.Key, p.Chain, err = n.issue(ctx, s, t, claim, p.Names)
@@ -254,7 +278,7 @@ func (n *Node) prove(ctx context.Context, s *cassandra.Store, a Action) error {
 	if t == nil {
 		return fault.New(fault.Stale, "no-target", "the target went away")
 	}
-	claim, err := n.claim(ctx, s, a.Move, t.Generation)
+	claim, err := n.claim(ctx, s, a.Move, t)
 	if err != nil {
 		return err
 	}
@@ -317,7 +341,7 @@ func (n *Node) settle(ctx context.Context, s *cassandra.Store) error {
 func (n *Node) settleAll(ctx context.Context) error {
 	var first error
 	for _, s := range n.storesNow() {
-		if n.factsOf(s.Name).State != agentv1.InstallState_INSTALL_STATE_MOVING || n.o.Config.AgentMode() != agentv1.Mode_MODE_MANAGE || n.folder.Copied() {
+		if n.factsOf(s.Name).State != agentv1.InstallState_INSTALL_STATE_MOVING || n.mode() != agentv1.Mode_MODE_MANAGE || n.folder.Copied() {
 			continue
 		}
 		if err := n.settle(ctx, s); err != nil && first == nil {

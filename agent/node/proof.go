@@ -117,16 +117,17 @@ func (n *Node) probeNeighbour(ctx context.Context, t *agentv1.ProofTask) *agentv
 	if id := n.folder.Identity(); id != nil {
 		p.Prober = id.Node
 	}
-	if t.Deadline != nil && n.o.Clock.Now().After(t.Deadline.AsTime()) {
+	if t.Deadline != nil && n.now().After(t.Deadline.AsTime()) {
 		p.Detail = "asked too late"
 		return p
 	}
-	cert, err := ownCertificate(inst, t.GetPort().GetKind())
+	cert, err := n.offered(ctx, inst, t)
 	if err != nil {
 		p.Detail = clip(err.Error(), 1024)
 		return p
 	}
-	q := probe.Request{Kind: t.GetPort().GetKind(), Address: t.GetPort().GetAddress(), Port: uint16(t.GetPort().GetPort()), Local: local(inst), Certificate: cert, Now: n.o.Clock.Now}
+	p.Authority = t.Authority
+	q := probe.Request{Kind: t.GetPort().GetKind(), Address: t.GetPort().GetAddress(), Port: uint16(t.GetPort().GetPort()), Local: local(inst), Certificate: cert, Now: n.now}
 	copy(q.ExpectLeaf[:], t.LeafSha256)
 	q.Roots, _ = certificate.ParseAll(roots)
 	if foreign { // the ring lives by another CA: what this node's Cassandra trusts is what counts
@@ -142,8 +143,12 @@ func (n *Node) probeNeighbour(ctx context.Context, t *agentv1.ProofTask) *agentv
 	if r.Served != ([32]byte{}) {
 		p.ServedSha256 = r.Served[:]
 	}
-	if r.Untrusted != "" {
+	r.Tell(p)
+	switch {
+	case r.Untrusted != "":
 		p.Verdict, p.Detail = agentv1.Verdict_VERDICT_UNKNOWN, clip("untrusted chain: "+r.Untrusted, 1024)
+	case t.Authority != "" && r.Verdict == agentv1.Verdict_VERDICT_ACCEPTED && !r.Asked:
+		p.Verdict, p.Detail = agentv1.Verdict_VERDICT_UNKNOWN, "the port asked for no certificate, so it says nothing of whom it trusts"
 	}
 	return p
 }

@@ -40,6 +40,8 @@ type Status struct {
 	Problem          string        `json:"problem,omitempty"`
 	Findings         int           `json:"findings"`
 	Stores           []StoreStatus `json:"stores"`
+	// Links are internode connections that live on certificates of before the last reload.
+	Links *LinkStatus `json:"links,omitempty"`
 	// Wanted are the anchors that the newest target wants trusted, as far as one came: `csm-agent ensure` compares.
 	Wanted []string `json:"wantedAnchors,omitempty"`
 	// Unreported outcomes wait for a controller.
@@ -81,7 +83,7 @@ func (n *Node) note(store string, a Action) {
 }
 
 func (n *Node) status() Status {
-	s := Status{Instance: n.o.Instance.StateName(), Config: n.o.Instance.Config, Version: cli.Version, Mode: n.o.Config.Mode, Copied: n.folder.Copied(),
+	s := Status{Instance: n.o.Instance.StateName(), Config: n.o.Instance.Config, Version: cli.Version, Mode: modeWord(n.mode()), Copied: n.folder.Copied(),
 		Running: !n.presence.Down(), Unreported: len(n.folder.Reports())}
 	if id := n.folder.Identity(); id != nil {
 		s.Node, s.UID, s.Incarnation, s.IdentityNotAfter = id.Node, id.UID, id.Incarnation, id.Chain[0].NotAfter
@@ -92,9 +94,10 @@ func (n *Node) status() Status {
 	if n.instErr != nil {
 		s.Problem = n.instErr.Error()
 	}
+	s.Links = n.linkStatus()
 	n.mu.Lock()
 	s.Link, s.Suspended, s.Wanted = n.online, n.suspended, n.wanted
-	if f := inForce(n.frozenBy, n.o.Clock.Now()); f != nil {
+	if f := inForce(n.frozenBy, n.told()); f != nil {
 		s.Frozen = freezeWords(f)
 	}
 	n.mu.Unlock()
@@ -220,6 +223,7 @@ func Health(s Status, running bool, now time.Time) (Level, []Note) {
 	for _, st := range s.Stores {
 		storeHealth(st, now, add)
 	}
+	linkHealth(s.Links, add)
 	return level, notes
 }
 

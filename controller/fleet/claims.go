@@ -44,7 +44,7 @@ func (f *Fleet) Claim(ctx context.Context, uid string, r *agentv1.ClaimMoveReque
 	return out.Claim, at(out.ExpiresMs), nil
 }
 
-func applyClaimMove(a *state.Apply, c *clusterv1.ClaimMove) (*clusterv1.ClaimMoveReply, error) {
+func (g gates) applyClaimMove(a *state.Apply, c *clusterv1.ClaimMove) (*clusterv1.ClaimMoveReply, error) {
 	r := c.GetRequest()
 	n, err := activeAgent(a, c.Uid, r.GetIncarnation())
 	if err != nil {
@@ -71,6 +71,7 @@ func applyClaimMove(a *state.Apply, c *clusterv1.ClaimMove) (*clusterv1.ClaimMov
 		func() error { return mayAct(a, n) },
 		func() error { return trustFirst(n, s, l, r.Kind) },
 		func() error { return requestFits(n, s, r) },
+		func() error { return shrinks(a, n, r.Kind) },
 		func() error { return budget(a, n, s) },
 		func() error { return ownClaim(a, n) },
 	} {
@@ -79,7 +80,11 @@ func applyClaimMove(a *state.Apply, c *clusterv1.ClaimMove) (*clusterv1.ClaimMov
 		}
 	}
 	alone := !sideBySide(n, s, r)
-	if alone {
+	owned, err := g.mayMove(a, Moving{Cluster: n.cluster, Node: n.name, Incarnation: n.incarnation, Store: s.store, Kind: r.Kind, Generation: r.Generation, PlanHash: r.PlanHash})
+	if err != nil {
+		return nil, err
+	}
+	if alone && !owned {
 		if err := waveFree(a.Context(), a.Querier(), n.name, n.cluster, a.Now.UnixMilli()); err != nil {
 			return nil, err
 		}
@@ -128,8 +133,6 @@ func mayAct(a *state.Apply, n nodeRow) error {
 // requestFits compares what the agent wants to do with what is wished and known of the store. Pure.
 func requestFits(n nodeRow, s storeRow, r *agentv1.ClaimMoveRequest) error {
 	switch {
-	case len(r.PlanHash) > 0:
-		return fault.New(fault.Stale, "plan-unknown", "no rollout has this plan").Do("claim without a plan, or plan again")
 	case r.Generation < s.generation:
 		return fault.New(fault.Stale, "generation-superseded", "generation %d of store %s was replaced by %d", r.Generation, s.store, s.generation).Do("wait for the target of the new generation")
 	case r.Generation > s.generation:
@@ -140,12 +143,15 @@ func requestFits(n nodeRow, s storeRow, r *agentv1.ClaimMoveRequest) error {
 	case s.state == agentv1.InstallState_INSTALL_STATE_CONTESTED:
 		return fault.New(fault.Refused, "store-contested", "another tool writes store %s of %s", s.store, short(n.name)).Do("stop that tool, then restart the agent")
 	}
+	if err := wishFits(n, s, r); err != nil {
+		return err
+	}
 	switch r.Kind {
 	case agentv1.MoveKind_MOVE_KIND_FIRST:
 		if s.state == agentv1.InstallState_INSTALL_STATE_PROVEN {
 			return fault.New(fault.Refused, "not-first", "store %s of %s is in use: a change of it is a renewal", s.store, short(n.name))
 		}
-	case agentv1.MoveKind_MOVE_KIND_RENEW, agentv1.MoveKind_MOVE_KIND_TRUST:
+	case agentv1.MoveKind_MOVE_KIND_RENEW, agentv1.MoveKind_MOVE_KIND_TRUST, agentv1.MoveKind_MOVE_KIND_SHRINK:
 	default:
 		return fault.New(fault.Invalid, "bad-kind", "a claim is for a first install, a renewal or a change of trust")
 	}
@@ -262,14 +268,14 @@ func grant(a *state.Apply, c *clusterv1.ClaimMove, n nodeRow, s storeRow, alone 
 	expires := now + c.TtlMs
 	r := c.Request
 	if _, err := a.Exec(`INSERT INTO moves (claim, node, cluster, uid, incarnation, counter, store, kind, generation, request_id, state, alone, unproved_before,
-		opened, opened_ms, expires_ms, closed_ms, issued_renew_at_ms, outcome, before_sha256, detail, took_ms)
-		VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,0,0,0,?,'',0)`,
+		opened, opened_ms, expires_ms, closed_ms, issued_renew_at_ms, outcome, before_sha256, detail, took_ms, plan_hash)
+		VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,0,0,0,?,'',0,?)`,
 		c.Claim, n.name, n.cluster, n.uid, n.incarnation, n.agent.counter, s.store, int(r.Kind), r.Generation, r.RequestId, moveOpen, flag(alone), flag(s.unproved),
-		a.Index, now, expires, s.leaf); err != nil {
+		a.Index, now, expires, s.leaf, nullable(r.PlanHash)); err != nil {
 		return nil, err
 	}
 	// A change of trust needs no certificate: its effect may begin as soon as it is claimed.
-	if r.Kind == agentv1.MoveKind_MOVE_KIND_TRUST {
+	if trustAlone(r.Kind) {
 		if _, err := a.Exec(`UPDATE stores SET unproved = 1 WHERE name = ?`, s.name); err != nil {
 			return nil, err
 		}
@@ -300,8 +306,8 @@ func (f *Fleet) OpenClaim(ctx context.Context, claim string) (OpenClaim, error) 
 		o := OpenClaim{Claim: claim}
 		var names string
 		var expires int64
-		err := q.QueryRowContext(ctx, `SELECT m.node, m.uid, m.incarnation, m.store, m.kind, m.expires_ms, n.names, c.name, c.authority, c.region, c.trust_domain
-			FROM moves m JOIN nodes n ON n.name = m.node JOIN clusters c ON c.name = m.cluster WHERE m.claim = ? AND m.state = 'open'`, claim).
+		err := q.QueryRowContext(ctx, `SELECT m.node, m.uid, m.incarnation, m.store, m.kind, m.expires_ms, n.names, c.name, `+authorityOf+`, c.region, c.trust_domain
+			FROM moves m JOIN nodes n ON n.name = m.node JOIN clusters c ON c.name = m.cluster LEFT JOIN stores s ON s.node = m.node AND s.store = m.store WHERE m.claim = ? AND m.state = 'open'`, claim).
 			Scan(&o.Node, &o.UID, &o.Incarnation, &o.Store, &o.Kind, &expires, &names, &o.Cluster, &o.Authority, &o.Region, &o.TrustDomain)
 		if err == sql.ErrNoRows {
 			return o, noClaim()

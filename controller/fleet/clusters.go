@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"strings"
 
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 
 	"github.com/cassandra-security-manager/csm/controller/state"
@@ -84,7 +85,7 @@ func applyCreateCluster(a *state.Apply, c *clusterv1.CreateCluster) (*clusterv1.
 	return &clusterv1.Empty{}, nil
 }
 
-func applyGrowTrust(a *state.Apply, c *clusterv1.GrowTrust) (*clusterv1.Empty, error) {
+func (g gates) applyGrowTrust(a *state.Apply, c *clusterv1.GrowTrust) (*clusterv1.Empty, error) {
 	var trust string
 	if ok, err := found(a.QueryRow(`SELECT trust_domain FROM clusters WHERE name = ?`, c.Cluster).Scan(&trust)); err != nil {
 		return nil, err
@@ -101,22 +102,16 @@ func applyGrowTrust(a *state.Apply, c *clusterv1.GrowTrust) (*clusterv1.Empty, e
 				Do("anchors are taken away only as the last step of a rotation, when every node is proved without them")
 		}
 	}
-	added, err := addAnchors(a, trust, c.Anchors)
+	if err := g.mayRaise(a, c.Cluster, ""); err != nil {
+		return nil, err
+	}
+	added, err := AddAnchors(a, c.Cluster, c.Anchors)
 	if err != nil || added == 0 {
 		return &clusterv1.Empty{}, err
 	}
-	if _, err := a.Exec(`UPDATE clusters SET bundle_version = ?, changed = ?, updated_ms = ?, revision = ? WHERE name = ?`,
-		a.Index, a.Index, a.Now.UnixMilli(), a.Index, c.Cluster); err != nil {
-		return nil, err
-	}
-	if _, err := a.Exec(`UPDATE stores SET generation = ?, reason = 'trust grows' WHERE node IN (SELECT name FROM nodes WHERE cluster = ?)`,
-		a.Index, c.Cluster); err != nil {
-		return nil, err
-	}
-	a.Touch(state.Updated, c.Cluster)
-	a.Touch(state.Updated, trust)
-	signalTarget(a, c.Cluster)
-	return &clusterv1.Empty{}, nil
+	_, err = a.Exec(`UPDATE stores SET generation = ?, reason = 'trust grows', wish_move = ?, plan_hash = NULL WHERE node IN (SELECT name FROM nodes WHERE cluster = ?)`,
+		a.Index, int(agentv1.MoveKind_MOVE_KIND_TRUST), c.Cluster)
+	return &clusterv1.Empty{}, err
 }
 
 func addAnchors(a *state.Apply, trust string, anchors [][]byte) (added int64, err error) {

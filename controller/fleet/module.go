@@ -2,8 +2,10 @@ package fleet
 
 import "github.com/cassandra-security-manager/csm/controller/state"
 
-// Module brings the tables and commands of this package (migrations 500 to 599).
-func Module() state.Module {
+// Module brings the tables and commands of this package (migrations 500 to 559). asked are those above it who have a say
+// in what moves.
+func Module(asked ...Gates) state.Module {
+	g := gates(asked)
 	return state.Module{
 		Name: "fleet",
 		Migrations: []state.Migration{
@@ -12,10 +14,14 @@ func Module() state.Module {
 			{Number: 530, SQL: ringSchema},
 			{Number: 531, SQL: freezeSchema},
 			{Number: 532, SQL: livesSchema},
+			{Number: 540, SQL: withdrawnSchema},
+			{Number: 541, SQL: provenSchema},
+			{Number: 550, SQL: linksSchema},
+			{Number: 555, SQL: healthSchema},
 		},
 		Commands: func(r *state.Registry) {
 			state.Handle(r, applyCreateCluster)
-			state.Handle(r, applyGrowTrust)
+			state.Handle(r, g.applyGrowTrust)
 			state.Handle(r, applyCreateNodeToken)
 			state.Handle(r, applyRevokeNodeToken)
 			state.Handle(r, applyJoinNode)
@@ -23,16 +29,18 @@ func Module() state.Module {
 			state.Handle(r, applyAgentReported)
 			state.Handle(r, applyAgentDisconnected)
 			state.Handle(r, applySetAgentState)
-			state.Handle(r, applyRequestRenewal)
+			state.Handle(r, g.applyRequestRenewal)
 			state.Handle(r, applySetNodeNames)
-			state.Handle(r, applyClaimMove)
-			state.Handle(r, applyCompleteMove)
-			state.Handle(r, applyAskProofs)
+			state.Handle(r, g.applyClaimMove)
+			state.Handle(r, g.applyCompleteMove)
+			state.Handle(r, g.applyAskProofs)
 			state.Handle(r, applyRecordProof)
 			state.Handle(r, applySetFreeze)
 			state.Handle(r, applyRaiseTargets)
 			state.Handle(r, applyAlarmFreeze)
 			state.Handle(r, applyReplaceNode)
+			state.Handle(r, applyCycleLinks)
+			state.Handle(r, applyAskHealth)
 			joinCommands(r)
 		},
 	}
@@ -133,10 +141,14 @@ CREATE TABLE stores (
 	wanted_sha256 BLOB,
 	leaf_sha256 BLOB,
 	proven_sha256 BLOB,
+	issuer TEXT NOT NULL DEFAULT '',
 	not_after_ms INTEGER NOT NULL,
 	renew_at_ms INTEGER NOT NULL,
 	unproved INTEGER NOT NULL,
-	facts BLOB
+	facts BLOB,
+	wish_move INTEGER NOT NULL DEFAULT 0,
+	wish_authority TEXT NOT NULL DEFAULT '',
+	plan_hash BLOB
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX stores_node ON stores (node, store);
 CREATE TABLE moves (
@@ -158,12 +170,15 @@ CREATE TABLE moves (
 	expires_ms INTEGER NOT NULL,
 	closed_ms INTEGER NOT NULL,
 	issued_sha256 BLOB,
+	issued_issuer TEXT NOT NULL DEFAULT '',
+	issued_issuer_sha256 BLOB,
 	issued_renew_at_ms INTEGER NOT NULL,
 	outcome INTEGER NOT NULL,
 	before_sha256 BLOB,
 	after_sha256 BLOB,
 	detail TEXT NOT NULL,
-	took_ms INTEGER NOT NULL
+	took_ms INTEGER NOT NULL,
+	plan_hash BLOB
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX moves_request ON moves (node, request_id);
 CREATE INDEX moves_open ON moves (cluster, state) WHERE state = 'open';
@@ -186,7 +201,12 @@ CREATE TABLE proof_tasks (
 	served_sha256 BLOB,
 	took_ms INTEGER NOT NULL,
 	detail TEXT NOT NULL,
-	time_ms INTEGER NOT NULL
+	time_ms INTEGER NOT NULL,
+	store TEXT NOT NULL DEFAULT '',
+	authority TEXT NOT NULL DEFAULT '',
+	asks INTEGER NOT NULL DEFAULT 0,
+	issuer_sha256 BLOB,
+	anchor_sha256 BLOB
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX proof_tasks_claim ON proof_tasks (claim, asked, task);
 CREATE INDEX proof_tasks_prober ON proof_tasks (prober, recorded, asked);

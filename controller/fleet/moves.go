@@ -36,21 +36,23 @@ type moveRow struct {
 	alone, unprovedBefore     bool
 	opened                    uint64
 	expires, issuedRenewAt    int64
-	issued                    []byte
+	issued, plan              []byte
+	issuer                    string // of what was issued under the claim, and the SHA-256 of its certificate
+	issuerSum                 []byte
 	outcome                   agentv1.MoveOutcome
 }
 
 func readMove(a *state.Apply, claim string) (m moveRow, err error) {
-	ok, err := found(a.QueryRow(`SELECT claim, node, store, state, kind, generation, incarnation, alone, unproved_before, opened, expires_ms, issued_renew_at_ms, issued_sha256, outcome
+	ok, err := found(a.QueryRow(`SELECT claim, node, store, state, kind, generation, incarnation, alone, unproved_before, opened, expires_ms, issued_renew_at_ms, issued_sha256, outcome, plan_hash, issued_issuer, issued_issuer_sha256
 		FROM moves WHERE claim = ?`, claim).Scan(&m.claim, &m.node, &m.store, &m.state, &m.kind, &m.generation, &m.incarnation, &m.alone, &m.unprovedBefore,
-		&m.opened, &m.expires, &m.issuedRenewAt, &m.issued, &m.outcome))
+		&m.opened, &m.expires, &m.issuedRenewAt, &m.issued, &m.outcome, &m.plan, &m.issuer, &m.issuerSum))
 	if err == nil && !ok {
 		err = noClaim()
 	}
 	return m, err
 }
 
-func applyCompleteMove(a *state.Apply, c *clusterv1.CompleteMove) (*clusterv1.Empty, error) {
+func (g gates) applyCompleteMove(a *state.Apply, c *clusterv1.CompleteMove) (*clusterv1.Empty, error) {
 	// A suspended agent may still say what became of its move: the truth is worth having.
 	n, err := nodeOfAgent(a, c.Uid, c.Incarnation)
 	if err != nil {
@@ -84,7 +86,7 @@ func applyCompleteMove(a *state.Apply, c *clusterv1.CompleteMove) (*clusterv1.Em
 		return nil, err
 	}
 	if c.Outcome == agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN {
-		if err := proved(a, n, c, m, s, facts); err != nil {
+		if err := g.proved(a, n, c, m, s, facts); err != nil {
 			return nil, err
 		}
 	}
@@ -92,7 +94,11 @@ func applyCompleteMove(a *state.Apply, c *clusterv1.CompleteMove) (*clusterv1.Em
 	if err != nil {
 		return nil, err
 	}
-	return &clusterv1.Empty{}, closeMove(a, n, c, m, s, facts, after)
+	if err := closeMove(a, n, c, m, s, facts, after); err != nil {
+		return nil, err
+	}
+	return &clusterv1.Empty{}, g.moved(a, Moving{Cluster: n.cluster, Node: n.name, Incarnation: n.incarnation, Store: m.store, Kind: m.kind, Generation: m.generation,
+		PlanHash: m.plan, Outcome: c.Outcome, Detail: c.Detail})
 }
 
 // notSuperseded refuses the late report of a claim after which the node has claimed again: it would overwrite newer truth.
@@ -135,7 +141,7 @@ type settled struct {
 // outcome decides what a report makes of the store. Pure.
 func outcome(n nodeRow, m moveRow, s storeRow, c *clusterv1.CompleteMove) (settled, error) {
 	t := settled{state: s.state, installed: s.installed, wanted: s.wanted, proven: s.proven, unproved: m.unprovedBefore}
-	if m.kind == agentv1.MoveKind_MOVE_KIND_TRUST && len(s.wanted) == 0 { // CSM never gave this store a leaf
+	if trustAlone(m.kind) && len(s.wanted) == 0 { // CSM never gave this store a leaf
 		return trusted(n, m, s, c, t)
 	}
 	switch c.Outcome {
@@ -177,8 +183,9 @@ func closeMove(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m moveRow, 
 			return err
 		}
 	}
-	if _, err := a.Exec(`UPDATE stores SET state = ?, installed = ?, wanted_sha256 = ?, proven_sha256 = ?, unproved = ?, renew_at_ms = CASE WHEN ? THEN ? ELSE renew_at_ms END WHERE name = ?`,
-		int(t.state), t.installed, t.wanted, t.proven, flag(t.unproved), t.newRenew, t.renewAt, s.name); err != nil {
+	if _, err := a.Exec(`UPDATE stores SET state = ?, installed = ?, wanted_sha256 = ?, proven_sha256 = ?, unproved = ?, renew_at_ms = CASE WHEN ?6 THEN ?7 ELSE renew_at_ms END,
+		issuer = CASE WHEN ?6 THEN ?8 ELSE issuer END WHERE name = ?9`,
+		int(t.state), t.installed, t.wanted, t.proven, flag(t.unproved), t.newRenew, t.renewAt, m.issuer, s.name); err != nil {
 		return err
 	}
 	if _, err := a.Exec(`UPDATE moves SET state = ?, closed_ms = ?, outcome = ?, before_sha256 = coalesce(?, before_sha256), after_sha256 = ?, detail = ?, took_ms = ? WHERE claim = ?`,
@@ -186,9 +193,15 @@ func closeMove(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m moveRow, 
 		return err
 	}
 	for i, p := range c.Proofs {
+		if p.GetProber() != "" && p.GetProber() != n.name {
+			continue // what others saw they have told themselves
+		}
 		if err := recordOwn(a, n, m, i, p, c.AfterSha256); err != nil {
 			return err
 		}
+	}
+	if err := keepProofs(a, n, c, m); err != nil {
+		return err
 	}
 	if _, err := a.Exec(`UPDATE nodes SET changed = ?, updated_ms = ?, revision = ? WHERE name = ?`, a.Index, now, a.Index, n.name); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
@@ -16,6 +17,8 @@ type Node struct {
 	fleet.Node
 	ETag   string            `json:"etag"`
 	Labels map[string]string `json:"labels,omitempty"`
+	// Rollout that it takes part in now; only where one node is read.
+	Rollout *rollout.Part `json:"rollout,omitempty"`
 }
 
 func nodeOf(n fleet.Node) Node { return Node{Node: n, ETag: frozenETag(n.Revision, n.Frozen)} }
@@ -36,6 +39,11 @@ type Renewal struct {
 // RenewBody asks for a renewal.
 type RenewBody struct {
 	Store  string `json:"store,omitempty" maxLength:"63" doc:"all stores of the node when empty"`
+	Reason string `json:"reason,omitempty" maxLength:"1024"`
+}
+
+// CycleLinksBody asks for old connections to be ended.
+type CycleLinksBody struct {
 	Reason string `json:"reason,omitempty" maxLength:"1024"`
 }
 
@@ -91,6 +99,28 @@ func (s *server) nodes() {
 				return nil, err
 			}
 			n, err = s.Fleet.GetNode(ctx, in.name())
+			return &body[Renewal]{Renewal{Node: nodeOf(n), Generation: g}}, err
+		})
+	handle(s, huma.Operation{OperationID: "cycleNodeLinks", Method: http.MethodPost, Path: base + "/{node}:cycleLinks", Tags: tags, DefaultStatus: http.StatusAccepted,
+		Summary:     "Ask a node to end its internode connections that live on certificates of before its last reload",
+		Description: "One peer at a time, never while Cassandra streams; each peer must come back before the next one's turn. One node of a cluster at a time. Done when links.cycled of the node has reached the generation."}, "node:cycleLinks",
+		func(ctx context.Context, in *struct {
+			NodePath
+			Created
+			Body CycleLinksBody
+		}) (*body[Renewal], error) {
+			if in.ValidateOnly {
+				if err := s.Fleet.MayCycleLinks(ctx, in.name()); err != nil {
+					return nil, err
+				}
+				n, err := s.Fleet.GetNode(ctx, in.name())
+				return &body[Renewal]{Renewal{Node: nodeOf(n), Generation: n.Generation}}, err
+			}
+			g, err := s.Fleet.CycleLinks(ctx, in.name(), in.Body.Reason, actor(ctx))
+			if err != nil {
+				return nil, err
+			}
+			n, err := s.Fleet.GetNode(ctx, in.name())
 			return &body[Renewal]{Renewal{Node: nodeOf(n), Generation: g}}, err
 		})
 	handle(s, huma.Operation{OperationID: "setNodeNames", Method: http.MethodPost, Path: base + "/{node}:setNames", Tags: tags,
@@ -178,6 +208,9 @@ func (s *server) nodeFreeze(id, verb, summary string, do func(ctx context.Contex
 func (s *server) oneNode(ctx context.Context, name string) (*One[Node], error) {
 	n, err := s.Fleet.GetNode(ctx, name)
 	out := nodeOf(n)
+	if err == nil {
+		err = s.inRollout(ctx, &out)
+	}
 	return &One[Node]{ETag: out.ETag, Body: out}, err
 }
 

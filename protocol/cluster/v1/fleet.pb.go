@@ -593,8 +593,11 @@ type AgentReported struct {
 	// csm.agent.v1.StoreFacts each.
 	Stores [][]byte `protobuf:"bytes,5,rep,name=stores,proto3" json:"stores,omitempty"`
 	// SHA-256 of the csm.agent.v1.RingView that the node sees, and the view itself where the state does not hold it yet.
-	RingSha256    []byte `protobuf:"bytes,60,opt,name=ring_sha256,json=ringSha256,proto3" json:"ring_sha256,omitempty"`
-	Ring          []byte `protobuf:"bytes,61,opt,name=ring,proto3" json:"ring,omitempty"`
+	RingSha256 []byte `protobuf:"bytes,60,opt,name=ring_sha256,json=ringSha256,proto3" json:"ring_sha256,omitempty"`
+	Ring       []byte `protobuf:"bytes,61,opt,name=ring,proto3" json:"ring,omitempty"`
+	// csm.agent.v1.HealthFacts and csm.agent.v1.ClientFacts with the clients that were seen.
+	Health        []byte `protobuf:"bytes,110,opt,name=health,proto3" json:"health,omitempty"`
+	Clients       []byte `protobuf:"bytes,111,opt,name=clients,proto3" json:"clients,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -678,6 +681,110 @@ func (x *AgentReported) GetRing() []byte {
 	return nil
 }
 
+func (x *AgentReported) GetHealth() []byte {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+func (x *AgentReported) GetClients() []byte {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
+// AskHealth has every agent of a cluster look at its ring now.
+type AskHealth struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AskHealth) Reset() {
+	*x = AskHealth{}
+	mi := &file_cluster_v1_fleet_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AskHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AskHealth) ProtoMessage() {}
+
+func (x *AskHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_v1_fleet_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AskHealth.ProtoReflect.Descriptor instead.
+func (*AskHealth) Descriptor() ([]byte, []int) {
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AskHealth) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+// AskedHealth is the question by its number.
+type AskedHealth struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Look          uint64                 `protobuf:"varint,1,opt,name=look,proto3" json:"look,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AskedHealth) Reset() {
+	*x = AskedHealth{}
+	mi := &file_cluster_v1_fleet_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AskedHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AskedHealth) ProtoMessage() {}
+
+func (x *AskedHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_v1_fleet_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AskedHealth.ProtoReflect.Descriptor instead.
+func (*AskedHealth) Descriptor() ([]byte, []int) {
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *AskedHealth) GetLook() uint64 {
+	if x != nil {
+		return x.Look
+	}
+	return 0
+}
+
 // AgentReportedReply says where the node stands.
 type AgentReportedReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -693,7 +800,7 @@ type AgentReportedReply struct {
 
 func (x *AgentReportedReply) Reset() {
 	*x = AgentReportedReply{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[8]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +812,7 @@ func (x *AgentReportedReply) String() string {
 func (*AgentReportedReply) ProtoMessage() {}
 
 func (x *AgentReportedReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[8]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +825,7 @@ func (x *AgentReportedReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentReportedReply.ProtoReflect.Descriptor instead.
 func (*AgentReportedReply) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{8}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AgentReportedReply) GetNode() string {
@@ -761,7 +868,7 @@ type AgentDisconnected struct {
 
 func (x *AgentDisconnected) Reset() {
 	*x = AgentDisconnected{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[9]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -773,7 +880,7 @@ func (x *AgentDisconnected) String() string {
 func (*AgentDisconnected) ProtoMessage() {}
 
 func (x *AgentDisconnected) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[9]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -786,7 +893,7 @@ func (x *AgentDisconnected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentDisconnected.ProtoReflect.Descriptor instead.
 func (*AgentDisconnected) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{9}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AgentDisconnected) GetUid() string {
@@ -825,7 +932,7 @@ type SetAgentState struct {
 
 func (x *SetAgentState) Reset() {
 	*x = SetAgentState{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[10]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +944,7 @@ func (x *SetAgentState) String() string {
 func (*SetAgentState) ProtoMessage() {}
 
 func (x *SetAgentState) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[10]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +957,7 @@ func (x *SetAgentState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAgentState.ProtoReflect.Descriptor instead.
 func (*SetAgentState) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SetAgentState) GetNode() string {
@@ -893,7 +1000,7 @@ type ReplaceNode struct {
 
 func (x *ReplaceNode) Reset() {
 	*x = ReplaceNode{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[11]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +1012,7 @@ func (x *ReplaceNode) String() string {
 func (*ReplaceNode) ProtoMessage() {}
 
 func (x *ReplaceNode) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[11]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1025,7 @@ func (x *ReplaceNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceNode.ProtoReflect.Descriptor instead.
 func (*ReplaceNode) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReplaceNode) GetToken() *CreateNodeToken {
@@ -948,7 +1055,7 @@ type RequestRenewal struct {
 
 func (x *RequestRenewal) Reset() {
 	*x = RequestRenewal{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[12]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1067,7 @@ func (x *RequestRenewal) String() string {
 func (*RequestRenewal) ProtoMessage() {}
 
 func (x *RequestRenewal) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[12]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1080,7 @@ func (x *RequestRenewal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRenewal.ProtoReflect.Descriptor instead.
 func (*RequestRenewal) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RequestRenewal) GetNode() string {
@@ -1008,7 +1115,7 @@ type RequestRenewalReply struct {
 
 func (x *RequestRenewalReply) Reset() {
 	*x = RequestRenewalReply{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[13]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1127,7 @@ func (x *RequestRenewalReply) String() string {
 func (*RequestRenewalReply) ProtoMessage() {}
 
 func (x *RequestRenewalReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[13]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1140,7 @@ func (x *RequestRenewalReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRenewalReply.ProtoReflect.Descriptor instead.
 func (*RequestRenewalReply) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{13}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RequestRenewalReply) GetGeneration() uint64 {
@@ -1050,6 +1157,112 @@ func (x *RequestRenewalReply) GetStores() []string {
 	return nil
 }
 
+// CycleLinks asks a node to end its internode connections of before the last reload. One node of a cluster at a time.
+type CycleLinks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CycleLinks) Reset() {
+	*x = CycleLinks{}
+	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CycleLinks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CycleLinks) ProtoMessage() {}
+
+func (x *CycleLinks) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CycleLinks.ProtoReflect.Descriptor instead.
+func (*CycleLinks) Descriptor() ([]byte, []int) {
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CycleLinks) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *CycleLinks) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// CycleLinksReply is the wish: the index of the entry that made it.
+type CycleLinksReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	UntilMs       int64                  `protobuf:"varint,2,opt,name=until_ms,json=untilMs,proto3" json:"until_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CycleLinksReply) Reset() {
+	*x = CycleLinksReply{}
+	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CycleLinksReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CycleLinksReply) ProtoMessage() {}
+
+func (x *CycleLinksReply) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CycleLinksReply.ProtoReflect.Descriptor instead.
+func (*CycleLinksReply) Descriptor() ([]byte, []int) {
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *CycleLinksReply) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *CycleLinksReply) GetUntilMs() int64 {
+	if x != nil {
+		return x.UntilMs
+	}
+	return 0
+}
+
 // SetNodeNames replaces what a node's certificates may carry.
 type SetNodeNames struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1061,7 +1274,7 @@ type SetNodeNames struct {
 
 func (x *SetNodeNames) Reset() {
 	*x = SetNodeNames{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[14]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1073,7 +1286,7 @@ func (x *SetNodeNames) String() string {
 func (*SetNodeNames) ProtoMessage() {}
 
 func (x *SetNodeNames) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[14]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1086,7 +1299,7 @@ func (x *SetNodeNames) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeNames.ProtoReflect.Descriptor instead.
 func (*SetNodeNames) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetNodeNames) GetNode() string {
@@ -1118,7 +1331,7 @@ type ClaimMove struct {
 
 func (x *ClaimMove) Reset() {
 	*x = ClaimMove{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[15]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1343,7 @@ func (x *ClaimMove) String() string {
 func (*ClaimMove) ProtoMessage() {}
 
 func (x *ClaimMove) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[15]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1356,7 @@ func (x *ClaimMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMove.ProtoReflect.Descriptor instead.
 func (*ClaimMove) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ClaimMove) GetClaim() string {
@@ -1185,7 +1398,7 @@ type ClaimMoveReply struct {
 
 func (x *ClaimMoveReply) Reset() {
 	*x = ClaimMoveReply{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1410,7 @@ func (x *ClaimMoveReply) String() string {
 func (*ClaimMoveReply) ProtoMessage() {}
 
 func (x *ClaimMoveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1423,7 @@ func (x *ClaimMoveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveReply.ProtoReflect.Descriptor instead.
 func (*ClaimMoveReply) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ClaimMoveReply) GetClaim() string {
@@ -1248,7 +1461,7 @@ type CompleteMove struct {
 
 func (x *CompleteMove) Reset() {
 	*x = CompleteMove{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1473,7 @@ func (x *CompleteMove) String() string {
 func (*CompleteMove) ProtoMessage() {}
 
 func (x *CompleteMove) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1486,7 @@ func (x *CompleteMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteMove.ProtoReflect.Descriptor instead.
 func (*CompleteMove) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CompleteMove) GetUid() string {
@@ -1366,7 +1579,7 @@ type AskProofs struct {
 
 func (x *AskProofs) Reset() {
 	*x = AskProofs{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1378,7 +1591,7 @@ func (x *AskProofs) String() string {
 func (*AskProofs) ProtoMessage() {}
 
 func (x *AskProofs) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1391,7 +1604,7 @@ func (x *AskProofs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskProofs.ProtoReflect.Descriptor instead.
 func (*AskProofs) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AskProofs) GetUid() string {
@@ -1470,7 +1683,7 @@ type AskProofsReply struct {
 
 func (x *AskProofsReply) Reset() {
 	*x = AskProofsReply{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1695,7 @@ func (x *AskProofsReply) String() string {
 func (*AskProofsReply) ProtoMessage() {}
 
 func (x *AskProofsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1708,7 @@ func (x *AskProofsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskProofsReply.ProtoReflect.Descriptor instead.
 func (*AskProofsReply) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AskProofsReply) GetProber() string {
@@ -1533,7 +1746,7 @@ type RecordProof struct {
 
 func (x *RecordProof) Reset() {
 	*x = RecordProof{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1758,7 @@ func (x *RecordProof) String() string {
 func (*RecordProof) ProtoMessage() {}
 
 func (x *RecordProof) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1771,7 @@ func (x *RecordProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordProof.ProtoReflect.Descriptor instead.
 func (*RecordProof) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{20}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RecordProof) GetTask() string {
@@ -1603,7 +1816,7 @@ type SetFreeze struct {
 
 func (x *SetFreeze) Reset() {
 	*x = SetFreeze{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1828,7 @@ func (x *SetFreeze) String() string {
 func (*SetFreeze) ProtoMessage() {}
 
 func (x *SetFreeze) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +1841,7 @@ func (x *SetFreeze) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFreeze.ProtoReflect.Descriptor instead.
 func (*SetFreeze) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{21}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetFreeze) GetScope() string {
@@ -1669,7 +1882,7 @@ type AlarmFreeze struct {
 
 func (x *AlarmFreeze) Reset() {
 	*x = AlarmFreeze{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[22]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1681,7 +1894,7 @@ func (x *AlarmFreeze) String() string {
 func (*AlarmFreeze) ProtoMessage() {}
 
 func (x *AlarmFreeze) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[22]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1694,7 +1907,7 @@ func (x *AlarmFreeze) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlarmFreeze.ProtoReflect.Descriptor instead.
 func (*AlarmFreeze) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{22}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AlarmFreeze) GetScope() string {
@@ -1756,7 +1969,7 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\n" +
 	"controller\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\n" +
 	"controller\x12\x1e\n" +
-	"\x06stream\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06stream\"\xfc\x01\n" +
+	"\x06stream\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06stream\"\xc2\x02\n" +
 	"\rAgentReported\x12\x18\n" +
 	"\x03uid\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x03uid\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1e\n" +
@@ -1766,7 +1979,13 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\xea\xe0\x18\x06\b\x80\x80\x04\x10\x10R\x06stores\x12'\n" +
 	"\vring_sha256\x18< \x01(\fB\x06\xea\xe0\x18\x02\b R\n" +
 	"ringSha256\x12\x1c\n" +
-	"\x04ring\x18= \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x04R\x04ring\"\x91\x01\n" +
+	"\x04ring\x18= \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x04R\x04ring\x12 \n" +
+	"\x06health\x18n \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x04R\x06health\x12\"\n" +
+	"\aclients\x18o \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x04R\aclients\".\n" +
+	"\tAskHealth\x12!\n" +
+	"\acluster\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\acluster\"!\n" +
+	"\vAskedHealth\x12\x12\n" +
+	"\x04look\x18\x01 \x01(\x04R\x04look\"\x91\x01\n" +
 	"\x12AgentReportedReply\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12\x1c\n" +
 	"\tsuspended\x18\x02 \x01(\bR\tsuspended\x12\x1f\n" +
@@ -1793,7 +2012,16 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12 \n" +
-	"\x06stores\x18\x02 \x03(\tB\b\xea\xe0\x18\x04\b?\x10\x10R\x06stores\"V\n" +
+	"\x06stores\x18\x02 \x03(\tB\b\xea\xe0\x18\x04\b?\x10\x10R\x06stores\"J\n" +
+	"\n" +
+	"CycleLinks\x12\x1b\n" +
+	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12\x1f\n" +
+	"\x06reason\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"L\n" +
+	"\x0fCycleLinksReply\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x19\n" +
+	"\buntil_ms\x18\x02 \x01(\x03R\auntilMs\"V\n" +
 	"\fSetNodeNames\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12)\n" +
 	"\x05names\x18\x02 \x01(\v2\x13.csm.agent.v1.NamesR\x05names\"\x94\x01\n" +
@@ -1832,7 +2060,7 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\x06ttl_ms\x18\t \x01(\x03R\x05ttlMs\"|\n" +
 	"\x0eAskProofsReply\x12\x1f\n" +
 	"\x06prober\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x06prober\x12\x1e\n" +
-	"\x05tasks\x18\x02 \x03(\tB\b\xea\xe0\x18\x04\b@\x10\bR\x05tasks\x12)\n" +
+	"\x05tasks\x18\x02 \x03(\tB\b\xea\xe0\x18\x04\b@\x10(R\x05tasks\x12)\n" +
 	"\x10neighbour_exists\x18\x03 \x01(\bR\x0fneighbourExists\"\x90\x01\n" +
 	"\vRecordProof\x12\x1a\n" +
 	"\x04task\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x04task\x12\x18\n" +
@@ -1859,7 +2087,7 @@ func file_cluster_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_cluster_v1_fleet_proto_rawDescData
 }
 
-var file_cluster_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_cluster_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_cluster_v1_fleet_proto_goTypes = []any{
 	(*CreateCluster)(nil),       // 0: csm.cluster.v1.CreateCluster
 	(*GrowTrust)(nil),           // 1: csm.cluster.v1.GrowTrust
@@ -1869,39 +2097,43 @@ var file_cluster_v1_fleet_proto_goTypes = []any{
 	(*JoinNodeReply)(nil),       // 5: csm.cluster.v1.JoinNodeReply
 	(*AgentConnected)(nil),      // 6: csm.cluster.v1.AgentConnected
 	(*AgentReported)(nil),       // 7: csm.cluster.v1.AgentReported
-	(*AgentReportedReply)(nil),  // 8: csm.cluster.v1.AgentReportedReply
-	(*AgentDisconnected)(nil),   // 9: csm.cluster.v1.AgentDisconnected
-	(*SetAgentState)(nil),       // 10: csm.cluster.v1.SetAgentState
-	(*ReplaceNode)(nil),         // 11: csm.cluster.v1.ReplaceNode
-	(*RequestRenewal)(nil),      // 12: csm.cluster.v1.RequestRenewal
-	(*RequestRenewalReply)(nil), // 13: csm.cluster.v1.RequestRenewalReply
-	(*SetNodeNames)(nil),        // 14: csm.cluster.v1.SetNodeNames
-	(*ClaimMove)(nil),           // 15: csm.cluster.v1.ClaimMove
-	(*ClaimMoveReply)(nil),      // 16: csm.cluster.v1.ClaimMoveReply
-	(*CompleteMove)(nil),        // 17: csm.cluster.v1.CompleteMove
-	(*AskProofs)(nil),           // 18: csm.cluster.v1.AskProofs
-	(*AskProofsReply)(nil),      // 19: csm.cluster.v1.AskProofsReply
-	(*RecordProof)(nil),         // 20: csm.cluster.v1.RecordProof
-	(*SetFreeze)(nil),           // 21: csm.cluster.v1.SetFreeze
-	(*AlarmFreeze)(nil),         // 22: csm.cluster.v1.AlarmFreeze
-	(*v1.Names)(nil),            // 23: csm.agent.v1.Names
-	(*Fault)(nil),               // 24: csm.cluster.v1.Fault
-	(*v1.ClaimMoveRequest)(nil), // 25: csm.agent.v1.ClaimMoveRequest
-	(v1.MoveOutcome)(0),         // 26: csm.agent.v1.MoveOutcome
-	(*v1.Proof)(nil),            // 27: csm.agent.v1.Proof
-	(*v1.Port)(nil),             // 28: csm.agent.v1.Port
+	(*AskHealth)(nil),           // 8: csm.cluster.v1.AskHealth
+	(*AskedHealth)(nil),         // 9: csm.cluster.v1.AskedHealth
+	(*AgentReportedReply)(nil),  // 10: csm.cluster.v1.AgentReportedReply
+	(*AgentDisconnected)(nil),   // 11: csm.cluster.v1.AgentDisconnected
+	(*SetAgentState)(nil),       // 12: csm.cluster.v1.SetAgentState
+	(*ReplaceNode)(nil),         // 13: csm.cluster.v1.ReplaceNode
+	(*RequestRenewal)(nil),      // 14: csm.cluster.v1.RequestRenewal
+	(*RequestRenewalReply)(nil), // 15: csm.cluster.v1.RequestRenewalReply
+	(*CycleLinks)(nil),          // 16: csm.cluster.v1.CycleLinks
+	(*CycleLinksReply)(nil),     // 17: csm.cluster.v1.CycleLinksReply
+	(*SetNodeNames)(nil),        // 18: csm.cluster.v1.SetNodeNames
+	(*ClaimMove)(nil),           // 19: csm.cluster.v1.ClaimMove
+	(*ClaimMoveReply)(nil),      // 20: csm.cluster.v1.ClaimMoveReply
+	(*CompleteMove)(nil),        // 21: csm.cluster.v1.CompleteMove
+	(*AskProofs)(nil),           // 22: csm.cluster.v1.AskProofs
+	(*AskProofsReply)(nil),      // 23: csm.cluster.v1.AskProofsReply
+	(*RecordProof)(nil),         // 24: csm.cluster.v1.RecordProof
+	(*SetFreeze)(nil),           // 25: csm.cluster.v1.SetFreeze
+	(*AlarmFreeze)(nil),         // 26: csm.cluster.v1.AlarmFreeze
+	(*v1.Names)(nil),            // 27: csm.agent.v1.Names
+	(*Fault)(nil),               // 28: csm.cluster.v1.Fault
+	(*v1.ClaimMoveRequest)(nil), // 29: csm.agent.v1.ClaimMoveRequest
+	(v1.MoveOutcome)(0),         // 30: csm.agent.v1.MoveOutcome
+	(*v1.Proof)(nil),            // 31: csm.agent.v1.Proof
+	(*v1.Port)(nil),             // 32: csm.agent.v1.Port
 }
 var file_cluster_v1_fleet_proto_depIdxs = []int32{
-	23, // 0: csm.cluster.v1.CreateNodeToken.names:type_name -> csm.agent.v1.Names
-	24, // 1: csm.cluster.v1.JoinNodeReply.refused:type_name -> csm.cluster.v1.Fault
+	27, // 0: csm.cluster.v1.CreateNodeToken.names:type_name -> csm.agent.v1.Names
+	28, // 1: csm.cluster.v1.JoinNodeReply.refused:type_name -> csm.cluster.v1.Fault
 	7,  // 2: csm.cluster.v1.AgentConnected.report:type_name -> csm.cluster.v1.AgentReported
 	2,  // 3: csm.cluster.v1.ReplaceNode.token:type_name -> csm.cluster.v1.CreateNodeToken
-	23, // 4: csm.cluster.v1.SetNodeNames.names:type_name -> csm.agent.v1.Names
-	25, // 5: csm.cluster.v1.ClaimMove.request:type_name -> csm.agent.v1.ClaimMoveRequest
-	26, // 6: csm.cluster.v1.CompleteMove.outcome:type_name -> csm.agent.v1.MoveOutcome
-	27, // 7: csm.cluster.v1.CompleteMove.proofs:type_name -> csm.agent.v1.Proof
-	28, // 8: csm.cluster.v1.AskProofs.ports:type_name -> csm.agent.v1.Port
-	27, // 9: csm.cluster.v1.RecordProof.proof:type_name -> csm.agent.v1.Proof
+	27, // 4: csm.cluster.v1.SetNodeNames.names:type_name -> csm.agent.v1.Names
+	29, // 5: csm.cluster.v1.ClaimMove.request:type_name -> csm.agent.v1.ClaimMoveRequest
+	30, // 6: csm.cluster.v1.CompleteMove.outcome:type_name -> csm.agent.v1.MoveOutcome
+	31, // 7: csm.cluster.v1.CompleteMove.proofs:type_name -> csm.agent.v1.Proof
+	32, // 8: csm.cluster.v1.AskProofs.ports:type_name -> csm.agent.v1.Port
+	31, // 9: csm.cluster.v1.RecordProof.proof:type_name -> csm.agent.v1.Proof
 	10, // [10:10] is the sub-list for method output_type
 	10, // [10:10] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
@@ -1921,7 +2153,7 @@ func file_cluster_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cluster_v1_fleet_proto_rawDesc), len(file_cluster_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
