@@ -88,27 +88,20 @@ func begin(t *testing.T) operator {
 	if testing.Short() {
 		t.Skip("real programs are left out of -short runs")
 	}
-	bin, dir := t.TempDir(), t.TempDir()
-	build(t, bin, "./controller/cmd/csm-controller", "./controller/cmd/csm")
+	bin, dir := must[string](t)(shipped()), t.TempDir()
+	mount(t, filepath.Join(dir, "csm2", "data"), smallDisk)
 	o := operator{t, found(t, plane.Options{Dir: dir, Bin: bin, Extra: "backup: {to: \"file://" + filepath.Join(dir, "backups") + "\", keep: 3}\n"}), bin, environment(dir)}
 	o.context()
 	return o
 }
 
-// build makes the programs as they are shipped.
-func build(t *testing.T, bin string, programs ...string) {
-	t.Helper()
-	c := exec.Command("go", append([]string{"build", "-o", bin + "/"}, programs...)...)
-	c.Dir, c.Env = "../..", append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-}
+// smallDisk is the size of the disk of csm2, in megabytes.
+const smallDisk = 512
 
 // found makes a system of three controllers.
 func found(t *testing.T, o plane.Options) *plane.Plane {
 	t.Helper()
-	r, err := process.Claim(210, 4, 9640, 9641, 9642, 9643, 9644)
+	r, err := process.Claim(210, 7, 9640, 9641, 9642, 9643, 9644)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,13 +189,19 @@ func TestTheRunbooksOfTheControlPlane(t *testing.T) {
 		rehearse func(operator)
 	}{
 		{"frozen-too-long", frozen},
+		{"backup-old", backupOld},
 		{"no-quorum", withoutQuorum},
 		{"all-controllers-lost", allLost},
-		{"backup-old", backupOld},
+		{"clock-wrong", clockWrong},
+		{"disk-full", diskFull},
+		{"agent-not-heard", agentNotHeard},
+		{"identity-conflict", identityConflict},
+		{"joins that wait", joinsThatWait},
 		{"controller-lost", oneLost},
 	} {
-		t.Log(book.name)
+		began := time.Now()
 		book.rehearse(o)
+		t.Logf("%s: %s", book.name, time.Since(began).Round(100*time.Millisecond))
 	}
 }
 
@@ -259,26 +258,9 @@ func allLost(o operator) {
 	}
 	o.expect("csm doctor", 10, "no controller answers", "do NOT restart Cassandra", "csm-agent doctor")
 	o.expect("csm check", 2, "CSM CRITICAL")
-	o.start(0, 1, 2)
+	signedWithoutControllers(o)
 	o.expect("csm status --verify", 0)
 	o.expect("csm doctor", 0)
-}
-
-func backupOld(o operator) {
-	o.t.Helper()
-	if at := o.metric(o.p.Controllers[0], "csm_backup_last_verified_timestamp_seconds"); at != 0 {
-		o.t.Errorf("a backup was verified at %v", at)
-	}
-	o.expect("csm backup create --wait --timeout 10m", 1, "does not exist", "install -d")
-	o.expect("csm backup list", 0, "failed", "does not exist")
-	if err := os.Mkdir(filepath.Join(o.p.Dir, "backups"), 0o700); err != nil {
-		o.t.Fatal(err)
-	}
-	o.expect("csm backup create --wait --timeout 10m", 0, "ready")
-	o.expect("csm backup list", 0, "ready")
-	if at := o.metric(o.p.Controllers[0], "csm_backup_last_verified_timestamp_seconds"); time.Since(time.Unix(int64(at), 0)) > time.Minute {
-		o.t.Errorf("the last backup was verified at %v", at)
-	}
 }
 
 func oneLost(o operator) {
