@@ -73,8 +73,8 @@ func (o operator) host(c *plane.Controller, line string) string {
 func (o operator) until(c *plane.Controller, name string, ok func(float64) bool) {
 	o.t.Helper()
 	if err := plane.Eventually(o.t.Context(), 45*time.Second, func() error {
-		if v := o.metric(c, name); !ok(v) {
-			return fmt.Errorf("%s of %s is %v", name, c.Name, v)
+		if all := o.metrics(c, name); len(all) == 0 || !ok(all[0]) {
+			return fmt.Errorf("%s of %s is %v", name, c.Name, all)
 		}
 		return nil
 	}); err != nil {

@@ -19,7 +19,7 @@ func signedWithoutControllers(o operator) {
 		"-subj", "/CN=n7", "-addext", "subjectAltName=DNS:n7.example,IP:10.0.0.7")
 	files := o.files()
 	for from, says := range map[string]string{
-		"--backup " + files[len(files)-1]:              "signed by what stood in the state at",
+		"--backup " + files[len(files)-1]:         "signed by what stood in the state at",
 		"--data-dir " + o.p.Controllers[1].Data(): "",
 	} {
 		line := func(more string) string {

@@ -3,6 +3,7 @@
 package runbooks
 
 import (
+	"encoding/pem"
 	"fmt"
 	"os"
 	"os/exec"
@@ -64,4 +65,8 @@ func asRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("this test mounts disks and needs root: run it with sudo, or leave it out with -short")
 	}
+}
+
+func pemOf(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }

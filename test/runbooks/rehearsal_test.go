@@ -20,6 +20,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/test/plane"
 	"github.com/cassandra-security-manager/csm/test/process"
+	"github.com/cassandra-security-manager/csm/test/ring"
 )
 
 // operator has csm and a context for three real controllers.
@@ -101,7 +102,7 @@ const smallDisk = 512
 // found makes a system of three controllers.
 func found(t *testing.T, o plane.Options) *plane.Plane {
 	t.Helper()
-	r, err := process.Claim(210, 7, 9640, 9641, 9642, 9643, 9644)
+	r, err := process.Claim(210, 7, 9640, 9641, 9642, 9643, 9644, ring.StoragePort, ring.NativePort)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,6 +150,24 @@ func (o operator) Approve(_ context.Context, controller, fingerprint string) err
 // metric reads the first figure of that name from a controller.
 func (o operator) metric(c *plane.Controller, name string) float64 {
 	o.t.Helper()
+	all := o.metrics(c, name)
+	if len(all) == 0 {
+		o.t.Fatalf("there is no %s", name)
+	}
+	return all[0]
+}
+
+// total adds the figures of that name, whatever their labels; 0 when there is none yet.
+func (o operator) total(c *plane.Controller, name string) (sum float64) {
+	o.t.Helper()
+	for _, v := range o.metrics(c, name) {
+		sum += v
+	}
+	return sum
+}
+
+func (o operator) metrics(c *plane.Controller, name string) (out []float64) {
+	o.t.Helper()
 	client := http.Client{Timeout: 5 * time.Second}
 	r, err := client.Get("http://" + c.Address(9644) + "/metrics")
 	if err != nil {
@@ -159,15 +178,14 @@ func (o operator) metric(c *plane.Controller, name string) float64 {
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	found := regexp.MustCompile(`(?m)^` + name + `(?:\{[^}]*\})? (\S+)$`).FindSubmatch(b)
-	if found == nil {
-		o.t.Fatalf("there is no %s", name)
+	for _, found := range regexp.MustCompile(`(?m)^`+name+`(?:\{[^}]*\})? (\S+)$`).FindAllSubmatch(b, -1) {
+		v, err := strconv.ParseFloat(string(found[1]), 64)
+		if err != nil {
+			o.t.Fatal(err)
+		}
+		out = append(out, v)
 	}
-	v, err := strconv.ParseFloat(string(found[1]), 64)
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	return v
+	return out
 }
 
 func (o operator) start(names ...int) {
