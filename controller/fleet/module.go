@@ -14,6 +14,7 @@ func Module(asked ...Gates) state.Module {
 			{Number: 530, SQL: ringSchema},
 			{Number: 531, SQL: freezeSchema},
 			{Number: 532, SQL: livesSchema},
+			{Number: 555, SQL: healthSchema},
 		},
 		Commands: func(r *state.Registry) {
 			state.Handle(r, applyCreateCluster)
@@ -35,6 +36,7 @@ func Module(asked ...Gates) state.Module {
 			state.Handle(r, applyRaiseTargets)
 			state.Handle(r, applyAlarmFreeze)
 			state.Handle(r, applyReplaceNode)
+			state.Handle(r, applyAskHealth)
 			joinCommands(r)
 		},
 	}
