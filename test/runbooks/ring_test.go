@@ -104,7 +104,7 @@ func (e *estate) certificateExpired(t *testing.T) {
 	if !strings.HasPrefix(out, "critical prod-eu/n7: do NOT restart Cassandra on ") {
 		t.Errorf("the first line is not the first rule: %s", out)
 	}
-	e.until(e.p.Controllers[0], `csm_certificates_expiring\{[^}]*window="24h"\}`, is(2))
+	e.operator.until(e.p.Controllers[0], `csm_certificates_expiring\{[^}]*window="24h"\}`, is(2))
 	e.expect("csm check expiry", 2, "CSM CRITICAL")
 	if out := e.node(e.agents[0], "csm-agent doctor", 10, "DO NOT RESTART"); !strings.HasPrefix(strings.SplitN(out, "\n", 3)[1], "DO NOT RESTART") {
 		t.Errorf("the first rule does not come first: %s", out)
