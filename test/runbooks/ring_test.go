@@ -106,7 +106,7 @@ func (e *estate) certificateExpired(t *testing.T) {
 	}
 	e.operator.until(e.p.Controllers[0], `csm_certificates_expiring\{[^}]*window="24h"\}`, is(2))
 	e.expect("csm check expiry", 2, "CSM CRITICAL")
-	if out := e.node(e.agents[0], "csm-agent doctor", 10, "DO NOT RESTART"); !strings.HasPrefix(strings.SplitN(out, "\n", 3)[1], "DO NOT RESTART") {
+	if out := e.operator.node(e.agents[0], "csm-agent doctor", 10, "DO NOT RESTART"); !strings.HasPrefix(strings.SplitN(out, "\n", 3)[1], "DO NOT RESTART") {
 		t.Errorf("the first rule does not come first: %s", out)
 	}
 	e.expect("csm why prod-eu/n7", 0, "frozen")
@@ -115,7 +115,7 @@ func (e *estate) certificateExpired(t *testing.T) {
 	e.planned("csm emergency reissue -c prod-eu --reason 'INC-4711'")
 	e.expect("csm ca create --help", 0)
 	e.settled()
-	e.node(e.agents[0], "csm-agent probe", 0, "accepted")
+	e.operator.node(e.agents[0], "csm-agent probe", 0, "accepted")
 }
 
 // settled: both nodes have new certificates that are proved.
@@ -140,8 +140,8 @@ func (e *estate) proofFails(t *testing.T) {
 	}
 	e.expect("csm node moves prod-eu/n7", 0, "rolled-back")
 	e.expect("csm why prod-eu/n7", 0, "rolled")
-	e.node(a, "csm-agent probe", 0, "accepted")
-	e.node(a, "csm-agent inspect", 0)
+	e.operator.node(a, "csm-agent probe", 0, "accepted")
+	e.operator.node(a, "csm-agent inspect", 0)
 	e.expect("csm node renew prod-eu/n7 --wait --timeout 10m", 0)
 	e.settled()
 }
@@ -167,11 +167,11 @@ func (e *estate) storeContested(t *testing.T) {
 	e.expect("csm doctor", 10, "critical prod-eu/n7: another tool writes store", "runbooks/store-contested.md", "next: csm node get prod-eu/n7")
 	e.expect("csm check agents", 2, "CSM CRITICAL")
 	e.expect("csm node get prod-eu/n7", 0, "contested")
-	e.node(a, "csm-agent doctor", 10, "another tool writes its files")
+	e.operator.node(a, "csm-agent doctor", 10, "another tool writes its files")
 	if log := process.Tail(a.Log(), 200); !strings.Contains(log, a.Node.Keystore) {
 		t.Errorf("the agent's log does not name %s", a.Node.Keystore)
 	}
-	e.node(a, "csm-agent release", 0)
+	e.operator.node(a, "csm-agent release", 0)
 	e.expect("csm node get prod-eu/n7", 0, "foreign")
 	e.expect("csm why prod-eu/n7", 0, "foreign")
 	for _, file := range []string{a.Node.Keystore, a.Node.Truststore} {
