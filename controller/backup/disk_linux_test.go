@@ -120,13 +120,14 @@ func (f *fixture) full(k backup.Backup, scheduled bool) {
 }
 
 // settled waits until there are n backups, none of which is at work, and gives the newest.
-func (f *fixture) settled(ctx context.Context, b *backup.Backups, n int) (newest backup.Backup) {
+func (f *fixture) settled(ctx context.Context, b *backup.Backups, n int) backup.Backup {
 	f.t.Helper()
 	watch := f.log.Store.Watch("")
 	defer watch.Close()
 	for {
 		all, err := b.List(ctx)
 		f.must(err)
+		var newest backup.Backup
 		busy := len(all) < n
 		for _, k := range all {
 			busy = busy || k.State == backup.Running || k.State == backup.Ready && k.Verified.IsZero()
