@@ -55,7 +55,11 @@ func (a *app) offlineIssue() *cobra.Command {
 	}
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		g := ui.Of(cmd)
-		s := &session{app: a, Global: g, cmd: cmd}
+		known, err := a.resolve(g.Env) // for tenant and cluster alone: nobody is asked
+		if err != nil {
+			return err
+		}
+		s := &session{app: a, Global: g, cmd: cmd, ctx: known}
 		if err := s.needReason(); err != nil {
 			return err
 		}
@@ -70,7 +74,6 @@ func (a *app) offlineIssue() *cobra.Command {
 			return fault.New(fault.Refused, "not-confirmed", "nothing was signed").Do("add --yes when you take these risks")
 		}
 		o := server.OfflineOptions{DataDir: dir, Backup: file, Authority: s.authorityName(authority), Region: region, Validity: validity, Reason: a.reason}
-		var err error
 		if node != "" {
 			if o.Node, err = s.nodeName(node); err != nil {
 				return err

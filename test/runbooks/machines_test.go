@@ -132,7 +132,7 @@ func backupOld(o operator) {
 	}
 	o.expect("csm backup create --wait --timeout 10m", 1, "does not exist", "install -d")
 	o.expect("csm backup list", 0, "failed", "does not exist")
-	mount(o.t, o.backups(), 32)
+	mount(o.whole, o.backups(), 32)
 	o.expect("csm backup create --wait --timeout 10m", 0, "ready")
 	o.expect("csm backup list", 0, "ready")
 	o.until(o.p.Controllers[0], verified, fresh)

@@ -25,10 +25,13 @@ import (
 
 // operator has csm and a context for three real controllers.
 type operator struct {
+	// t is the test at hand, whole the one that what outlives it belongs to.
 	t   *testing.T
 	p   *plane.Plane
 	bin string
 	env []string
+
+	whole *testing.T
 }
 
 // csm runs a command line of a runbook and gives its exit code and what it said.
@@ -91,7 +94,7 @@ func begin(t *testing.T) operator {
 	}
 	bin, dir := must[string](t)(shipped()), t.TempDir()
 	mount(t, filepath.Join(dir, "csm2", "data"), smallDisk)
-	o := operator{t, found(t, plane.Options{Dir: dir, Bin: bin, Extra: "backup: {to: \"file://" + filepath.Join(dir, "backups") + "\", keep: 3}\n"}), bin, environment(dir)}
+	o := operator{t, found(t, plane.Options{Dir: dir, Bin: bin, Extra: "backup: {to: \"file://" + filepath.Join(dir, "backups") + "\", keep: 3}\n"}), bin, environment(dir), t}
 	o.context()
 	return o
 }
@@ -217,9 +220,11 @@ func TestTheRunbooksOfTheControlPlane(t *testing.T) {
 		{"joins that wait", joinsThatWait},
 		{"controller-lost", oneLost},
 	} {
-		began := time.Now()
-		book.rehearse(o)
-		t.Logf("%s: %s", book.name, time.Since(began).Round(100*time.Millisecond))
+		t.Run(book.name, func(t *testing.T) {
+			o := o
+			o.t = t
+			book.rehearse(o)
+		})
 	}
 }
 

@@ -59,7 +59,7 @@ func madeLongAgo(t *testing.T) *estate {
 	name, value, _ := strings.Cut(clock.Shift(-old), "=")
 	t.Setenv(name, value)
 	p := found(t, plane.Options{Dir: dir, Bin: past, Now: func() time.Time { return time.Now().Add(-old) }})
-	e := &estate{absence: &absence{operator: operator{t, p, past, environment(dir)}, dir: dir}}
+	e := &estate{absence: &absence{operator: operator{t, p, past, environment(dir), t}, dir: dir}}
 	e.context()
 	e.expect("csm cluster create prod-eu --ca root --cassandra-name ring", 0)
 	var err error
