@@ -107,7 +107,7 @@ func agentNotHeard(o operator) {
 	o.later("csm doctor", 10, "nothing is heard of the agent", "next: csm-agent doctor", "runbooks/agent-not-heard.md")
 	o.later("csm check agents", 1, "CSM WARNING")
 	o.node(a, "csm-agent doctor", 0, "the agent does not run", "start csm-agent")
-	o.node(a, "csm-agent status", 10, "prod-eu/n7")
+	o.node(a, "csm-agent status", 1, "prod-eu/nodes/n7", "the agent does not run")
 	o.run(a)
 	o.expect("csm node get prod-eu/n7", 0, "active")
 	o.expect("csm check agents", 0)
