@@ -21,7 +21,7 @@ func healthy() View {
 }
 
 func TestWhatComesNext(t *testing.T) {
-	const first, renew, trust = agentv1.MoveKind_MOVE_KIND_FIRST, agentv1.MoveKind_MOVE_KIND_RENEW, agentv1.MoveKind_MOVE_KIND_TRUST
+	const first, renew, trust, shrink = agentv1.MoveKind_MOVE_KIND_FIRST, agentv1.MoveKind_MOVE_KIND_RENEW, agentv1.MoveKind_MOVE_KIND_TRUST, agentv1.MoveKind_MOVE_KIND_SHRINK
 	absent := func(v *View) {
 		v.Store = StoreView{Name: "node", Manageable: true, State: agentv1.InstallState_INSTALL_STATE_ABSENT}
 		v.NextProof, v.Target.LeafSha256 = time.Time{}, nil
@@ -48,7 +48,14 @@ func TestWhatComesNext(t *testing.T) {
 		{"a short-lived leaf is not below the floor from birth", func(v *View) {
 			v.Store.NotBefore, v.Store.NotAfter = at.AddDate(0, 0, -1), at.AddDate(0, 0, 13)
 		}, Rest, 0, "as-wanted"},
-		{"a missing anchor is added", func(v *View) { v.Anchors = [][]byte{{9}, {8}} }, Install, trust, "trust-grows"},
+		{"a missing anchor waits until the store is raised", func(v *View) { v.Anchors = [][]byte{{9}, {8}} }, Rest, 0, "as-wanted"},
+		{"trust grows where it is wished", func(v *View) { newer(v); v.Target.Move = trust }, Install, trust, "new-generation"},
+		{"trust shrinks where it is wished", func(v *View) { newer(v); v.Target.Move = shrink }, Install, shrink, "new-generation"},
+		{"a wish that is done is no move", func(v *View) { v.Target.Move = shrink }, Rest, 0, "as-wanted"},
+		{"a store that is not there yet is installed, whatever is wished", func(v *View) { absent(v); newer(v); v.Target.Move = shrink }, Install, first, "first-install"},
+		{"trust of another CA's store grows where it is wished", func(v *View) { newer(v); v.Target.TrustOnly, v.Target.Move = true, trust }, Install, trust, "new-generation"},
+		{"trust of another CA's store shrinks where it is wished", func(v *View) { newer(v); v.Target.TrustOnly, v.Target.Move = true, shrink }, Install, shrink, "new-generation"},
+		{"another CA's store takes no anchor before it is raised", func(v *View) { v.Anchors, v.Target.TrustOnly = [][]byte{{9}, {8}}, true }, Rest, 0, "store-foreign"},
 		{"an extra anchor of somebody else is left alone", func(v *View) { v.Store.Anchors = [][]byte{{9}, {8}} }, Rest, 0, "as-wanted"},
 		{"an unproven store is proved when Cassandra is up", func(v *View) {
 			v.Store.State, v.Store.Acknowledged = agentv1.InstallState_INSTALL_STATE_INSTALLED_UNPROVEN, nil
@@ -60,7 +67,24 @@ func TestWhatComesNext(t *testing.T) {
 		{"changed files are restored", func(v *View) { v.Store.Changed = true }, Restore, 0, "store-changed"},
 		{"changed files are restored without any controller", func(v *View) { v.Store.Changed, v.Connected, v.Target = true, false, nil }, Restore, 0, "store-changed"},
 		{"contested files are left alone", func(v *View) { v.Store.Changed, v.Store.State = true, agentv1.InstallState_INSTALL_STATE_CONTESTED }, Rest, 0, "store-contested"},
-		{"foreign files are left alone", func(v *View) { newer(v); v.Store.State = agentv1.InstallState_INSTALL_STATE_FOREIGN }, Rest, 0, "store-foreign"},
+		{"foreign files are left alone", func(v *View) {
+			newer(v)
+			v.Store.State, v.Target.LeafSha256 = agentv1.InstallState_INSTALL_STATE_FOREIGN, nil
+		}, Rest, 0, "store-foreign"},
+		{"files that CSM gave and the agent has forgotten are renewed", func(v *View) {
+			newer(v)
+			v.Store.State, v.Store.Generation = agentv1.InstallState_INSTALL_STATE_FOREIGN, 0
+		}, Install, renew, "new-generation"},
+		{"foreign files are left alone though a leaf is wanted", func(v *View) {
+			newer(v)
+			v.Store.State, v.Store.Leaf = agentv1.InstallState_INSTALL_STATE_FOREIGN, []byte{6}
+		}, Rest, 0, "store-foreign"},
+		{"our anchors in files of another CA are proved again", func(v *View) {
+			v.Store.State, v.Target.TrustOnly, v.NextProof = agentv1.InstallState_INSTALL_STATE_FOREIGN, true, at
+		}, Reprove, 0, "proof-due"},
+		{"and rest until then", func(v *View) {
+			v.Store.State, v.Target.TrustOnly = agentv1.InstallState_INSTALL_STATE_FOREIGN, true
+		}, Rest, 0, "store-foreign"},
 		{"an interrupted install goes before all", func(v *View) { newer(v); v.Store.Unsettled, v.Store.Changed = true, true }, Settle, 0, "interrupted-install"},
 		{"an interrupted install ends under a freeze", func(v *View) { v.Store.Unsettled = true; v.Frozen = &agentv1.Frozen{Active: true} }, Settle, 0, "interrupted-install"},
 

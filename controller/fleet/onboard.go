@@ -39,18 +39,18 @@ func trustFirst(n nodeRow, s storeRow, l life, kind agentv1.MoveKind) error {
 	case l.onboarded == 0:
 		return fault.New(fault.Refused, "store-foreign", "the files of store %s of %s were not written by CSM", s.store, short(n.name)).
 			Do("`csm cluster onboard %s` adds our CA beside theirs; for a node that has never run, move the files away", short(n.cluster))
-	case kind != agentv1.MoveKind_MOVE_KIND_TRUST:
-		return fault.New(fault.Refused, "leaf-theirs", "store %s of %s holds the certificate of another CA: only trust may be added", s.store, short(n.name)).
+	case !trustAlone(kind):
+		return fault.New(fault.Refused, "leaf-theirs", "store %s of %s holds the certificate of another CA: only trust may change", s.store, short(n.name)).
 			Do("taking over its certificate is a rotation")
 	}
 	return nil
 }
 
 // theirs says whether the leaf in the files is somebody else's: they were reported as foreign, or there is a leaf and CSM
-// never gave one.
+// never gave one. What CSM gave is its own whoever reports it: an agent that has lost its state folder knows nothing of it.
 func (s storeRow) theirs() bool {
-	return s.state == agentv1.InstallState_INSTALL_STATE_FOREIGN ||
-		len(s.leaf) > 0 && len(s.wanted) == 0 && (s.installed > 0 || s.state == agentv1.InstallState_INSTALL_STATE_FAILED)
+	return !s.given && (s.state == agentv1.InstallState_INSTALL_STATE_FOREIGN ||
+		len(s.leaf) > 0 && len(s.wanted) == 0 && (s.installed > 0 || s.state == agentv1.InstallState_INSTALL_STATE_FAILED))
 }
 
 func applyOnboardCluster(a *state.Apply, c *clusterv1.OnboardCluster) (*clusterv1.Empty, error) {
