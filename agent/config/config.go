@@ -98,6 +98,8 @@ type Reload struct {
 	Timeout time.Duration `yaml:"timeout"`
 	// Ring is a command that prints the ring as nodetool status does; not needed where Command ends in reloadssl.
 	Ring []string `yaml:"ring"`
+	// Netstats is a command that prints what nodetool netstats does; not needed where Command ends in reloadssl.
+	Netstats []string `yaml:"netstats"`
 	// Socket of a helper started by systemd instead of a child process.
 	Socket string `yaml:"socket"`
 }
@@ -292,7 +294,7 @@ func (in Instance) Command() reload.Command {
 	if len(in.Reload.Command) > 0 {
 		c = reload.Command{Path: in.Reload.Command[0], Args: in.Reload.Command[1:]}
 	}
-	c.Dir, c.Env, c.Timeout, c.Ring = in.Reload.Dir, in.Reload.Env, in.Reload.Timeout, in.Reload.Ring
+	c.Dir, c.Env, c.Timeout, c.Ring, c.Netstats = in.Reload.Dir, in.Reload.Env, in.Reload.Timeout, in.Reload.Ring, in.Reload.Netstats
 	return c
 }
 

@@ -96,7 +96,7 @@ func (n *Node) after(store string, a Action, err error) {
 
 // unheard are refusals of a claim by what we have already told otherwise.
 var unheard = map[string]bool{"store-changed": true, "no-store": true, "generation-superseded": true, "generation-unknown": true,
-	"held": true, "mode": true, "store-contested": true, "store-foreign": true, "not-first": true}
+	"plan-unknown": true, "plan-missing": true, "other-move": true, "held": true, "mode": true, "store-contested": true, "store-foreign": true, "not-first": true}
 
 // reopened forgets refused claims when the controllers say that it is worth asking again.
 func (n *Node) reopened() {
@@ -165,9 +165,9 @@ func requestID() string {
 	return hex.EncodeToString(b)
 }
 
-func (n *Node) claim(ctx context.Context, s *cassandra.Store, kind agentv1.MoveKind, generation uint64) (string, error) {
+func (n *Node) claim(ctx context.Context, s *cassandra.Store, kind agentv1.MoveKind, t *agentv1.StoreTarget) (string, error) {
 	f, id := n.factsOf(s.Name), n.folder.Identity()
-	req := &agentv1.ClaimMoveRequest{Node: id.Node, Incarnation: id.Incarnation, Store: s.Name, Generation: generation, Kind: kind,
+	req := &agentv1.ClaimMoveRequest{Node: id.Node, Incarnation: id.Incarnation, Store: s.Name, Generation: t.Generation, Kind: kind, PlanHash: t.PlanHash,
 		KeystoreSha256: f.KeystoreSha256, TruststoreSha256: f.TruststoreSha256, RequestId: requestID()}
 	var r *agentv1.ClaimMoveResponse
 	err := n.call(ctx, n.o.ClaimFor, func(ctx context.Context, c agentv1.AgentServiceClient) (err error) {
@@ -186,7 +186,7 @@ func (n *Node) install(ctx context.Context, s *cassandra.Store, a Action) error 
 	if t == nil {
 		return fault.New(fault.Stale, "no-target", "the target went away")
 	}
-	claim, err := n.claim(ctx, s, a.Move, t.Generation)
+	claim, err := n.claim(ctx, s, a.Move, t)
 	if err != nil {
 		return err
 	}
@@ -254,7 +254,7 @@ func (n *Node) prove(ctx context.Context, s *cassandra.Store, a Action) error {
 	if t == nil {
 		return fault.New(fault.Stale, "no-target", "the target went away")
 	}
-	claim, err := n.claim(ctx, s, a.Move, t.Generation)
+	claim, err := n.claim(ctx, s, a.Move, t)
 	if err != nil {
 		return err
 	}

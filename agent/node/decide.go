@@ -168,6 +168,9 @@ func move(v View) (agentv1.MoveKind, string, string) {
 	if s.State == agentv1.InstallState_INSTALL_STATE_ABSENT || s.State == agentv1.InstallState_INSTALL_STATE_INSTALLED_UNPROVEN && !v.Running {
 		kind = agentv1.MoveKind_MOVE_KIND_FIRST
 	}
+	if w := t.Move; w != agentv1.MoveKind_MOVE_KIND_UNSPECIFIED && s.Generation < t.Generation && s.State != agentv1.InstallState_INSTALL_STATE_ABSENT {
+		kind = w
+	}
 	left := s.NotAfter.Sub(v.Now)
 	switch {
 	case s.State == agentv1.InstallState_INSTALL_STATE_ABSENT:

@@ -10,18 +10,15 @@ package reload
 
 import (
 	"context"
-	"slices"
 	"strconv"
 	"time"
-
-	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
 // DefaultTimeout bounds one command. A JVM that starts cold on a busy machine needs some seconds.
 const DefaultTimeout = 30 * time.Second
 
-// ringTimeout is shorter: a reload may wait behind it.
-const ringTimeout = 15 * time.Second
+// askTimeout is shorter: a reload may wait behind it.
+const askTimeout = 15 * time.Second
 
 // Reloader makes one Cassandra instance reload its stores. An error means that the command could not be run to its end;
 // a nil error says nothing about whether the stores were loaded.
@@ -55,28 +52,8 @@ type Command struct {
 	// Ring is a whole command that prints the ring as `nodetool status` does. Empty: where the last argument is reloadssl,
 	// the same command with status in its place; otherwise the ring cannot be listed.
 	Ring []string `json:"ring,omitempty"`
-}
-
-// Lister is a Reloader that can also list the ring, by a command that is as fixed as the other.
-type Lister interface {
-	// Ring gives what `nodetool status` printed.
-	Ring(ctx context.Context) (string, error)
-}
-
-// lister is the command that lists the ring.
-func (c Command) lister() (Command, error) {
-	out := c
-	out.Timeout = ringTimeout
-	switch n := len(c.Args); {
-	case len(c.Ring) > 0:
-		out.Path, out.Args = c.Ring[0], c.Ring[1:]
-	case n > 0 && c.Args[n-1] == "reloadssl":
-		out.Args = append(slices.Clone(c.Args[:n-1]), "status")
-	default:
-		return out, fault.New(fault.Unavailable, "no-ring-command", "the reload command is not nodetool reloadssl, so it does not tell how to list the ring").
-			Do("add ring: [nodetool, status] to reload in agent.yaml")
-	}
-	return out, nil
+	// Netstats is a whole command that prints what `nodetool netstats` does, found in the same way.
+	Netstats []string `json:"netstats,omitempty"`
 }
 
 // Nodetool is the default command: `nodetool -h HOST -p PORT [LOGIN...] reloadssl`. JMX of a default Cassandra listens on

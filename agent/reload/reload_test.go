@@ -37,6 +37,8 @@ func TestMain(m *testing.M) {
 	case len(os.Args) == 3 && os.Args[1] == "ringtool" && os.Args[2] == "status":
 		os.Stdout.WriteString(strings.Repeat("UN 10.0.0.1\n", 10_000))
 		os.Exit(0)
+	case len(os.Args) == 3 && os.Args[1] == "ringtool":
+		os.Exit(2)
 	case len(os.Args) == 2 && os.Args[1] == "options":
 		os.Stdout.WriteString(os.Getenv("JAVA_TOOL_OPTIONS") + "|" + os.Getenv("OTHER"))
 		os.Exit(0)
@@ -247,6 +249,9 @@ func TestTheRingIsListedByTheSameCommandWithAnotherWord(t *testing.T) {
 	out, err := h.Reloader("ring").(reload.Lister).Ring(context.Background())
 	if err != nil || strings.Count(out, "\n") != 10_000 {
 		t.Errorf("%d lines, %v", strings.Count(out, "\n"), err)
+	}
+	if _, err := h.Reloader("ring").(reload.Streamer).Netstats(context.Background()); !fault.HasReason(err, "streams-unknown") {
+		t.Errorf("a nodetool that fails at netstats: %v", err)
 	}
 	if _, err := h.Reloader("good").(reload.Lister).Ring(context.Background()); !fault.HasReason(err, "no-ring-command") {
 		t.Errorf("a command that is not nodetool: %v", err)

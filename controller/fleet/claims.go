@@ -44,7 +44,7 @@ func (f *Fleet) Claim(ctx context.Context, uid string, r *agentv1.ClaimMoveReque
 	return out.Claim, at(out.ExpiresMs), nil
 }
 
-func applyClaimMove(a *state.Apply, c *clusterv1.ClaimMove) (*clusterv1.ClaimMoveReply, error) {
+func (g gates) applyClaimMove(a *state.Apply, c *clusterv1.ClaimMove) (*clusterv1.ClaimMoveReply, error) {
 	r := c.GetRequest()
 	n, err := activeAgent(a, c.Uid, r.GetIncarnation())
 	if err != nil {
@@ -79,7 +79,11 @@ func applyClaimMove(a *state.Apply, c *clusterv1.ClaimMove) (*clusterv1.ClaimMov
 		}
 	}
 	alone := !sideBySide(n, s, r)
-	if alone {
+	owned, err := g.mayMove(a, Moving{Cluster: n.cluster, Node: n.name, Incarnation: n.incarnation, Store: s.store, Kind: r.Kind, Generation: r.Generation, PlanHash: r.PlanHash})
+	if err != nil {
+		return nil, err
+	}
+	if alone && !owned {
 		if err := waveFree(a.Context(), a.Querier(), n.name, n.cluster, a.Now.UnixMilli()); err != nil {
 			return nil, err
 		}
@@ -128,8 +132,6 @@ func mayAct(a *state.Apply, n nodeRow) error {
 // requestFits compares what the agent wants to do with what is wished and known of the store. Pure.
 func requestFits(n nodeRow, s storeRow, r *agentv1.ClaimMoveRequest) error {
 	switch {
-	case len(r.PlanHash) > 0:
-		return fault.New(fault.Stale, "plan-unknown", "no rollout has this plan").Do("claim without a plan, or plan again")
 	case r.Generation < s.generation:
 		return fault.New(fault.Stale, "generation-superseded", "generation %d of store %s was replaced by %d", r.Generation, s.store, s.generation).Do("wait for the target of the new generation")
 	case r.Generation > s.generation:
@@ -139,6 +141,9 @@ func requestFits(n nodeRow, s storeRow, r *agentv1.ClaimMoveRequest) error {
 		return fault.New(fault.Stale, "store-changed", "the files of store %s are not those that were last reported", s.store).Do("report the store, then claim again")
 	case s.state == agentv1.InstallState_INSTALL_STATE_CONTESTED:
 		return fault.New(fault.Refused, "store-contested", "another tool writes store %s of %s", s.store, short(n.name)).Do("stop that tool, then restart the agent")
+	}
+	if err := wishFits(n, s, r); err != nil {
+		return err
 	}
 	switch r.Kind {
 	case agentv1.MoveKind_MOVE_KIND_FIRST:
@@ -262,10 +267,10 @@ func grant(a *state.Apply, c *clusterv1.ClaimMove, n nodeRow, s storeRow, alone 
 	expires := now + c.TtlMs
 	r := c.Request
 	if _, err := a.Exec(`INSERT INTO moves (claim, node, cluster, uid, incarnation, counter, store, kind, generation, request_id, state, alone, unproved_before,
-		opened, opened_ms, expires_ms, closed_ms, issued_renew_at_ms, outcome, before_sha256, detail, took_ms)
-		VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,0,0,0,?,'',0)`,
+		opened, opened_ms, expires_ms, closed_ms, issued_renew_at_ms, outcome, before_sha256, detail, took_ms, plan_hash)
+		VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,0,0,0,?,'',0,?)`,
 		c.Claim, n.name, n.cluster, n.uid, n.incarnation, n.agent.counter, s.store, int(r.Kind), r.Generation, r.RequestId, moveOpen, flag(alone), flag(s.unproved),
-		a.Index, now, expires, s.leaf); err != nil {
+		a.Index, now, expires, s.leaf, nullable(r.PlanHash)); err != nil {
 		return nil, err
 	}
 	// A change of trust needs no certificate: its effect may begin as soon as it is claimed.
@@ -300,8 +305,8 @@ func (f *Fleet) OpenClaim(ctx context.Context, claim string) (OpenClaim, error) 
 		o := OpenClaim{Claim: claim}
 		var names string
 		var expires int64
-		err := q.QueryRowContext(ctx, `SELECT m.node, m.uid, m.incarnation, m.store, m.kind, m.expires_ms, n.names, c.name, c.authority, c.region, c.trust_domain
-			FROM moves m JOIN nodes n ON n.name = m.node JOIN clusters c ON c.name = m.cluster WHERE m.claim = ? AND m.state = 'open'`, claim).
+		err := q.QueryRowContext(ctx, `SELECT m.node, m.uid, m.incarnation, m.store, m.kind, m.expires_ms, n.names, c.name, `+authorityOf+`, c.region, c.trust_domain
+			FROM moves m JOIN nodes n ON n.name = m.node JOIN clusters c ON c.name = m.cluster LEFT JOIN stores s ON s.node = m.node AND s.store = m.store WHERE m.claim = ? AND m.state = 'open'`, claim).
 			Scan(&o.Node, &o.UID, &o.Incarnation, &o.Store, &o.Kind, &expires, &names, &o.Cluster, &o.Authority, &o.Region, &o.TrustDomain)
 		if err == sql.ErrNoRows {
 			return o, noClaim()

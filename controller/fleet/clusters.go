@@ -84,7 +84,7 @@ func applyCreateCluster(a *state.Apply, c *clusterv1.CreateCluster) (*clusterv1.
 	return &clusterv1.Empty{}, nil
 }
 
-func applyGrowTrust(a *state.Apply, c *clusterv1.GrowTrust) (*clusterv1.Empty, error) {
+func (g gates) applyGrowTrust(a *state.Apply, c *clusterv1.GrowTrust) (*clusterv1.Empty, error) {
 	var trust string
 	if ok, err := found(a.QueryRow(`SELECT trust_domain FROM clusters WHERE name = ?`, c.Cluster).Scan(&trust)); err != nil {
 		return nil, err
@@ -101,6 +101,9 @@ func applyGrowTrust(a *state.Apply, c *clusterv1.GrowTrust) (*clusterv1.Empty, e
 				Do("anchors are taken away only as the last step of a rotation, when every node is proved without them")
 		}
 	}
+	if err := g.mayRaise(a, c.Cluster, ""); err != nil {
+		return nil, err
+	}
 	added, err := addAnchors(a, trust, c.Anchors)
 	if err != nil || added == 0 {
 		return &clusterv1.Empty{}, err
@@ -109,7 +112,7 @@ func applyGrowTrust(a *state.Apply, c *clusterv1.GrowTrust) (*clusterv1.Empty, e
 		a.Index, a.Index, a.Now.UnixMilli(), a.Index, c.Cluster); err != nil {
 		return nil, err
 	}
-	if _, err := a.Exec(`UPDATE stores SET generation = ?, reason = 'trust grows' WHERE node IN (SELECT name FROM nodes WHERE cluster = ?)`,
+	if _, err := a.Exec(`UPDATE stores SET generation = ?, reason = 'trust grows', wish_move = 0, plan_hash = NULL WHERE node IN (SELECT name FROM nodes WHERE cluster = ?)`,
 		a.Index, c.Cluster); err != nil {
 		return nil, err
 	}

@@ -46,7 +46,18 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, log: statetest.New(t, fleet.Module(), recorder()), anchors: [][]byte{[]byte("anchor one")}}
+	return worldOf(t, fleet.Module(), recorder())
+}
+
+// newWorldWith is a world with somebody above the fleet.
+func newWorldWith(t testing.TB, g *above) *world {
+	t.Helper()
+	return worldOf(t, fleet.Module(g), recorder(), g.module())
+}
+
+func worldOf(t testing.TB, modules ...state.Module) *world {
+	t.Helper()
+	w := &world{t: t, log: statetest.New(t, modules...), anchors: [][]byte{[]byte("anchor one")}}
 	w.Fleet = fleet.New(w.log.Store, w.log, w.log.Clock, func(context.Context, string) ([][]byte, error) { return w.anchors, nil })
 	if _, err := w.CreateCluster(ctx, fleet.ClusterSpec{Name: cluster, Authority: "tenants/default/authorities/internal"}, ann); err != nil {
 		t.Fatal(err)
@@ -143,7 +154,7 @@ func (m *member) claim(kind agentv1.MoveKind) (string, error) {
 }
 
 func (m *member) record(claim, der string) *clusterv1.RecordCertificate {
-	return &clusterv1.RecordCertificate{Node: m.name, Incarnation: m.incarnation, Store: "node", Claim: claim, Der: []byte(der), RenewAtMs: statetest.Start.Add(time.Hour).UnixMilli(),
+	return &clusterv1.RecordCertificate{Node: m.name, Incarnation: m.incarnation, Store: "node", Claim: claim, Der: []byte(der), Issuer: resource.Issuer("tenants/default/authorities/internal", "eu"), RenewAtMs: statetest.Start.Add(time.Hour).UnixMilli(),
 		Names: []*clusterv1.CertificateName{{Kind: "dns", Value: resource.Last(m.name) + ".example"}, {Kind: "ip", Value: "10.0.0.1"},
 			{Kind: "cn", Value: resource.Last(m.name)}, {Kind: "uri", Value: "spiffe://x.csm/node/default/prod/" + resource.Last(m.name)}}}
 }

@@ -47,6 +47,9 @@ func Guard(a *state.Apply, c *clusterv1.RecordCertificate) error {
 	if err := namesAllowed(a, n, c.Names); err != nil {
 		return err
 	}
+	if err := authorityFits(a, m, c.Issuer); err != nil {
+		return err
+	}
 	leaf := sha256.Sum256(c.Der)
 	if _, err := a.Exec(`UPDATE moves SET issued_sha256 = ?, issued_renew_at_ms = ? WHERE claim = ?`, leaf[:], c.RenewAtMs, m.claim); err != nil {
 		return err

@@ -2,8 +2,10 @@ package fleet
 
 import "github.com/cassandra-security-manager/csm/controller/state"
 
-// Module brings the tables and commands of this package (migrations 500 to 599).
-func Module() state.Module {
+// Module brings the tables and commands of this package (migrations 500 to 559). asked are those above it who have a say
+// in what moves.
+func Module(asked ...Gates) state.Module {
+	g := gates(asked)
 	return state.Module{
 		Name: "fleet",
 		Migrations: []state.Migration{
@@ -15,7 +17,7 @@ func Module() state.Module {
 		},
 		Commands: func(r *state.Registry) {
 			state.Handle(r, applyCreateCluster)
-			state.Handle(r, applyGrowTrust)
+			state.Handle(r, g.applyGrowTrust)
 			state.Handle(r, applyCreateNodeToken)
 			state.Handle(r, applyRevokeNodeToken)
 			state.Handle(r, applyJoinNode)
@@ -23,10 +25,10 @@ func Module() state.Module {
 			state.Handle(r, applyAgentReported)
 			state.Handle(r, applyAgentDisconnected)
 			state.Handle(r, applySetAgentState)
-			state.Handle(r, applyRequestRenewal)
+			state.Handle(r, g.applyRequestRenewal)
 			state.Handle(r, applySetNodeNames)
-			state.Handle(r, applyClaimMove)
-			state.Handle(r, applyCompleteMove)
+			state.Handle(r, g.applyClaimMove)
+			state.Handle(r, g.applyCompleteMove)
 			state.Handle(r, applyAskProofs)
 			state.Handle(r, applyRecordProof)
 			state.Handle(r, applySetFreeze)
@@ -136,7 +138,10 @@ CREATE TABLE stores (
 	not_after_ms INTEGER NOT NULL,
 	renew_at_ms INTEGER NOT NULL,
 	unproved INTEGER NOT NULL,
-	facts BLOB
+	facts BLOB,
+	wish_move INTEGER NOT NULL DEFAULT 0,
+	wish_authority TEXT NOT NULL DEFAULT '',
+	plan_hash BLOB
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX stores_node ON stores (node, store);
 CREATE TABLE moves (
@@ -163,7 +168,8 @@ CREATE TABLE moves (
 	before_sha256 BLOB,
 	after_sha256 BLOB,
 	detail TEXT NOT NULL,
-	took_ms INTEGER NOT NULL
+	took_ms INTEGER NOT NULL,
+	plan_hash BLOB
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX moves_request ON moves (node, request_id);
 CREATE INDEX moves_open ON moves (cluster, state) WHERE state = 'open';

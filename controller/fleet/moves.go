@@ -36,21 +36,21 @@ type moveRow struct {
 	alone, unprovedBefore     bool
 	opened                    uint64
 	expires, issuedRenewAt    int64
-	issued                    []byte
+	issued, plan              []byte
 	outcome                   agentv1.MoveOutcome
 }
 
 func readMove(a *state.Apply, claim string) (m moveRow, err error) {
-	ok, err := found(a.QueryRow(`SELECT claim, node, store, state, kind, generation, incarnation, alone, unproved_before, opened, expires_ms, issued_renew_at_ms, issued_sha256, outcome
+	ok, err := found(a.QueryRow(`SELECT claim, node, store, state, kind, generation, incarnation, alone, unproved_before, opened, expires_ms, issued_renew_at_ms, issued_sha256, outcome, plan_hash
 		FROM moves WHERE claim = ?`, claim).Scan(&m.claim, &m.node, &m.store, &m.state, &m.kind, &m.generation, &m.incarnation, &m.alone, &m.unprovedBefore,
-		&m.opened, &m.expires, &m.issuedRenewAt, &m.issued, &m.outcome))
+		&m.opened, &m.expires, &m.issuedRenewAt, &m.issued, &m.outcome, &m.plan))
 	if err == nil && !ok {
 		err = noClaim()
 	}
 	return m, err
 }
 
-func applyCompleteMove(a *state.Apply, c *clusterv1.CompleteMove) (*clusterv1.Empty, error) {
+func (g gates) applyCompleteMove(a *state.Apply, c *clusterv1.CompleteMove) (*clusterv1.Empty, error) {
 	// A suspended agent may still say what became of its move: the truth is worth having.
 	n, err := nodeOfAgent(a, c.Uid, c.Incarnation)
 	if err != nil {
@@ -92,7 +92,11 @@ func applyCompleteMove(a *state.Apply, c *clusterv1.CompleteMove) (*clusterv1.Em
 	if err != nil {
 		return nil, err
 	}
-	return &clusterv1.Empty{}, closeMove(a, n, c, m, s, facts, after)
+	if err := closeMove(a, n, c, m, s, facts, after); err != nil {
+		return nil, err
+	}
+	return &clusterv1.Empty{}, g.moved(a, Moving{Cluster: n.cluster, Node: n.name, Incarnation: n.incarnation, Store: m.store, Kind: m.kind, Generation: m.generation,
+		PlanHash: m.plan, Outcome: c.Outcome, Detail: c.Detail})
 }
 
 // notSuperseded refuses the late report of a claim after which the node has claimed again: it would overwrite newer truth.

@@ -124,7 +124,7 @@ func (f *Fleet) RequestRenewal(ctx context.Context, node, store, reason, actor s
 	return r.Generation, nil
 }
 
-func applyRequestRenewal(a *state.Apply, c *clusterv1.RequestRenewal) (*clusterv1.RequestRenewalReply, error) {
+func (g gates) applyRequestRenewal(a *state.Apply, c *clusterv1.RequestRenewal) (*clusterv1.RequestRenewalReply, error) {
 	n, err := readNode(a, c.Node)
 	if err != nil {
 		return nil, err
@@ -136,13 +136,15 @@ func applyRequestRenewal(a *state.Apply, c *clusterv1.RequestRenewal) (*clusterv
 	if len(stores) == 0 {
 		return nil, fault.New(fault.NotFound, "no-store", "no such store of %s is known", short(n.name)).Do("its agent reports stores when it has connected: `csm node get %s`", short(n.name))
 	}
-	if _, err := a.Exec(`UPDATE stores SET generation = ?, reason = ? WHERE node = ? AND (? = '' OR store = ?)`, a.Index, c.Reason, c.Node, c.Store, c.Store); err != nil {
-		return nil, err
+	for _, s := range stores {
+		if err := g.mayRaise(a, n.name, s); err != nil {
+			return nil, err
+		}
 	}
-	if _, err := a.Exec(`UPDATE nodes SET changed = ?, updated_ms = ?, revision = ? WHERE name = ?`, a.Index, a.Now.UnixMilli(), a.Index, c.Node); err != nil {
-		return nil, err
+	for _, s := range stores {
+		if err := raise(a, Wish{Node: n.name, Store: s, Reason: c.Reason}); err != nil {
+			return nil, err
+		}
 	}
-	a.Touch(state.Updated, n.name)
-	signalTarget(a, n.name)
 	return &clusterv1.RequestRenewalReply{Generation: a.Index, Stores: stores}, nil
 }

@@ -20,12 +20,14 @@ type storeRow struct {
 	keystore, truststore  []byte
 	wanted, leaf, proven  []byte
 	unproved              bool
+	move                  agentv1.MoveKind // what the newest generation asks for
+	plan                  []byte           // of the rollout that raised it
 }
 
 func readStore(a *state.Apply, node, store string) (s storeRow, ok bool, err error) {
-	ok, err = found(a.QueryRow(`SELECT name, store, generation, installed, state, keystore_sha256, truststore_sha256, wanted_sha256, leaf_sha256, proven_sha256, unproved
+	ok, err = found(a.QueryRow(`SELECT name, store, generation, installed, state, keystore_sha256, truststore_sha256, wanted_sha256, leaf_sha256, proven_sha256, unproved, wish_move, plan_hash
 		FROM stores WHERE name = ?`, resource.Store(node, store)).
-		Scan(&s.name, &s.store, &s.generation, &s.installed, &s.state, &s.keystore, &s.truststore, &s.wanted, &s.leaf, &s.proven, &s.unproved))
+		Scan(&s.name, &s.store, &s.generation, &s.installed, &s.state, &s.keystore, &s.truststore, &s.wanted, &s.leaf, &s.proven, &s.unproved, &s.move, &s.plan))
 	return s, ok, err
 }
 

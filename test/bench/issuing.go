@@ -65,7 +65,7 @@ func (b *bench) phase() time.Duration {
 // most is how many clients the goals are about.
 const most = 64
 
-// compare takes turns: three voters, one voter, the peer, and again, and keeps the better turn of each.
+// compare takes turns: three voters, one voter, the peer, and again, and keeps the best turn of each.
 func (b *bench) compare(ctx context.Context, alg string, curve elliptic.Curve, three, one *plane.Plane, peer *stepCA, csrs [][]byte) error {
 	for _, clients := range []int{1, 16, most} {
 		var ours, alone, theirs result
@@ -76,8 +76,11 @@ func (b *bench) compare(ctx context.Context, alg string, curve elliptic.Curve, t
 		if alg == "P-256" {
 			turns = append(turns, turn{"step-ca", &theirs, peer.sign(csrs)})
 		}
-		limit := 0.0
-		for range 2 {
+		limit, rounds := 0.0, 2
+		if clients == most { // what the goals are about is measured in more turns: a machine is not equally quiet in each
+			rounds = 4
+		}
+		for range rounds {
 			for _, t := range turns {
 				r, err := drive(ctx, clients, b.phase(), t.call)
 				if err != nil {

@@ -2500,7 +2500,11 @@ type StoreTarget struct {
 	// Why the newest generation was made, for people.
 	Reason string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The files are another CA's: only the anchors are added, the leaf stays.
-	TrustOnly     bool `protobuf:"varint,40,opt,name=trust_only,json=trustOnly,proto3" json:"trust_only,omitempty"`
+	TrustOnly bool `protobuf:"varint,40,opt,name=trust_only,json=trustOnly,proto3" json:"trust_only,omitempty"`
+	// What the newest generation asks for; unspecified: the agent decides by what the store lacks.
+	Move MoveKind `protobuf:"varint,70,opt,name=move,proto3,enum=csm.agent.v1.MoveKind" json:"move,omitempty"`
+	// Plan of the rollout that raised the generation: said again in the claim. Empty when none did.
+	PlanHash      []byte `protobuf:"bytes,71,opt,name=plan_hash,json=planHash,proto3" json:"plan_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2596,6 +2600,20 @@ func (x *StoreTarget) GetTrustOnly() bool {
 		return x.TrustOnly
 	}
 	return false
+}
+
+func (x *StoreTarget) GetMove() MoveKind {
+	if x != nil {
+		return x.Move
+	}
+	return MoveKind_MOVE_KIND_UNSPECIFIED
+}
+
+func (x *StoreTarget) GetPlanHash() []byte {
+	if x != nil {
+		return x.PlanHash
+	}
+	return nil
 }
 
 // Names are the subject alternative names of a certificate.
@@ -3975,7 +3993,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x05actor\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05actor\x12\x1f\n" +
 	"\x06reason\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x120\n" +
 	"\x05since\x18< \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
-	"\x05until\x18= \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xe8\x02\n" +
+	"\x05until\x18= \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xb9\x03\n" +
 	"\vStoreTarget\x12\x1c\n" +
 	"\x05store\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b?R\x05store\x12\x1e\n" +
 	"\n" +
@@ -3989,7 +4007,9 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\rkey_algorithm\x18\a \x01(\tB\x06\xea\xe0\x18\x02\b R\fkeyAlgorithm\x12\x1f\n" +
 	"\x06reason\x18\b \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x12\x1d\n" +
 	"\n" +
-	"trust_only\x18( \x01(\bR\ttrustOnly\"_\n" +
+	"trust_only\x18( \x01(\bR\ttrustOnly\x12*\n" +
+	"\x04move\x18F \x01(\x0e2\x16.csm.agent.v1.MoveKindR\x04move\x12#\n" +
+	"\tplan_hash\x18G \x01(\fB\x06\xea\xe0\x18\x02\b R\bplanHash\"_\n" +
 	"\x05Names\x12\x1b\n" +
 	"\x03dns\x18\x01 \x03(\tB\t\xea\xe0\x18\x05\b\xfd\x01\x10@R\x03dns\x12\x1a\n" +
 	"\x03ips\x18\x02 \x03(\tB\b\xea\xe0\x18\x04\b@\x10@R\x03ips\x12\x1d\n" +
@@ -4251,47 +4271,48 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	49, // 36: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
 	31, // 37: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
 	49, // 38: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
-	49, // 39: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
-	6,  // 40: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
-	49, // 41: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
-	49, // 42: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
-	17, // 43: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
-	17, // 44: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
-	49, // 45: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
-	17, // 46: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
-	4,  // 47: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
-	50, // 48: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
-	49, // 49: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
-	40, // 50: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
-	40, // 51: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
-	7,  // 52: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
-	18, // 53: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
-	40, // 54: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
-	50, // 55: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
-	47, // 56: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
-	19, // 57: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
-	22, // 58: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
-	24, // 59: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
-	33, // 60: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
-	35, // 61: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
-	37, // 62: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
-	41, // 63: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
-	44, // 64: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
-	46, // 65: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
-	21, // 66: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
-	23, // 67: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
-	27, // 68: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
-	34, // 69: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
-	36, // 70: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
-	38, // 71: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
-	42, // 72: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
-	45, // 73: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
-	48, // 74: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
-	66, // [66:75] is the sub-list for method output_type
-	57, // [57:66] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	6,  // 39: csm.agent.v1.StoreTarget.move:type_name -> csm.agent.v1.MoveKind
+	49, // 40: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
+	6,  // 41: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
+	49, // 42: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
+	49, // 43: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
+	17, // 44: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
+	17, // 45: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
+	49, // 46: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
+	17, // 47: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
+	4,  // 48: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
+	50, // 49: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
+	49, // 50: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
+	40, // 51: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
+	40, // 52: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
+	7,  // 53: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
+	18, // 54: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
+	40, // 55: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
+	50, // 56: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
+	47, // 57: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
+	19, // 58: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
+	22, // 59: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
+	24, // 60: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
+	33, // 61: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
+	35, // 62: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
+	37, // 63: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
+	41, // 64: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
+	44, // 65: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
+	46, // 66: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
+	21, // 67: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
+	23, // 68: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
+	27, // 69: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
+	34, // 70: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
+	36, // 71: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
+	38, // 72: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
+	42, // 73: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
+	45, // 74: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
+	48, // 75: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
+	67, // [67:76] is the sub-list for method output_type
+	58, // [58:67] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
