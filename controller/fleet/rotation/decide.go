@@ -78,19 +78,26 @@ func leaving(v View) (Step, Phase) {
 // the middle, or fell back after they were proved.
 func behind(v View) bool {
 	for _, m := range v.Members {
-		if !m.counts() || m.Node == "" || !m.Up {
-			continue
+		if m.counts() && m.Node != "" && m.Up && lacks(v, m) {
+			return true
 		}
-		for _, s := range m.Stores {
-			switch {
-			case s.Moving:
-				continue
-			case s.Behind, v.Phase == Reissue && s.Leaf != After, v.Phase == Undoing && s.Leaf != Before:
-				return true
-			case v.Phase == Distribute && trustProved(v, s) != "":
-				return true
-			}
-		}
+	}
+	return false
+}
+
+// lacking says whether a store would gain by the waves of this phase. One that is on the move is waited for.
+func lacking(v View, s Store) bool {
+	switch {
+	case s.Moving:
+		return false
+	case s.Behind:
+		return true
+	case v.Phase == Reissue:
+		return s.Leaf != After
+	case v.Phase == Undoing:
+		return s.Leaf != Before
+	case v.Phase == Distribute:
+		return trustProved(v, s) != ""
 	}
 	return false
 }

@@ -18,6 +18,7 @@ const (
 	StepDone     Step = "done"     // nothing is left to do
 	StepBack     Step = "back"     // one store claims a leaf of the CA before again
 	StepWithdraw Step = "withdraw" // take the new anchors out after the leaves are back
+	StepUnshrink Step = "unshrink" // one store takes the new anchors out again
 	StepUndone   Step = "undone"   // the way back is over
 )
 
@@ -54,7 +55,7 @@ func (g Gates) Without(code string) Gates {
 
 var (
 	forward    = []Step{StepReissue, StepLeaf, StepReissued, StepRetire, StepShrink, StepDone}
-	everywhere = append([]Step{StepBack, StepWithdraw, StepUndone}, forward...)
+	everywhere = append([]Step{StepBack, StepWithdraw, StepUnshrink, StepUndone}, forward...)
 	transition = []Step{StepReissue, StepReissued, StepRetire, StepDone, StepWithdraw, StepUndone}
 )
 
@@ -62,17 +63,17 @@ var (
 func All() Gates {
 	return Gates{
 		{"frozen", transition, frozenGate},
-		{"paused", []Step{StepReissue, StepLeaf, StepReissued, StepRetire, StepShrink, StepDone, StepWithdraw, StepUndone}, pausedGate},
+		{"paused", []Step{StepReissue, StepLeaf, StepReissued, StepRetire, StepShrink, StepDone, StepWithdraw, StepUnshrink, StepUndone}, pausedGate},
 		{"ring-known", without(everywhere, StepBack), ringKnown},
 		{"enrolled", without(everywhere, StepBack), members(enrolledGate)},
-		{"up", without(everywhere, StepBack), others(upGate)},
+		{"up", without(everywhere, StepBack), members(upGate)},
 		{"settled", []Step{StepReissue, StepReissued, StepRetire, StepShrink, StepWithdraw}, members(settledGate)},
 		{"one-version", []Step{StepReissue, StepLeaf}, oneVersion},
 		{"signer", []Step{StepReissue, StepLeaf, StepBack}, signerGate},
 		{"installed", []Step{StepReissue, StepLeaf, StepDone, StepUndone}, stores(installedGate)},
 		{"trust-proved", []Step{StepReissue, StepLeaf}, stores(trustProved)},
 		{"leaf-proved", []Step{StepReissued, StepRetire, StepShrink}, stores(leafProved)},
-		{"leaf-back", []Step{StepWithdraw}, stores(leafBack)},
+		{"leaf-back", []Step{StepWithdraw, StepUnshrink}, stores(leafBack)},
 		{"still", []Step{StepReissued, StepRetire, StepWithdraw, StepDone, StepUndone}, stores(stillGate)},
 		{"links", []Step{StepReissued, StepRetire, StepWithdraw}, stores(linksGate)},
 		{"clients", []Step{StepRetire}, clientsGate},
@@ -83,11 +84,12 @@ func without(all []Step, one Step) []Step {
 	return slices.DeleteFunc(slices.Clone(all), func(s Step) bool { return s == one })
 }
 
-// members asks about each member that counts.
+// members asks about each member that counts. Who claims is not asked about itself while it is down: what it takes before its
+// Cassandra starts comes in one piece.
 func members(ask func(v View, m Member) *Reason) func(View, string) []Reason {
-	return func(v View, _ string) (out []Reason) {
+	return func(v View, who string) (out []Reason) {
 		for _, m := range v.Members {
-			if !m.counts() {
+			if !m.counts() || who != "" && m.Node == who && !m.Up {
 				continue
 			}
 			if r := ask(v, m); r != nil {
@@ -96,14 +98,6 @@ func members(ask func(v View, m Member) *Reason) func(View, string) []Reason {
 			}
 		}
 		return out
-	}
-}
-
-// others asks about each member that counts but the one who claims: before its Cassandra starts it is down.
-func others(ask func(v View, m Member) *Reason) func(View, string) []Reason {
-	return func(v View, who string) []Reason {
-		v.Members = slices.DeleteFunc(slices.Clone(v.Members), func(m Member) bool { return who != "" && m.Node == who })
-		return members(ask)(v, who)
 	}
 }
 

@@ -128,6 +128,8 @@ const (
 // Store is one pair of keystore and truststore of a member.
 type Store struct {
 	Name string
+	// Signer is the authority of its next leaf.
+	Signer string
 	// Behind: the files are older than what this phase asks for.
 	Behind bool
 	// Moving: on the move, or moved and not proved since.
