@@ -12,6 +12,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -41,7 +42,10 @@ type Options struct {
 	Cluster string
 	// Addresses are one loopback address per node, mostly from process.Claim.
 	Addresses []netip.Addr
-	// Formats are the store formats of the nodes; empty means the package's.
+	// Datacenters are those of the nodes, in their order; empty means that all are in dc1. Within each of them the first node
+	// is in rack r1, the second in r2, and so on.
+	Datacenters []string
+	// Formats are the store formats of the nodes, again from the first one when there are more nodes; empty means the package's.
 	Formats []string
 }
 
@@ -62,12 +66,17 @@ func New(dist *Distribution, o Options) (*Ring, error) {
 	if o.Formats == nil {
 		o.Formats = Formats
 	}
-	if len(o.Addresses) == 0 || len(o.Addresses) > len(o.Formats) {
-		return nil, fmt.Errorf("a ring has 1 to %d nodes here, not %d", len(o.Formats), len(o.Addresses))
+	for len(o.Datacenters) < len(o.Addresses) {
+		o.Datacenters = append(o.Datacenters, "dc1")
+	}
+	if len(o.Addresses) == 0 || len(o.Addresses) > maxNodes {
+		return nil, fmt.Errorf("a ring has 1 to %d nodes here, not %d", maxNodes, len(o.Addresses))
 	}
 	r := &Ring{Options: o, dist: dist}
 	for i, a := range o.Addresses {
-		n, err := r.node(i, a)
+		// Tokens split the ring evenly: -2^63 + (i+1) * 2^64/(nodes+1).
+		step := math.MaxUint64 / uint64(len(o.Addresses)+1)
+		n, err := r.node(a, o.Datacenters[i], strconv.FormatInt(int64(uint64(1<<63)+uint64(i+1)*step), 10))
 		if err != nil {
 			return nil, fmt.Errorf("node %d: %w", i+1, err)
 		}
@@ -76,17 +85,41 @@ func New(dist *Distribution, o Options) (*Ring, error) {
 	return r, nil
 }
 
-func (r *Ring) node(i int, address netip.Addr) (*Node, error) {
+// maxNodes is what a machine of two cores and some GB carries.
+const maxNodes = 8
+
+// Add writes the configuration of one more node, which will bootstrap: it streams what it is to own from the others.
+func (r *Ring) Add(address netip.Addr, datacenter string) (*Node, error) {
+	if len(r.Nodes) >= maxNodes {
+		return nil, fmt.Errorf("a ring has at most %d nodes here", maxNodes)
+	}
+	n, err := r.node(address, datacenter, "")
+	if err != nil {
+		return nil, err
+	}
+	r.Nodes = append(r.Nodes, n)
+	return n, nil
+}
+
+// node writes a node's configuration; without a token it bootstraps.
+func (r *Ring) node(address netip.Addr, datacenter, token string) (*Node, error) {
+	i, rack := len(r.Nodes), 1
+	for _, n := range r.Nodes {
+		if n.Datacenter == datacenter {
+			rack++
+		}
+	}
+	format := r.Formats[i%len(r.Formats)]
 	name := "n" + strconv.Itoa(i+1)
 	dir := filepath.Join(r.Dir, name)
 	jmx, err := port.Free()
 	if err != nil {
 		return nil, err
 	}
-	ext := map[string]string{"PKCS12": "p12", "JKS": "jks", "PEM": "pem"}[r.Formats[i]]
+	ext := map[string]string{"PKCS12": "p12", "JKS": "jks", "PEM": "pem"}[format]
 	n := &Node{
-		Name: name, Dir: dir, Address: address, JMX: jmx, Rack: "r" + strconv.Itoa(i+1), Datacenter: "dc1",
-		Format: r.Formats[i], Password: "ring-password",
+		Name: name, Dir: dir, Address: address, JMX: jmx, Rack: "r" + strconv.Itoa(rack), Datacenter: datacenter,
+		Format: format, Password: "ring-password",
 		Config:   filepath.Join(dir, "conf", "cassandra.yaml"),
 		Stores:   filepath.Join(dir, "tls"),
 		Keystore: filepath.Join(dir, "tls", "keystore."+ext), Truststore: filepath.Join(dir, "tls", "truststore."+ext),
@@ -98,8 +131,6 @@ func (r *Ring) node(i int, address netip.Addr) (*Node, error) {
 			return nil, err
 		}
 	}
-	// Tokens split the ring evenly: -2^63 + (i+1) * 2^64/4.
-	token := int64(-1<<63) + int64(i+1)*(1<<62)
 	err = render("cassandra.yaml.tmpl", n.Config, map[string]any{
 		"Cluster": r.Cluster, "Token": token, "Address": address, "StoragePort": StoragePort, "NativePort": NativePort,
 		"Seed":   netip.AddrPortFrom(r.Addresses[0], StoragePort),

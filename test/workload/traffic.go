@@ -14,6 +14,7 @@ import (
 
 // key is one row and what it must hold.
 type key struct {
+	keyspace     string
 	worker, slot int
 	seq          int64
 	// doubtful is set when a write failed: it may or may not have been applied, so either value is right.
@@ -26,7 +27,7 @@ func (k *key) body() []byte {
 
 func (k *key) write(ctx context.Context, s *gocql.Session, c gocql.Consistency) error {
 	k.seq++
-	err := s.Query(`INSERT INTO load.kv (worker, slot, seq, body) VALUES (?, ?, ?, ?)`, k.worker, k.slot, k.seq, k.body()).
+	err := s.Query(`INSERT INTO `+k.keyspace+`.kv (worker, slot, seq, body) VALUES (?, ?, ?, ?)`, k.worker, k.slot, k.seq, k.body()).
 		Consistency(c).ExecContext(ctx)
 	k.doubtful = err != nil
 	return err
@@ -37,7 +38,7 @@ var errWrong = errors.New("the row does not hold what was written last")
 func (k *key) read(ctx context.Context, s *gocql.Session, c gocql.Consistency) (wrong bool, err error) {
 	var seq int64
 	var body []byte
-	err = s.Query(`SELECT seq, body FROM load.kv WHERE worker = ? AND slot = ?`, k.worker, k.slot).Consistency(c).ScanContext(ctx, &seq, &body)
+	err = s.Query(`SELECT seq, body FROM `+k.keyspace+`.kv WHERE worker = ? AND slot = ?`, k.worker, k.slot).Consistency(c).ScanContext(ctx, &seq, &body)
 	if err != nil || k.doubtful {
 		return false, err
 	}
@@ -61,7 +62,7 @@ func (l *Load) worker(w int) {
 		case <-pair.C:
 		}
 		k := &keys[i%slots]
-		k.worker, k.slot = w, i%slots
+		k.keyspace, k.worker, k.slot = l.o.Keyspace, w, i%slots
 		l.pair(l.session, k)
 	}
 }
@@ -69,10 +70,10 @@ func (l *Load) worker(w int) {
 // pair counts a write and a read.
 func (l *Load) pair(s *gocql.Session, k *key) {
 	began := time.Now()
-	err := k.write(l.run, s, gocql.Quorum)
+	err := k.write(l.run, s, l.quorum())
 	l.count(&l.now.writes, time.Since(began), false, err)
 	began = time.Now()
-	wrong, err := k.read(l.run, s, gocql.Quorum)
+	wrong, err := k.read(l.run, s, l.quorum())
 	if k.doubtful && errors.Is(err, gocql.ErrNotFound) {
 		err = nil
 	}
@@ -92,7 +93,7 @@ func (l *Load) newcomers() {
 		case <-tick.C:
 		}
 		k := &keys[i%len(keys)]
-		k.worker, k.slot = 1000+i%len(keys), 0
+		k.keyspace, k.worker, k.slot = l.o.Keyspace, 1000+i%len(keys), 0
 		l.newcomer(l.o.Hosts[i%len(keys)], k)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"crypto/tls"
 	"fmt"
 	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,8 +20,14 @@ import (
 
 // Options of a load.
 type Options struct {
-	// Hosts are the addresses of all nodes.
+	// Hosts are the addresses of the nodes that are asked: all of a ring, or those of one data centre.
 	Hosts []string
+	// Keyspace is the load's own; two loads on a ring have two. Default "load".
+	Keyspace string
+	// Replication is how many replicas each data centre has. Default: one on each host, all of them in dc1.
+	Replication map[string]int
+	// Datacenter is that of an application that keeps to its own: LOCAL_QUORUM there instead of QUORUM everywhere.
+	Datacenter string
 	// TLS holds the client certificate and the roots; it is asked at each new connection, so that both may change.
 	TLS func() *tls.Config
 	// Workers share one long-lived session; each does a write and a read in turn. Default 8.
@@ -79,6 +87,12 @@ func Start(ctx context.Context, o Options) (*Load, error) {
 	if o.NewSessions == 0 {
 		o.NewSessions = 2
 	}
+	if o.Keyspace == "" {
+		o.Keyspace = "load"
+	}
+	if o.Replication == nil {
+		o.Replication = map[string]int{"dc1": len(o.Hosts)}
+	}
 	l := &Load{o: o, now: counts{errors: map[string]uint64{}}}
 	l.run, l.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := l.open(ctx); err != nil {
@@ -116,15 +130,15 @@ func (l *Load) tryOpen(ctx context.Context) error {
 		return err
 	}
 	for _, q := range []string{
-		fmt.Sprintf(`CREATE KEYSPACE IF NOT EXISTS load WITH replication = {'class': 'NetworkTopologyStrategy', 'dc1': %d}`, len(l.o.Hosts)),
-		`CREATE TABLE IF NOT EXISTS load.kv (worker int, slot int, seq bigint, body blob, PRIMARY KEY ((worker, slot)))`,
+		fmt.Sprintf(`CREATE KEYSPACE IF NOT EXISTS %s WITH replication = {'class': 'NetworkTopologyStrategy'%s}`, l.o.Keyspace, replicas(l.o.Replication)),
+		fmt.Sprintf(`CREATE TABLE IF NOT EXISTS %s.kv (worker int, slot int, seq bigint, body blob, PRIMARY KEY ((worker, slot)))`, l.o.Keyspace),
 	} {
 		if err := s.Query(q).Consistency(gocql.All).ExecContext(ctx); err != nil {
 			hangUp(s)
 			return err
 		}
 	}
-	k := &key{worker: -1}
+	k := &key{keyspace: l.o.Keyspace, worker: -1}
 	if err := k.write(ctx, s, gocql.All); err != nil {
 		hangUp(s)
 		return err
@@ -137,16 +151,36 @@ func (l *Load) tryOpen(ctx context.Context) error {
 	return nil
 }
 
+// replicas is the part of a replication's map that names the data centres, in their order.
+func replicas(of map[string]int) string {
+	var b strings.Builder
+	for _, dc := range slices.Sorted(maps.Keys(of)) {
+		fmt.Fprintf(&b, ", '%s': %d", dc, of[dc])
+	}
+	return b.String()
+}
+
+// quorum is what the load reads and writes at.
+func (l *Load) quorum() gocql.Consistency {
+	if l.o.Datacenter != "" {
+		return gocql.LocalQuorum
+	}
+	return gocql.Quorum
+}
+
 func (l *Load) cluster(hosts []string) *gocql.ClusterConfig {
 	c := gocql.NewCluster(hosts...)
 	c.ProtoVersion = 5
-	c.Consistency = gocql.Quorum
+	c.Consistency = l.quorum()
 	c.NumConns = 2
 	c.Timeout, c.ConnectTimeout = 5*time.Second, 5*time.Second
 	c.RetryPolicy = nil
 	c.ReconnectInterval = time.Second
 	c.Metadata.CacheMode = gocql.Disabled
 	c.PoolConfig.HostSelectionPolicy = gocql.RoundRobinHostPolicy()
+	if l.o.Datacenter != "" { // the driver would else connect to every host that it hears of
+		c.HostFilter = gocql.WhiteListHostFilter(hosts...)
+	}
 	c.Logger = silent{}
 	c.HostDialer = dialer{l}
 	return c
