@@ -90,14 +90,12 @@ func lacking(v View, s Store) bool {
 	switch {
 	case s.Moving:
 		return false
-	case s.Behind:
-		return true
 	case v.Phase == Reissue:
 		return s.Leaf != After
 	case v.Phase == Undoing:
 		return s.Leaf != Before
 	case v.Phase == Distribute:
-		return trustProved(v, s) != ""
+		return s.Behind || trustProved(v, s) != ""
 	}
-	return false
+	return s.Behind
 }

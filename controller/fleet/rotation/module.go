@@ -46,8 +46,8 @@ type machine struct {
 // Module brings the tables and commands of this package (migrations 570 to 579).
 func Module(w Waves) state.Module { return machine{All(), w}.module() }
 
-// Gate is what fleet asks about moves: fleet.Module(rotation.Gate()).
-func Gate() Asked { return Asked{All()} }
+// Guard is what fleet asks about moves: fleet.Module(rotation.Guard()).
+func Guard() Asked { return Asked{All()} }
 
 func (m machine) module() state.Module {
 	return state.Module{
