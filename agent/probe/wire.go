@@ -2,11 +2,14 @@ package probe
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"net"
 	"net/netip"
+
+	"github.com/cassandra-security-manager/csm/agent/cql"
 )
 
 // The internode handshake (org.apache.cassandra.net.HandshakeProtocol, messaging versions 12 and later).
@@ -66,31 +69,14 @@ func initiate(c net.Conn) (string, error) {
 	return fmt.Sprintf("Accept frame, messaging version %d of at most %d", use, maximum), nil
 }
 
-// The CQL binary protocol, version 4: known to every release from 4.0 to 6.0 (native_protocol_v4.spec, sections 2 and 4).
-const (
-	opOptions   = 0x05
-	opSupported = 0x06
-	maxAnswer   = 64 << 10
-)
-
-var optionsFrame = []byte{0x04, 0, 0, 0, opOptions, 0, 0, 0, 0}
-
+// options asks the CQL port what it speaks.
 func options(c net.Conn) (string, error) {
-	if _, err := c.Write(optionsFrame); err != nil {
-		return "", readAlert(c, err)
+	answer, err := cql.Ask(c)
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "write" {
+		err = readAlert(c, err)
 	}
-	h := make([]byte, 9)
-	if _, err := io.ReadFull(c, h); err != nil {
-		return "", err
-	}
-	size := binary.BigEndian.Uint32(h[5:])
-	if h[0]&0x80 == 0 || h[4] != opSupported || size > maxAnswer {
-		return "", fmt.Errorf("OPTIONS was answered by opcode %#02x, not SUPPORTED", h[4])
-	}
-	if _, err := io.CopyN(io.Discard, c, int64(size)); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("SUPPORTED, protocol version %d", h[0]&0x7f), nil
+	return answer, err
 }
 
 // readAlert prefers the alert that a peer sent before it closed over our own failed write.

@@ -77,6 +77,9 @@ func (r Report) Encode() (*clusterv1.AgentReported, error) {
 	if err := takeRing(c, r.Instance); err != nil {
 		return nil, err
 	}
+	if err := takeHealth(c, r.Instance); err != nil {
+		return nil, err
+	}
 	for _, s := range r.Stores {
 		b, err := proto.Marshal(s)
 		if err != nil {
@@ -309,6 +312,12 @@ func report(a *state.Apply, c *clusterv1.AgentReported) (*clusterv1.AgentReporte
 	var wanted bool
 	wanted, n.ringMoved, err = reportRing(a, n, c, instance.HostId)
 	if err != nil {
+		return nil, n, err
+	}
+	if err := reportHealth(a, n, c); err != nil {
+		return nil, n, err
+	}
+	if err := reportClients(a, n, c); err != nil {
 		return nil, n, err
 	}
 	a.Touch(state.Updated, n.name)

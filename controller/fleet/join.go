@@ -82,9 +82,12 @@ func encodeFacts(agent *agentv1.AgentFacts, instance *agentv1.InstanceFacts) (a,
 	if instance == nil {
 		instance = &agentv1.InstanceFacts{}
 	}
-	if instance.Ring != nil { // it is kept apart from the node
+	if instance.Ring != nil || instance.Health != nil || len(instance.Clients.GetSeen()) > 0 { // they are kept apart from the node
 		instance = proto.CloneOf(instance)
-		instance.Ring = nil
+		instance.Ring, instance.Health = nil, nil
+		if instance.Clients != nil {
+			instance.Clients.Seen = nil
+		}
 	}
 	if proto.Size(instance) > maxFacts {
 		instance = proto.CloneOf(instance)

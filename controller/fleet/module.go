@@ -15,6 +15,7 @@ func Module(asked ...Gates) state.Module {
 			{Number: 531, SQL: freezeSchema},
 			{Number: 532, SQL: livesSchema},
 			{Number: 540, SQL: withdrawnSchema},
+			{Number: 555, SQL: healthSchema},
 		},
 		Commands: func(r *state.Registry) {
 			state.Handle(r, applyCreateCluster)
@@ -36,6 +37,7 @@ func Module(asked ...Gates) state.Module {
 			state.Handle(r, applyRaiseTargets)
 			state.Handle(r, applyAlarmFreeze)
 			state.Handle(r, applyReplaceNode)
+			state.Handle(r, applyAskHealth)
 			joinCommands(r)
 		},
 	}

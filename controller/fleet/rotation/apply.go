@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"fmt"
+	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
@@ -28,6 +29,7 @@ func (m machine) applyStart(a *state.Apply, c *clusterv1.StartRotation) (*cluste
 		return nil, stale("members, ports, clients or anchors are others now")
 	}
 	r.name, r.reason, r.planHash = fmt.Sprintf("%s/rotations/r%d", r.trust, a.Index), c.Reason, c.PlanHash
+	r.bake = time.Duration(c.BakeMs) * time.Millisecond
 	if err := insert(a, r); err != nil {
 		return nil, err
 	}
@@ -84,7 +86,7 @@ func (m machine) applyAdvance(a *state.Apply, c *clusterv1.AdvanceRotation) (*cl
 
 // begin opens waves for all that lack what the phase asks for.
 func (m machine) begin(a *state.Apply, r row, v View) error {
-	w := Wave{Cluster: r.cluster, Owner: r.name, PlanHash: r.planHash, Reason: fmt.Sprintf("%s: %s", short(r.name), r.phase)}
+	w := Wave{Cluster: r.cluster, Owner: r.name, PlanHash: r.planHash, Bake: r.bake, Reason: fmt.Sprintf("%s: %s", short(r.name), r.phase)}
 	switch r.phase {
 	case Distribute:
 		w.Kind = waveTrust
@@ -175,12 +177,20 @@ func (m machine) pause(a *state.Apply, r row, on bool, message string) error {
 	if _, err := a.Exec(`UPDATE rotations SET paused = ?, updated_ms = ?, revision = ? WHERE name = ?`, paused, a.Now.UnixMilli(), a.Index, r.name); err != nil {
 		return err
 	}
-	if on && r.rollout != "" && r.rollout != nothing {
-		if err := m.waves.Stop(a, r.rollout, message); err != nil {
+	if on {
+		if err := m.set(a, r, "pause", message); err != nil {
 			return err
 		}
 	}
 	return event(a, r, message)
+}
+
+// set tells the waves of the phase, if there are any.
+func (m machine) set(a *state.Apply, r row, verb, reason string) error {
+	if r.rollout == "" || r.rollout == nothing {
+		return nil
+	}
+	return m.waves.Set(a, r.rollout, verb, reason)
 }
 
 // resume goes on. Waves that were stopped, or halted, begin again for those that still lack something.
@@ -192,13 +202,13 @@ func (m machine) resume(a *state.Apply, r row) error {
 	if err := m.pause(a, r, false, "resumed"); err != nil {
 		return err
 	}
-	if s := v.Rollout.State; s == "" || s == rolloutRunning || s == rolloutDone {
+	switch v.Rollout.State {
+	case "", rolloutRunning, rolloutDone:
 		return nil
+	case "paused", "halted":
+		return m.set(a, r, "resume", "the rotation goes on")
 	}
-	if err := m.waves.Stop(a, r.rollout, "the rotation goes on with new waves"); err != nil {
-		return err
-	}
-	_, err = a.Exec(`UPDATE rotations SET rollout = '' WHERE name = ?`, r.name)
+	_, err = a.Exec(`UPDATE rotations SET rollout = '' WHERE name = ?`, r.name) // it ended early: new waves for those that lack something
 	return err
 }
 
@@ -223,10 +233,8 @@ func (m machine) rollback(a *state.Apply, r row, reason string) error {
 		return fault.New(fault.Refused, "no-signer", "CSM cannot sign for the CA before").
 			Do("go on; or put the earlier files back node by node: `csm-agent rollback`, then roll back again")
 	}
-	if r.rollout != "" && r.rollout != nothing {
-		if err := m.waves.Stop(a, r.rollout, "the rotation turns round: "+reason); err != nil {
-			return err
-		}
+	if err := m.set(a, r, "abort", "the rotation turns round: "+reason); err != nil {
+		return err
 	}
 	if err := fleet.SetClusterAuthority(a, r.cluster, r.before); err != nil {
 		return err

@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"context"
+	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/state"
 )
@@ -10,10 +11,10 @@ import (
 type Waves interface {
 	// Begin raises the stores wave by wave. It gives the name of what began.
 	Begin(a *state.Apply, w Wave) (string, error)
-	// Stop ends it where it stands: no further store is raised.
-	Stop(a *state.Apply, name, reason string) error
+	// Set pauses, resumes or aborts what has not ended: verb is pause, resume or abort. What has ended stays as it is.
+	Set(a *state.Apply, name, verb, reason string) error
 	// Stand says where it stands.
-	Stand(ctx context.Context, q state.Querier, name string) (Rollout, error)
+	Stand(ctx context.Context, q state.Querier, name string, now time.Time) (Rollout, error)
 }
 
 // Wave asks for all that a phase moves.
@@ -28,6 +29,8 @@ type Wave struct {
 	// PlanHash is that of the rotation's plan.
 	PlanHash []byte
 	Reason   string
+	// Bake is the rest between two waves.
+	Bake time.Duration
 }
 
 // The kinds of waves.
@@ -81,6 +84,7 @@ CREATE TABLE rotations (
 	rollout TEXT NOT NULL,
 	rounds INTEGER NOT NULL,
 	generation INTEGER NOT NULL,
+	bake_ms INTEGER NOT NULL,
 	reason TEXT NOT NULL,
 	actor TEXT NOT NULL,
 	created_ms INTEGER NOT NULL,

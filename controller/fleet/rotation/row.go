@@ -25,21 +25,23 @@ type row struct {
 	rollout                    string
 	rounds                     int
 	generation                 uint64
+	bake                       time.Duration // rest between two waves
 	reason, actor              string
 	created, since, upd, ended time.Time
 	revision                   uint64
 }
 
-const columns = `SELECT name, cluster, trust_domain, kind, phase, paused, authority_before, authority_after, sums_before, sums_after, plan_hash, rollout, rounds, generation,
+const columns = `SELECT name, cluster, trust_domain, kind, phase, paused, authority_before, authority_after, sums_before, sums_after, plan_hash, rollout, rounds, generation, bake_ms,
 	reason, actor, created_ms, phase_ms, updated_ms, ended_ms, revision FROM rotations `
 
 func scan(s interface{ Scan(...any) error }) (r row, err error) {
 	var before, after string
-	var created, since, upd, ended int64
-	if err := s.Scan(&r.name, &r.cluster, &r.trust, &r.kind, &r.phase, &r.paused, &r.before, &r.after, &before, &after, &r.planHash, &r.rollout, &r.rounds, &r.generation,
+	var created, since, upd, ended, bake int64
+	if err := s.Scan(&r.name, &r.cluster, &r.trust, &r.kind, &r.phase, &r.paused, &r.before, &r.after, &before, &after, &r.planHash, &r.rollout, &r.rounds, &r.generation, &bake,
 		&r.reason, &r.actor, &created, &since, &upd, &ended, &r.revision); err != nil {
 		return r, err
 	}
+	r.bake = time.Duration(bake) * time.Millisecond
 	r.created, r.since, r.upd, r.ended = at(created), at(since), at(upd), at(ended)
 	if r.sumsBefore, err = sumsFrom(before); err == nil {
 		r.sumsAfter, err = sumsFrom(after)
@@ -98,9 +100,9 @@ func running(ctx context.Context, q state.Querier, cluster string) (r row, ok bo
 
 func insert(a *state.Apply, r row) error {
 	now := a.Now.UnixMilli()
-	_, err := a.Exec(`INSERT INTO rotations (name, cluster, trust_domain, kind, phase, paused, authority_before, authority_after, sums_before, sums_after, plan_hash, rollout, rounds, generation,
-		reason, actor, created_ms, phase_ms, updated_ms, ended_ms, revision) VALUES (?,?,?,?,?,0,?,?,?,?,?,'',0,?,?,?,?,?,?,0,?)`,
-		r.name, r.cluster, r.trust, string(r.kind), string(r.phase), r.before, r.after, sumsText(r.sumsBefore), sumsText(r.sumsAfter), r.planHash, a.Index,
+	_, err := a.Exec(`INSERT INTO rotations (name, cluster, trust_domain, kind, phase, paused, authority_before, authority_after, sums_before, sums_after, plan_hash, rollout, rounds, generation, bake_ms,
+		reason, actor, created_ms, phase_ms, updated_ms, ended_ms, revision) VALUES (?,?,?,?,?,0,?,?,?,?,?,'',0,?,?,?,?,?,?,?,0,?)`,
+		r.name, r.cluster, r.trust, string(r.kind), string(r.phase), r.before, r.after, sumsText(r.sumsBefore), sumsText(r.sumsAfter), r.planHash, a.Index, r.bake.Milliseconds(),
 		r.reason, a.Envelope.GetActor(), now, now, now, a.Index)
 	a.Touch(state.Created, r.name)
 	a.Touch(state.Updated, r.cluster)

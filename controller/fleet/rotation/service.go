@@ -100,14 +100,14 @@ func (r *Rotations) Plan(ctx context.Context, cluster, authority string) (Plan, 
 	})
 }
 
-// Start begins the rotation of a plan that a person has read. Stale when the plan would be another one now.
-func (r *Rotations) Start(ctx context.Context, cluster, authority, planHash, reason, actor string) (Rotation, error) {
+// Start begins the rotation of a plan that a person has read; bake is the rest between two waves. Stale when the plan would be another one now.
+func (r *Rotations) Start(ctx context.Context, cluster, authority, planHash string, bake time.Duration, reason, actor string) (Rotation, error) {
 	hash, err := hashFrom(planHash)
 	if err != nil {
 		return Rotation{}, err
 	}
 	out, err := state.Reply[*clusterv1.StartRotationReply](ctx, r.log, proposal(cluster, actor, reason,
-		&clusterv1.StartRotation{Cluster: cluster, Authority: authority, PlanHash: hash, Reason: reason}))
+		&clusterv1.StartRotation{Cluster: cluster, Authority: authority, PlanHash: hash, BakeMs: bake.Milliseconds(), Reason: reason}))
 	if err != nil {
 		return Rotation{}, err
 	}

@@ -62,7 +62,7 @@ func (s *sight) rollout(waves Waves) (Rollout, error) {
 	case s.r.rollout == "" || waves == nil:
 		return Rollout{}, nil
 	}
-	return waves.Stand(s.ctx, s.q, s.r.rollout)
+	return waves.Stand(s.ctx, s.q, s.r.rollout, s.now)
 }
 
 // members are those of the ring, with what is known of their stores.

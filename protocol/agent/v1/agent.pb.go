@@ -640,7 +640,9 @@ type InstanceFacts struct {
 	BroadcastRpcAddress string       `protobuf:"bytes,54,opt,name=broadcast_rpc_address,json=broadcastRpcAddress,proto3" json:"broadcast_rpc_address,omitempty"`
 	Clients             *ClientFacts `protobuf:"bytes,55,opt,name=clients,proto3" json:"clients,omitempty"`
 	// The ring as this Cassandra sees it; absent while it is not known.
-	Ring          *RingView `protobuf:"bytes,60,opt,name=ring,proto3" json:"ring,omitempty"`
+	Ring *RingView `protobuf:"bytes,60,opt,name=ring,proto3" json:"ring,omitempty"`
+	// How this Cassandra finds its ring, and what it is busy with; absent until it was looked at.
+	Health        *HealthFacts `protobuf:"bytes,110,opt,name=health,proto3" json:"health,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -811,6 +813,13 @@ func (x *InstanceFacts) GetClients() *ClientFacts {
 func (x *InstanceFacts) GetRing() *RingView {
 	if x != nil {
 		return x.Ring
+	}
+	return nil
+}
+
+func (x *InstanceFacts) GetHealth() *HealthFacts {
+	if x != nil {
+		return x.Health
 	}
 	return nil
 }
@@ -1143,8 +1152,16 @@ type ClientFacts struct {
 	Plaintext uint32 `protobuf:"varint,3,opt,name=plaintext,proto3" json:"plaintext,omitempty"`
 	// Addresses, users and drivers of those that speak plaintext, each once.
 	PlaintextClients []*PlaintextClient `protobuf:"bytes,4,rep,name=plaintext_clients,json=plaintextClients,proto3" json:"plaintext_clients,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// When this was looked at.
+	Time *timestamppb.Timestamp `protobuf:"bytes,110,opt,name=time,proto3" json:"time,omitempty"`
+	// Stable word for why nothing was seen.
+	Reason string `protobuf:"bytes,111,opt,name=reason,proto3" json:"reason,omitempty"`
+	// All clients, sorted, each kind of each address once; without the agent itself.
+	Seen []*SeenClient `protobuf:"bytes,112,rep,name=seen,proto3" json:"seen,omitempty"`
+	// There are more than are told.
+	Truncated     bool `protobuf:"varint,113,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClientFacts) Reset() {
@@ -1205,6 +1222,441 @@ func (x *ClientFacts) GetPlaintextClients() []*PlaintextClient {
 	return nil
 }
 
+func (x *ClientFacts) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *ClientFacts) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ClientFacts) GetSeen() []*SeenClient {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
+func (x *ClientFacts) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+// SeenClient is an application, or several, on one address that speak CQL in one way.
+type SeenClient struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 4 or 16 bytes.
+	Address []byte `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Role that it logged in as; "anonymous" without a login.
+	User          string `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	Driver        string `protobuf:"bytes,3,opt,name=driver,proto3" json:"driver,omitempty"`
+	DriverVersion string `protobuf:"bytes,4,opt,name=driver_version,json=driverVersion,proto3" json:"driver_version,omitempty"`
+	// Version of TLS, as in TLSv1.3; empty in plaintext.
+	Tls string `protobuf:"bytes,5,opt,name=tls,proto3" json:"tls,omitempty"`
+	// Version of the native protocol.
+	Protocol      uint32 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Connections   uint32 `protobuf:"varint,7,opt,name=connections,proto3" json:"connections,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SeenClient) Reset() {
+	*x = SeenClient{}
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SeenClient) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SeenClient) ProtoMessage() {}
+
+func (x *SeenClient) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SeenClient.ProtoReflect.Descriptor instead.
+func (*SeenClient) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SeenClient) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *SeenClient) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *SeenClient) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *SeenClient) GetDriverVersion() string {
+	if x != nil {
+		return x.DriverVersion
+	}
+	return ""
+}
+
+func (x *SeenClient) GetTls() string {
+	if x != nil {
+		return x.Tls
+	}
+	return ""
+}
+
+func (x *SeenClient) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *SeenClient) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+// HealthFacts is what this Cassandra's coordinator could read of ranges that other members own, and what it is busy with.
+type HealthFacts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// The question of the controllers that this answers: Target.look. 0: it was looked at unasked.
+	Look uint64 `protobuf:"varint,2,opt,name=look,proto3" json:"look,omitempty"`
+	// Why no range was read, and a stable word for it; empty when ranges were.
+	Unprobed string        `protobuf:"bytes,3,opt,name=unprobed,proto3" json:"unprobed,omitempty"`
+	Reason   string        `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Probes   []*RangeProbe `protobuf:"bytes,5,rep,name=probes,proto3" json:"probes,omitempty"`
+	// What is under way here: streams, repairs, bootstrap, move.
+	Works []*Work `protobuf:"bytes,6,rep,name=works,proto3" json:"works,omitempty"`
+	// Why what is under way is not known; empty when it is.
+	WorksUnseen string `protobuf:"bytes,7,opt,name=works_unseen,json=worksUnseen,proto3" json:"works_unseen,omitempty"`
+	// How it was read: "cql", "nodetool" or both with a comma.
+	Source string `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`
+	// Keyspaces of which some data has one replica: it cannot be read while that node restarts.
+	SingleReplica []string `protobuf:"bytes,9,rep,name=single_replica,json=singleReplica,proto3" json:"single_replica,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthFacts) Reset() {
+	*x = HealthFacts{}
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthFacts) ProtoMessage() {}
+
+func (x *HealthFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthFacts.ProtoReflect.Descriptor instead.
+func (*HealthFacts) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *HealthFacts) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *HealthFacts) GetLook() uint64 {
+	if x != nil {
+		return x.Look
+	}
+	return 0
+}
+
+func (x *HealthFacts) GetUnprobed() string {
+	if x != nil {
+		return x.Unprobed
+	}
+	return ""
+}
+
+func (x *HealthFacts) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *HealthFacts) GetProbes() []*RangeProbe {
+	if x != nil {
+		return x.Probes
+	}
+	return nil
+}
+
+func (x *HealthFacts) GetWorks() []*Work {
+	if x != nil {
+		return x.Works
+	}
+	return nil
+}
+
+func (x *HealthFacts) GetWorksUnseen() string {
+	if x != nil {
+		return x.WorksUnseen
+	}
+	return ""
+}
+
+func (x *HealthFacts) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *HealthFacts) GetSingleReplica() []string {
+	if x != nil {
+		return x.SingleReplica
+	}
+	return nil
+}
+
+// RangeProbe read one token of a table of which a named member holds a replica.
+type RangeProbe struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The member: UUID of 16 bytes, and address of 4 or 16.
+	HostId        []byte         `protobuf:"bytes,1,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	Address       []byte         `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Table         string         `protobuf:"bytes,3,opt,name=table,proto3" json:"table,omitempty"`
+	Token         int64          `protobuf:"varint,4,opt,name=token,proto3" json:"token,omitempty"`
+	Answers       []*ProbeAnswer `protobuf:"bytes,5,rep,name=answers,proto3" json:"answers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RangeProbe) Reset() {
+	*x = RangeProbe{}
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RangeProbe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RangeProbe) ProtoMessage() {}
+
+func (x *RangeProbe) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RangeProbe.ProtoReflect.Descriptor instead.
+func (*RangeProbe) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RangeProbe) GetHostId() []byte {
+	if x != nil {
+		return x.HostId
+	}
+	return nil
+}
+
+func (x *RangeProbe) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *RangeProbe) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *RangeProbe) GetToken() int64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
+
+func (x *RangeProbe) GetAnswers() []*ProbeAnswer {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+// ProbeAnswer is how a read ended at one consistency level.
+type ProbeAnswer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "LOCAL_QUORUM", "QUORUM" or "ALL".
+	Consistency string `protobuf:"bytes,1,opt,name=consistency,proto3" json:"consistency,omitempty"`
+	Ok          bool   `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
+	// What Cassandra answered instead; empty when ok.
+	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeAnswer) Reset() {
+	*x = ProbeAnswer{}
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeAnswer) ProtoMessage() {}
+
+func (x *ProbeAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeAnswer.ProtoReflect.Descriptor instead.
+func (*ProbeAnswer) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ProbeAnswer) GetConsistency() string {
+	if x != nil {
+		return x.Consistency
+	}
+	return ""
+}
+
+func (x *ProbeAnswer) GetOk() bool {
+	if x != nil {
+		return x.Ok
+	}
+	return false
+}
+
+func (x *ProbeAnswer) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// Work is something that a node must not be disturbed in.
+type Work struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "stream", "repair", "bootstrap", "decommission", "move", "drain".
+	Kind          string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Detail        string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Work) Reset() {
+	*x = Work{}
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Work) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Work) ProtoMessage() {}
+
+func (x *Work) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Work.ProtoReflect.Descriptor instead.
+func (*Work) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Work) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Work) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 // PlaintextClient is a CQL client without TLS.
 type PlaintextClient struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1217,7 +1669,7 @@ type PlaintextClient struct {
 
 func (x *PlaintextClient) Reset() {
 	*x = PlaintextClient{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1681,7 @@ func (x *PlaintextClient) String() string {
 func (*PlaintextClient) ProtoMessage() {}
 
 func (x *PlaintextClient) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1694,7 @@ func (x *PlaintextClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaintextClient.ProtoReflect.Descriptor instead.
 func (*PlaintextClient) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PlaintextClient) GetAddress() string {
@@ -1287,7 +1739,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1751,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1764,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Finding) GetCode() string {
@@ -1376,7 +1828,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +1840,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +1853,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Port) GetKind() PortKind {
@@ -1453,7 +1905,7 @@ type StoreFacts struct {
 
 func (x *StoreFacts) Reset() {
 	*x = StoreFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1465,7 +1917,7 @@ func (x *StoreFacts) String() string {
 func (*StoreFacts) ProtoMessage() {}
 
 func (x *StoreFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1478,7 +1930,7 @@ func (x *StoreFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreFacts.ProtoReflect.Descriptor instead.
 func (*StoreFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StoreFacts) GetStore() string {
@@ -1608,7 +2060,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1620,7 +2072,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +2085,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *JoinRequest) GetMethod() string {
@@ -1731,7 +2183,7 @@ type Possession struct {
 
 func (x *Possession) Reset() {
 	*x = Possession{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +2195,7 @@ func (x *Possession) String() string {
 func (*Possession) ProtoMessage() {}
 
 func (x *Possession) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +2208,7 @@ func (x *Possession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Possession.ProtoReflect.Descriptor instead.
 func (*Possession) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Possession) GetChain() [][]byte {
@@ -1791,7 +2243,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1803,7 +2255,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1816,7 +2268,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *JoinResponse) GetNode() string {
@@ -1871,7 +2323,7 @@ type RenewIdentityRequest struct {
 
 func (x *RenewIdentityRequest) Reset() {
 	*x = RenewIdentityRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +2335,7 @@ func (x *RenewIdentityRequest) String() string {
 func (*RenewIdentityRequest) ProtoMessage() {}
 
 func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +2348,7 @@ func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityRequest.ProtoReflect.Descriptor instead.
 func (*RenewIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RenewIdentityRequest) GetCsr() []byte {
@@ -1917,7 +2369,7 @@ type RenewIdentityResponse struct {
 
 func (x *RenewIdentityResponse) Reset() {
 	*x = RenewIdentityResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2381,7 @@ func (x *RenewIdentityResponse) String() string {
 func (*RenewIdentityResponse) ProtoMessage() {}
 
 func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2394,7 @@ func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityResponse.ProtoReflect.Descriptor instead.
 func (*RenewIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RenewIdentityResponse) GetChain() [][]byte {
@@ -1973,7 +2425,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1985,7 +2437,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1998,7 +2450,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SyncRequest) GetMessage() isSyncRequest_Message {
@@ -2056,7 +2508,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2068,7 +2520,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2081,7 +2533,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Hello) GetAgent() *AgentFacts {
@@ -2124,7 +2576,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2136,7 +2588,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2149,7 +2601,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Report) GetAgent() *AgentFacts {
@@ -2189,7 +2641,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +2653,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +2666,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SyncResponse) GetMessage() isSyncResponse_Message {
@@ -2306,14 +2758,16 @@ type Target struct {
 	Released string `protobuf:"bytes,40,opt,name=released,proto3" json:"released,omitempty"`
 	// SHA-256 of anchors of ours that a MOVE_KIND_SHRINK takes out. An anchor that is not named here, or that the agent did
 	// not place, stays.
-	Withdrawn     [][]byte `protobuf:"bytes,90,rep,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	Withdrawn [][]byte `protobuf:"bytes,90,rep,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	// Raft index of the newest question how the ring is: an agent that has not answered it looks now, and says it in HealthFacts.look.
+	Look          uint64 `protobuf:"varint,110,opt,name=look,proto3" json:"look,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2325,7 +2779,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2338,7 +2792,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Target) GetNode() string {
@@ -2411,6 +2865,13 @@ func (x *Target) GetWithdrawn() [][]byte {
 	return nil
 }
 
+func (x *Target) GetLook() uint64 {
+	if x != nil {
+		return x.Look
+	}
+	return 0
+}
+
 // Frozen says that no effect may begin, and why.
 type Frozen struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -2427,7 +2888,7 @@ type Frozen struct {
 
 func (x *Frozen) Reset() {
 	*x = Frozen{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2439,7 +2900,7 @@ func (x *Frozen) String() string {
 func (*Frozen) ProtoMessage() {}
 
 func (x *Frozen) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2452,7 +2913,7 @@ func (x *Frozen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frozen.ProtoReflect.Descriptor instead.
 func (*Frozen) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Frozen) GetActive() bool {
@@ -2525,7 +2986,7 @@ type StoreTarget struct {
 
 func (x *StoreTarget) Reset() {
 	*x = StoreTarget{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2537,7 +2998,7 @@ func (x *StoreTarget) String() string {
 func (*StoreTarget) ProtoMessage() {}
 
 func (x *StoreTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2550,7 +3011,7 @@ func (x *StoreTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreTarget.ProtoReflect.Descriptor instead.
 func (*StoreTarget) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StoreTarget) GetStore() string {
@@ -2642,7 +3103,7 @@ type Names struct {
 
 func (x *Names) Reset() {
 	*x = Names{}
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2654,7 +3115,7 @@ func (x *Names) String() string {
 func (*Names) ProtoMessage() {}
 
 func (x *Names) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2667,7 +3128,7 @@ func (x *Names) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Names.ProtoReflect.Descriptor instead.
 func (*Names) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Names) GetDns() []string {
@@ -2708,7 +3169,7 @@ type Control struct {
 
 func (x *Control) Reset() {
 	*x = Control{}
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2720,7 +3181,7 @@ func (x *Control) String() string {
 func (*Control) ProtoMessage() {}
 
 func (x *Control) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2733,7 +3194,7 @@ func (x *Control) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Control.ProtoReflect.Descriptor instead.
 func (*Control) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Control) GetSuspended() bool {
@@ -2792,7 +3253,7 @@ type ClaimMoveRequest struct {
 
 func (x *ClaimMoveRequest) Reset() {
 	*x = ClaimMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2804,7 +3265,7 @@ func (x *ClaimMoveRequest) String() string {
 func (*ClaimMoveRequest) ProtoMessage() {}
 
 func (x *ClaimMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2817,7 +3278,7 @@ func (x *ClaimMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveRequest.ProtoReflect.Descriptor instead.
 func (*ClaimMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ClaimMoveRequest) GetNode() string {
@@ -2894,7 +3355,7 @@ type ClaimMoveResponse struct {
 
 func (x *ClaimMoveResponse) Reset() {
 	*x = ClaimMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2906,7 +3367,7 @@ func (x *ClaimMoveResponse) String() string {
 func (*ClaimMoveResponse) ProtoMessage() {}
 
 func (x *ClaimMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2919,7 +3380,7 @@ func (x *ClaimMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveResponse.ProtoReflect.Descriptor instead.
 func (*ClaimMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ClaimMoveResponse) GetClaim() string {
@@ -2949,7 +3410,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2961,7 +3422,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2974,7 +3435,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *IssueCertificateRequest) GetClaim() string {
@@ -3019,7 +3480,7 @@ type IssueCertificateResponse struct {
 
 func (x *IssueCertificateResponse) Reset() {
 	*x = IssueCertificateResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3031,7 +3492,7 @@ func (x *IssueCertificateResponse) String() string {
 func (*IssueCertificateResponse) ProtoMessage() {}
 
 func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3044,7 +3505,7 @@ func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *IssueCertificateResponse) GetChain() [][]byte {
@@ -3081,7 +3542,7 @@ type RequestProofsRequest struct {
 
 func (x *RequestProofsRequest) Reset() {
 	*x = RequestProofsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3093,7 +3554,7 @@ func (x *RequestProofsRequest) String() string {
 func (*RequestProofsRequest) ProtoMessage() {}
 
 func (x *RequestProofsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3106,7 +3567,7 @@ func (x *RequestProofsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProofsRequest.ProtoReflect.Descriptor instead.
 func (*RequestProofsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RequestProofsRequest) GetClaim() string {
@@ -3149,7 +3610,7 @@ type RequestProofsResponse struct {
 
 func (x *RequestProofsResponse) Reset() {
 	*x = RequestProofsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3161,7 +3622,7 @@ func (x *RequestProofsResponse) String() string {
 func (*RequestProofsResponse) ProtoMessage() {}
 
 func (x *RequestProofsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3174,7 +3635,7 @@ func (x *RequestProofsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProofsResponse.ProtoReflect.Descriptor instead.
 func (*RequestProofsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RequestProofsResponse) GetTasks() []string {
@@ -3205,7 +3666,7 @@ type ProofTask struct {
 
 func (x *ProofTask) Reset() {
 	*x = ProofTask{}
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3217,7 +3678,7 @@ func (x *ProofTask) String() string {
 func (*ProofTask) ProtoMessage() {}
 
 func (x *ProofTask) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3230,7 +3691,7 @@ func (x *ProofTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofTask.ProtoReflect.Descriptor instead.
 func (*ProofTask) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ProofTask) GetTask() string {
@@ -3286,7 +3747,7 @@ type Proof struct {
 
 func (x *Proof) Reset() {
 	*x = Proof{}
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3298,7 +3759,7 @@ func (x *Proof) String() string {
 func (*Proof) ProtoMessage() {}
 
 func (x *Proof) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3311,7 +3772,7 @@ func (x *Proof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proof.ProtoReflect.Descriptor instead.
 func (*Proof) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Proof) GetPort() *Port {
@@ -3374,7 +3835,7 @@ type ReportProofRequest struct {
 
 func (x *ReportProofRequest) Reset() {
 	*x = ReportProofRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3386,7 +3847,7 @@ func (x *ReportProofRequest) String() string {
 func (*ReportProofRequest) ProtoMessage() {}
 
 func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3399,7 +3860,7 @@ func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofRequest.ProtoReflect.Descriptor instead.
 func (*ReportProofRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReportProofRequest) GetTask() string {
@@ -3425,7 +3886,7 @@ type ReportProofResponse struct {
 
 func (x *ReportProofResponse) Reset() {
 	*x = ReportProofResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3437,7 +3898,7 @@ func (x *ReportProofResponse) String() string {
 func (*ReportProofResponse) ProtoMessage() {}
 
 func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3450,7 +3911,7 @@ func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofResponse.ProtoReflect.Descriptor instead.
 func (*ReportProofResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 // ProofResult tells the node what a neighbour saw.
@@ -3464,7 +3925,7 @@ type ProofResult struct {
 
 func (x *ProofResult) Reset() {
 	*x = ProofResult{}
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3476,7 +3937,7 @@ func (x *ProofResult) String() string {
 func (*ProofResult) ProtoMessage() {}
 
 func (x *ProofResult) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3489,7 +3950,7 @@ func (x *ProofResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofResult.ProtoReflect.Descriptor instead.
 func (*ProofResult) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ProofResult) GetTask() string {
@@ -3524,7 +3985,7 @@ type ReportMoveRequest struct {
 
 func (x *ReportMoveRequest) Reset() {
 	*x = ReportMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3536,7 +3997,7 @@ func (x *ReportMoveRequest) String() string {
 func (*ReportMoveRequest) ProtoMessage() {}
 
 func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3549,7 +4010,7 @@ func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveRequest.ProtoReflect.Descriptor instead.
 func (*ReportMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ReportMoveRequest) GetClaim() string {
@@ -3617,7 +4078,7 @@ type ReportMoveResponse struct {
 
 func (x *ReportMoveResponse) Reset() {
 	*x = ReportMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3629,7 +4090,7 @@ func (x *ReportMoveResponse) String() string {
 func (*ReportMoveResponse) ProtoMessage() {}
 
 func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3642,7 +4103,7 @@ func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveResponse.ProtoReflect.Descriptor instead.
 func (*ReportMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 // ReportInventoryRequest is everything the node's scan sees now.
@@ -3655,7 +4116,7 @@ type ReportInventoryRequest struct {
 
 func (x *ReportInventoryRequest) Reset() {
 	*x = ReportInventoryRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3667,7 +4128,7 @@ func (x *ReportInventoryRequest) String() string {
 func (*ReportInventoryRequest) ProtoMessage() {}
 
 func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3680,7 +4141,7 @@ func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryRequest.ProtoReflect.Descriptor instead.
 func (*ReportInventoryRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ReportInventoryRequest) GetFound() []*FoundCertificate {
@@ -3708,7 +4169,7 @@ type FoundCertificate struct {
 
 func (x *FoundCertificate) Reset() {
 	*x = FoundCertificate{}
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3720,7 +4181,7 @@ func (x *FoundCertificate) String() string {
 func (*FoundCertificate) ProtoMessage() {}
 
 func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3733,7 +4194,7 @@ func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundCertificate.ProtoReflect.Descriptor instead.
 func (*FoundCertificate) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FoundCertificate) GetDer() []byte {
@@ -3794,7 +4255,7 @@ type ReportInventoryResponse struct {
 
 func (x *ReportInventoryResponse) Reset() {
 	*x = ReportInventoryResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3806,7 +4267,7 @@ func (x *ReportInventoryResponse) String() string {
 func (*ReportInventoryResponse) ProtoMessage() {}
 
 func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3819,7 +4280,7 @@ func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryResponse.ProtoReflect.Descriptor instead.
 func (*ReportInventoryResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 var File_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -3837,7 +4298,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x12generation_counter\x18\x06 \x01(\x04R\x11generationCounter\x12&\n" +
 	"\x04mode\x18\a \x01(\x0e2\x12.csm.agent.v1.ModeR\x04mode\x120\n" +
 	"\x05clock\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\x12\x1b\n" +
-	"\x04hold\x18\t \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x04hold\"\x8b\a\n" +
+	"\x04hold\x18\t \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x04hold\"\xbe\a\n" +
 	"\rInstanceFacts\x12*\n" +
 	"\fcluster_name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\vclusterName\x12\x1f\n" +
 	"\ahost_id\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06hostId\x12(\n" +
@@ -3864,7 +4325,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\rauthenticator\x185 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\rauthenticator\x12;\n" +
 	"\x15broadcast_rpc_address\x186 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\x13broadcastRpcAddress\x123\n" +
 	"\aclients\x187 \x01(\v2\x19.csm.agent.v1.ClientFactsR\aclients\x12*\n" +
-	"\x04ring\x18< \x01(\v2\x16.csm.agent.v1.RingViewR\x04ring\"\xa4\x01\n" +
+	"\x04ring\x18< \x01(\v2\x16.csm.agent.v1.RingViewR\x04ring\x121\n" +
+	"\x06health\x18n \x01(\v2\x19.csm.agent.v1.HealthFactsR\x06health\"\xa4\x01\n" +
 	"\bRingView\x12\x1e\n" +
 	"\x06source\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x06source\x12;\n" +
 	"\amembers\x18\x02 \x03(\v2\x18.csm.agent.v1.RingMemberB\a\xea\xe0\x18\x03\x10\xe8\aR\amembers\x12\x1c\n" +
@@ -3892,12 +4354,49 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x03tls\x18\x04 \x01(\bR\x03tls\x12\x1f\n" +
 	"\vclient_auth\x18\x05 \x01(\bR\n" +
 	"clientAuth\x12$\n" +
-	"\rauthenticated\x18\x06 \x01(\bR\rauthenticated\"\xbe\x01\n" +
+	"\rauthenticated\x18\x06 \x01(\bR\rauthenticated\"\xe3\x02\n" +
 	"\vClientFacts\x12\x1f\n" +
 	"\x06unseen\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06unseen\x12\x1c\n" +
 	"\tencrypted\x18\x02 \x01(\rR\tencrypted\x12\x1c\n" +
 	"\tplaintext\x18\x03 \x01(\rR\tplaintext\x12R\n" +
-	"\x11plaintext_clients\x18\x04 \x03(\v2\x1d.csm.agent.v1.PlaintextClientB\x06\xea\xe0\x18\x02\x102R\x10plaintextClients\"q\n" +
+	"\x11plaintext_clients\x18\x04 \x03(\v2\x1d.csm.agent.v1.PlaintextClientB\x06\xea\xe0\x18\x02\x102R\x10plaintextClients\x12.\n" +
+	"\x04time\x18n \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1e\n" +
+	"\x06reason\x18o \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06reason\x125\n" +
+	"\x04seen\x18p \x03(\v2\x18.csm.agent.v1.SeenClientB\a\xea\xe0\x18\x03\x10\xc8\x01R\x04seen\x12\x1c\n" +
+	"\ttruncated\x18q \x01(\bR\ttruncated\"\xf3\x01\n" +
+	"\n" +
+	"SeenClient\x12 \n" +
+	"\aaddress\x18\x01 \x01(\fB\x06\xea\xe0\x18\x02\b\x10R\aaddress\x12\x1b\n" +
+	"\x04user\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\x04user\x12\x1f\n" +
+	"\x06driver\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\x06driver\x12-\n" +
+	"\x0edriver_version\x18\x04 \x01(\tB\x06\xea\xe0\x18\x02\b@R\rdriverVersion\x12\x18\n" +
+	"\x03tls\x18\x05 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x03tls\x12\x1a\n" +
+	"\bprotocol\x18\x06 \x01(\rR\bprotocol\x12 \n" +
+	"\vconnections\x18\a \x01(\rR\vconnections\"\xff\x02\n" +
+	"\vHealthFacts\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
+	"\x04look\x18\x02 \x01(\x04R\x04look\x12#\n" +
+	"\bunprobed\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\bunprobed\x12\x1e\n" +
+	"\x06reason\x18\x04 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06reason\x128\n" +
+	"\x06probes\x18\x05 \x03(\v2\x18.csm.agent.v1.RangeProbeB\x06\xea\xe0\x18\x02\x10 R\x06probes\x120\n" +
+	"\x05works\x18\x06 \x03(\v2\x12.csm.agent.v1.WorkB\x06\xea\xe0\x18\x02\x10\x14R\x05works\x12*\n" +
+	"\fworks_unseen\x18\a \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\vworksUnseen\x12\x1e\n" +
+	"\x06source\x18\b \x01(\tB\x06\xea\xe0\x18\x02\b R\x06source\x12/\n" +
+	"\x0esingle_replica\x18\t \x03(\tB\b\xea\xe0\x18\x04\b@\x102R\rsingleReplica\"\xc1\x01\n" +
+	"\n" +
+	"RangeProbe\x12\x1f\n" +
+	"\ahost_id\x18\x01 \x01(\fB\x06\xea\xe0\x18\x02\b\x10R\x06hostId\x12 \n" +
+	"\aaddress\x18\x02 \x01(\fB\x06\xea\xe0\x18\x02\b\x10R\aaddress\x12\x1d\n" +
+	"\x05table\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\x05table\x12\x14\n" +
+	"\x05token\x18\x04 \x01(\x03R\x05token\x12;\n" +
+	"\aanswers\x18\x05 \x03(\v2\x19.csm.agent.v1.ProbeAnswerB\x06\xea\xe0\x18\x02\x10\x04R\aanswers\"f\n" +
+	"\vProbeAnswer\x12(\n" +
+	"\vconsistency\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\vconsistency\x12\x0e\n" +
+	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x1d\n" +
+	"\x05error\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05error\"C\n" +
+	"\x04Work\x12\x1a\n" +
+	"\x04kind\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b R\x04kind\x12\x1f\n" +
+	"\x06detail\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x06detail\"q\n" +
 	"\x0fPlaintextClient\x12 \n" +
 	"\aaddress\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\aaddress\x12\x1b\n" +
 	"\x04user\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\x04user\x12\x1f\n" +
@@ -3987,7 +4486,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"proof_task\x18\x02 \x01(\v2\x17.csm.agent.v1.ProofTaskH\x00R\tproofTask\x12>\n" +
 	"\fproof_result\x18\x03 \x01(\v2\x19.csm.agent.v1.ProofResultH\x00R\vproofResult\x121\n" +
 	"\acontrol\x18\x04 \x01(\v2\x15.csm.agent.v1.ControlH\x00R\acontrolB\t\n" +
-	"\amessage\"\x96\x03\n" +
+	"\amessage\"\xaa\x03\n" +
 	"\x06Target\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1e\n" +
@@ -4001,7 +4500,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\xea\xe0\x18\x06\b\x80\x80\x04\x10@R\aanchors\x12,\n" +
 	"\x06frozen\x18\b \x01(\v2\x14.csm.agent.v1.FrozenR\x06frozen\x12#\n" +
 	"\breleased\x18( \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\breleased\x12&\n" +
-	"\twithdrawn\x18Z \x03(\fB\b\xea\xe0\x18\x04\b \x10@R\twithdrawn\"\xe3\x01\n" +
+	"\twithdrawn\x18Z \x03(\fB\b\xea\xe0\x18\x04\b \x10@R\twithdrawn\x12\x12\n" +
+	"\x04look\x18n \x01(\x04R\x04look\"\xe3\x01\n" +
 	"\x06Frozen\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\bR\x06active\x12\x1d\n" +
 	"\x05scope\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05scope\x12\x1d\n" +
@@ -4193,7 +4693,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(Mode)(0),                        // 0: csm.agent.v1.Mode
 	(StoreFormat)(0),                 // 1: csm.agent.v1.StoreFormat
@@ -4210,125 +4710,137 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*TLSSection)(nil),               // 12: csm.agent.v1.TLSSection
 	(*JMXFacts)(nil),                 // 13: csm.agent.v1.JMXFacts
 	(*ClientFacts)(nil),              // 14: csm.agent.v1.ClientFacts
-	(*PlaintextClient)(nil),          // 15: csm.agent.v1.PlaintextClient
-	(*Finding)(nil),                  // 16: csm.agent.v1.Finding
-	(*Port)(nil),                     // 17: csm.agent.v1.Port
-	(*StoreFacts)(nil),               // 18: csm.agent.v1.StoreFacts
-	(*JoinRequest)(nil),              // 19: csm.agent.v1.JoinRequest
-	(*Possession)(nil),               // 20: csm.agent.v1.Possession
-	(*JoinResponse)(nil),             // 21: csm.agent.v1.JoinResponse
-	(*RenewIdentityRequest)(nil),     // 22: csm.agent.v1.RenewIdentityRequest
-	(*RenewIdentityResponse)(nil),    // 23: csm.agent.v1.RenewIdentityResponse
-	(*SyncRequest)(nil),              // 24: csm.agent.v1.SyncRequest
-	(*Hello)(nil),                    // 25: csm.agent.v1.Hello
-	(*Report)(nil),                   // 26: csm.agent.v1.Report
-	(*SyncResponse)(nil),             // 27: csm.agent.v1.SyncResponse
-	(*Target)(nil),                   // 28: csm.agent.v1.Target
-	(*Frozen)(nil),                   // 29: csm.agent.v1.Frozen
-	(*StoreTarget)(nil),              // 30: csm.agent.v1.StoreTarget
-	(*Names)(nil),                    // 31: csm.agent.v1.Names
-	(*Control)(nil),                  // 32: csm.agent.v1.Control
-	(*ClaimMoveRequest)(nil),         // 33: csm.agent.v1.ClaimMoveRequest
-	(*ClaimMoveResponse)(nil),        // 34: csm.agent.v1.ClaimMoveResponse
-	(*IssueCertificateRequest)(nil),  // 35: csm.agent.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil), // 36: csm.agent.v1.IssueCertificateResponse
-	(*RequestProofsRequest)(nil),     // 37: csm.agent.v1.RequestProofsRequest
-	(*RequestProofsResponse)(nil),    // 38: csm.agent.v1.RequestProofsResponse
-	(*ProofTask)(nil),                // 39: csm.agent.v1.ProofTask
-	(*Proof)(nil),                    // 40: csm.agent.v1.Proof
-	(*ReportProofRequest)(nil),       // 41: csm.agent.v1.ReportProofRequest
-	(*ReportProofResponse)(nil),      // 42: csm.agent.v1.ReportProofResponse
-	(*ProofResult)(nil),              // 43: csm.agent.v1.ProofResult
-	(*ReportMoveRequest)(nil),        // 44: csm.agent.v1.ReportMoveRequest
-	(*ReportMoveResponse)(nil),       // 45: csm.agent.v1.ReportMoveResponse
-	(*ReportInventoryRequest)(nil),   // 46: csm.agent.v1.ReportInventoryRequest
-	(*FoundCertificate)(nil),         // 47: csm.agent.v1.FoundCertificate
-	(*ReportInventoryResponse)(nil),  // 48: csm.agent.v1.ReportInventoryResponse
-	(*timestamppb.Timestamp)(nil),    // 49: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 50: google.protobuf.Duration
+	(*SeenClient)(nil),               // 15: csm.agent.v1.SeenClient
+	(*HealthFacts)(nil),              // 16: csm.agent.v1.HealthFacts
+	(*RangeProbe)(nil),               // 17: csm.agent.v1.RangeProbe
+	(*ProbeAnswer)(nil),              // 18: csm.agent.v1.ProbeAnswer
+	(*Work)(nil),                     // 19: csm.agent.v1.Work
+	(*PlaintextClient)(nil),          // 20: csm.agent.v1.PlaintextClient
+	(*Finding)(nil),                  // 21: csm.agent.v1.Finding
+	(*Port)(nil),                     // 22: csm.agent.v1.Port
+	(*StoreFacts)(nil),               // 23: csm.agent.v1.StoreFacts
+	(*JoinRequest)(nil),              // 24: csm.agent.v1.JoinRequest
+	(*Possession)(nil),               // 25: csm.agent.v1.Possession
+	(*JoinResponse)(nil),             // 26: csm.agent.v1.JoinResponse
+	(*RenewIdentityRequest)(nil),     // 27: csm.agent.v1.RenewIdentityRequest
+	(*RenewIdentityResponse)(nil),    // 28: csm.agent.v1.RenewIdentityResponse
+	(*SyncRequest)(nil),              // 29: csm.agent.v1.SyncRequest
+	(*Hello)(nil),                    // 30: csm.agent.v1.Hello
+	(*Report)(nil),                   // 31: csm.agent.v1.Report
+	(*SyncResponse)(nil),             // 32: csm.agent.v1.SyncResponse
+	(*Target)(nil),                   // 33: csm.agent.v1.Target
+	(*Frozen)(nil),                   // 34: csm.agent.v1.Frozen
+	(*StoreTarget)(nil),              // 35: csm.agent.v1.StoreTarget
+	(*Names)(nil),                    // 36: csm.agent.v1.Names
+	(*Control)(nil),                  // 37: csm.agent.v1.Control
+	(*ClaimMoveRequest)(nil),         // 38: csm.agent.v1.ClaimMoveRequest
+	(*ClaimMoveResponse)(nil),        // 39: csm.agent.v1.ClaimMoveResponse
+	(*IssueCertificateRequest)(nil),  // 40: csm.agent.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil), // 41: csm.agent.v1.IssueCertificateResponse
+	(*RequestProofsRequest)(nil),     // 42: csm.agent.v1.RequestProofsRequest
+	(*RequestProofsResponse)(nil),    // 43: csm.agent.v1.RequestProofsResponse
+	(*ProofTask)(nil),                // 44: csm.agent.v1.ProofTask
+	(*Proof)(nil),                    // 45: csm.agent.v1.Proof
+	(*ReportProofRequest)(nil),       // 46: csm.agent.v1.ReportProofRequest
+	(*ReportProofResponse)(nil),      // 47: csm.agent.v1.ReportProofResponse
+	(*ProofResult)(nil),              // 48: csm.agent.v1.ProofResult
+	(*ReportMoveRequest)(nil),        // 49: csm.agent.v1.ReportMoveRequest
+	(*ReportMoveResponse)(nil),       // 50: csm.agent.v1.ReportMoveResponse
+	(*ReportInventoryRequest)(nil),   // 51: csm.agent.v1.ReportInventoryRequest
+	(*FoundCertificate)(nil),         // 52: csm.agent.v1.FoundCertificate
+	(*ReportInventoryResponse)(nil),  // 53: csm.agent.v1.ReportInventoryResponse
+	(*timestamppb.Timestamp)(nil),    // 54: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 55: google.protobuf.Duration
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	0,  // 0: csm.agent.v1.AgentFacts.mode:type_name -> csm.agent.v1.Mode
-	49, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
-	16, // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
+	54, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
+	21, // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
 	12, // 3: csm.agent.v1.InstanceFacts.internode:type_name -> csm.agent.v1.TLSSection
 	12, // 4: csm.agent.v1.InstanceFacts.client:type_name -> csm.agent.v1.TLSSection
 	13, // 5: csm.agent.v1.InstanceFacts.jmx:type_name -> csm.agent.v1.JMXFacts
 	14, // 6: csm.agent.v1.InstanceFacts.clients:type_name -> csm.agent.v1.ClientFacts
 	10, // 7: csm.agent.v1.InstanceFacts.ring:type_name -> csm.agent.v1.RingView
-	11, // 8: csm.agent.v1.RingView.members:type_name -> csm.agent.v1.RingMember
-	5,  // 9: csm.agent.v1.RingMember.state:type_name -> csm.agent.v1.RingState
-	15, // 10: csm.agent.v1.ClientFacts.plaintext_clients:type_name -> csm.agent.v1.PlaintextClient
-	3,  // 11: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
-	1,  // 12: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
-	49, // 13: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
-	2,  // 14: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
-	17, // 15: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
-	31, // 16: csm.agent.v1.StoreFacts.required:type_name -> csm.agent.v1.Names
-	8,  // 17: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 18: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
-	20, // 19: csm.agent.v1.JoinRequest.possession:type_name -> csm.agent.v1.Possession
-	31, // 20: csm.agent.v1.JoinRequest.names:type_name -> csm.agent.v1.Names
-	25, // 21: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
-	26, // 22: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
-	8,  // 23: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 24: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
-	18, // 25: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
-	8,  // 26: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 27: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
-	18, // 28: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
-	28, // 29: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
-	39, // 30: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
-	43, // 31: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
-	32, // 32: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
-	30, // 33: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
-	29, // 34: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
-	49, // 35: csm.agent.v1.Frozen.since:type_name -> google.protobuf.Timestamp
-	49, // 36: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
-	31, // 37: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
-	49, // 38: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
-	6,  // 39: csm.agent.v1.StoreTarget.move:type_name -> csm.agent.v1.MoveKind
-	49, // 40: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
-	6,  // 41: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
-	49, // 42: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
-	49, // 43: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
-	17, // 44: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
-	17, // 45: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
-	49, // 46: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
-	17, // 47: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
-	4,  // 48: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
-	50, // 49: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
-	49, // 50: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
-	40, // 51: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
-	40, // 52: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
-	7,  // 53: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
-	18, // 54: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
-	40, // 55: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
-	50, // 56: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
-	47, // 57: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
-	19, // 58: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
-	22, // 59: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
-	24, // 60: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
-	33, // 61: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
-	35, // 62: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
-	37, // 63: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
-	41, // 64: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
-	44, // 65: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
-	46, // 66: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
-	21, // 67: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
-	23, // 68: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
-	27, // 69: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
-	34, // 70: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
-	36, // 71: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
-	38, // 72: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
-	42, // 73: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
-	45, // 74: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
-	48, // 75: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
-	67, // [67:76] is the sub-list for method output_type
-	58, // [58:67] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	16, // 8: csm.agent.v1.InstanceFacts.health:type_name -> csm.agent.v1.HealthFacts
+	11, // 9: csm.agent.v1.RingView.members:type_name -> csm.agent.v1.RingMember
+	5,  // 10: csm.agent.v1.RingMember.state:type_name -> csm.agent.v1.RingState
+	20, // 11: csm.agent.v1.ClientFacts.plaintext_clients:type_name -> csm.agent.v1.PlaintextClient
+	54, // 12: csm.agent.v1.ClientFacts.time:type_name -> google.protobuf.Timestamp
+	15, // 13: csm.agent.v1.ClientFacts.seen:type_name -> csm.agent.v1.SeenClient
+	54, // 14: csm.agent.v1.HealthFacts.time:type_name -> google.protobuf.Timestamp
+	17, // 15: csm.agent.v1.HealthFacts.probes:type_name -> csm.agent.v1.RangeProbe
+	19, // 16: csm.agent.v1.HealthFacts.works:type_name -> csm.agent.v1.Work
+	18, // 17: csm.agent.v1.RangeProbe.answers:type_name -> csm.agent.v1.ProbeAnswer
+	3,  // 18: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
+	1,  // 19: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
+	54, // 20: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
+	2,  // 21: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
+	22, // 22: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
+	36, // 23: csm.agent.v1.StoreFacts.required:type_name -> csm.agent.v1.Names
+	8,  // 24: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 25: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
+	25, // 26: csm.agent.v1.JoinRequest.possession:type_name -> csm.agent.v1.Possession
+	36, // 27: csm.agent.v1.JoinRequest.names:type_name -> csm.agent.v1.Names
+	30, // 28: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
+	31, // 29: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
+	8,  // 30: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 31: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
+	23, // 32: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
+	8,  // 33: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 34: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
+	23, // 35: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
+	33, // 36: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
+	44, // 37: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
+	48, // 38: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
+	37, // 39: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
+	35, // 40: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
+	34, // 41: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
+	54, // 42: csm.agent.v1.Frozen.since:type_name -> google.protobuf.Timestamp
+	54, // 43: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
+	36, // 44: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
+	54, // 45: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
+	6,  // 46: csm.agent.v1.StoreTarget.move:type_name -> csm.agent.v1.MoveKind
+	54, // 47: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
+	6,  // 48: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
+	54, // 49: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
+	54, // 50: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
+	22, // 51: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
+	22, // 52: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
+	54, // 53: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
+	22, // 54: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
+	4,  // 55: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
+	55, // 56: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
+	54, // 57: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
+	45, // 58: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
+	45, // 59: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
+	7,  // 60: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
+	23, // 61: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
+	45, // 62: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
+	55, // 63: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
+	52, // 64: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
+	24, // 65: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
+	27, // 66: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
+	29, // 67: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
+	38, // 68: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
+	40, // 69: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
+	42, // 70: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
+	46, // 71: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
+	49, // 72: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
+	51, // 73: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
+	26, // 74: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
+	28, // 75: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
+	32, // 76: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
+	39, // 77: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
+	41, // 78: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
+	43, // 79: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
+	47, // 80: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
+	50, // 81: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
+	53, // 82: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
+	74, // [74:83] is the sub-list for method output_type
+	65, // [65:74] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -4336,14 +4848,14 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[11].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[16].OneofWrappers = []any{
 		(*JoinRequest_Possession)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[16].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[21].OneofWrappers = []any{
 		(*SyncRequest_Hello)(nil),
 		(*SyncRequest_Report)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[19].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[24].OneofWrappers = []any{
 		(*SyncResponse_Target)(nil),
 		(*SyncResponse_ProofTask)(nil),
 		(*SyncResponse_ProofResult)(nil),
@@ -4355,7 +4867,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   41,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -593,8 +593,11 @@ type AgentReported struct {
 	// csm.agent.v1.StoreFacts each.
 	Stores [][]byte `protobuf:"bytes,5,rep,name=stores,proto3" json:"stores,omitempty"`
 	// SHA-256 of the csm.agent.v1.RingView that the node sees, and the view itself where the state does not hold it yet.
-	RingSha256    []byte `protobuf:"bytes,60,opt,name=ring_sha256,json=ringSha256,proto3" json:"ring_sha256,omitempty"`
-	Ring          []byte `protobuf:"bytes,61,opt,name=ring,proto3" json:"ring,omitempty"`
+	RingSha256 []byte `protobuf:"bytes,60,opt,name=ring_sha256,json=ringSha256,proto3" json:"ring_sha256,omitempty"`
+	Ring       []byte `protobuf:"bytes,61,opt,name=ring,proto3" json:"ring,omitempty"`
+	// csm.agent.v1.HealthFacts and csm.agent.v1.ClientFacts with the clients that were seen.
+	Health        []byte `protobuf:"bytes,110,opt,name=health,proto3" json:"health,omitempty"`
+	Clients       []byte `protobuf:"bytes,111,opt,name=clients,proto3" json:"clients,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -678,6 +681,110 @@ func (x *AgentReported) GetRing() []byte {
 	return nil
 }
 
+func (x *AgentReported) GetHealth() []byte {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+func (x *AgentReported) GetClients() []byte {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
+// AskHealth has every agent of a cluster look at its ring now.
+type AskHealth struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AskHealth) Reset() {
+	*x = AskHealth{}
+	mi := &file_cluster_v1_fleet_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AskHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AskHealth) ProtoMessage() {}
+
+func (x *AskHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_v1_fleet_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AskHealth.ProtoReflect.Descriptor instead.
+func (*AskHealth) Descriptor() ([]byte, []int) {
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AskHealth) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+// AskedHealth is the question by its number.
+type AskedHealth struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Look          uint64                 `protobuf:"varint,1,opt,name=look,proto3" json:"look,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AskedHealth) Reset() {
+	*x = AskedHealth{}
+	mi := &file_cluster_v1_fleet_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AskedHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AskedHealth) ProtoMessage() {}
+
+func (x *AskedHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_v1_fleet_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AskedHealth.ProtoReflect.Descriptor instead.
+func (*AskedHealth) Descriptor() ([]byte, []int) {
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *AskedHealth) GetLook() uint64 {
+	if x != nil {
+		return x.Look
+	}
+	return 0
+}
+
 // AgentReportedReply says where the node stands.
 type AgentReportedReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -693,7 +800,7 @@ type AgentReportedReply struct {
 
 func (x *AgentReportedReply) Reset() {
 	*x = AgentReportedReply{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[8]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +812,7 @@ func (x *AgentReportedReply) String() string {
 func (*AgentReportedReply) ProtoMessage() {}
 
 func (x *AgentReportedReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[8]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +825,7 @@ func (x *AgentReportedReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentReportedReply.ProtoReflect.Descriptor instead.
 func (*AgentReportedReply) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{8}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AgentReportedReply) GetNode() string {
@@ -761,7 +868,7 @@ type AgentDisconnected struct {
 
 func (x *AgentDisconnected) Reset() {
 	*x = AgentDisconnected{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[9]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -773,7 +880,7 @@ func (x *AgentDisconnected) String() string {
 func (*AgentDisconnected) ProtoMessage() {}
 
 func (x *AgentDisconnected) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[9]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -786,7 +893,7 @@ func (x *AgentDisconnected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentDisconnected.ProtoReflect.Descriptor instead.
 func (*AgentDisconnected) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{9}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AgentDisconnected) GetUid() string {
@@ -825,7 +932,7 @@ type SetAgentState struct {
 
 func (x *SetAgentState) Reset() {
 	*x = SetAgentState{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[10]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +944,7 @@ func (x *SetAgentState) String() string {
 func (*SetAgentState) ProtoMessage() {}
 
 func (x *SetAgentState) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[10]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +957,7 @@ func (x *SetAgentState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAgentState.ProtoReflect.Descriptor instead.
 func (*SetAgentState) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SetAgentState) GetNode() string {
@@ -893,7 +1000,7 @@ type ReplaceNode struct {
 
 func (x *ReplaceNode) Reset() {
 	*x = ReplaceNode{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[11]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +1012,7 @@ func (x *ReplaceNode) String() string {
 func (*ReplaceNode) ProtoMessage() {}
 
 func (x *ReplaceNode) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[11]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1025,7 @@ func (x *ReplaceNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceNode.ProtoReflect.Descriptor instead.
 func (*ReplaceNode) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReplaceNode) GetToken() *CreateNodeToken {
@@ -948,7 +1055,7 @@ type RequestRenewal struct {
 
 func (x *RequestRenewal) Reset() {
 	*x = RequestRenewal{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[12]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1067,7 @@ func (x *RequestRenewal) String() string {
 func (*RequestRenewal) ProtoMessage() {}
 
 func (x *RequestRenewal) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[12]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1080,7 @@ func (x *RequestRenewal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRenewal.ProtoReflect.Descriptor instead.
 func (*RequestRenewal) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RequestRenewal) GetNode() string {
@@ -1008,7 +1115,7 @@ type RequestRenewalReply struct {
 
 func (x *RequestRenewalReply) Reset() {
 	*x = RequestRenewalReply{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[13]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1127,7 @@ func (x *RequestRenewalReply) String() string {
 func (*RequestRenewalReply) ProtoMessage() {}
 
 func (x *RequestRenewalReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[13]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1140,7 @@ func (x *RequestRenewalReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRenewalReply.ProtoReflect.Descriptor instead.
 func (*RequestRenewalReply) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{13}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RequestRenewalReply) GetGeneration() uint64 {
@@ -1061,7 +1168,7 @@ type SetNodeNames struct {
 
 func (x *SetNodeNames) Reset() {
 	*x = SetNodeNames{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[14]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1073,7 +1180,7 @@ func (x *SetNodeNames) String() string {
 func (*SetNodeNames) ProtoMessage() {}
 
 func (x *SetNodeNames) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[14]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1086,7 +1193,7 @@ func (x *SetNodeNames) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeNames.ProtoReflect.Descriptor instead.
 func (*SetNodeNames) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetNodeNames) GetNode() string {
@@ -1118,7 +1225,7 @@ type ClaimMove struct {
 
 func (x *ClaimMove) Reset() {
 	*x = ClaimMove{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[15]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1237,7 @@ func (x *ClaimMove) String() string {
 func (*ClaimMove) ProtoMessage() {}
 
 func (x *ClaimMove) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[15]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1250,7 @@ func (x *ClaimMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMove.ProtoReflect.Descriptor instead.
 func (*ClaimMove) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ClaimMove) GetClaim() string {
@@ -1185,7 +1292,7 @@ type ClaimMoveReply struct {
 
 func (x *ClaimMoveReply) Reset() {
 	*x = ClaimMoveReply{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1304,7 @@ func (x *ClaimMoveReply) String() string {
 func (*ClaimMoveReply) ProtoMessage() {}
 
 func (x *ClaimMoveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1317,7 @@ func (x *ClaimMoveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveReply.ProtoReflect.Descriptor instead.
 func (*ClaimMoveReply) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ClaimMoveReply) GetClaim() string {
@@ -1248,7 +1355,7 @@ type CompleteMove struct {
 
 func (x *CompleteMove) Reset() {
 	*x = CompleteMove{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1367,7 @@ func (x *CompleteMove) String() string {
 func (*CompleteMove) ProtoMessage() {}
 
 func (x *CompleteMove) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1380,7 @@ func (x *CompleteMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteMove.ProtoReflect.Descriptor instead.
 func (*CompleteMove) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CompleteMove) GetUid() string {
@@ -1366,7 +1473,7 @@ type AskProofs struct {
 
 func (x *AskProofs) Reset() {
 	*x = AskProofs{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1378,7 +1485,7 @@ func (x *AskProofs) String() string {
 func (*AskProofs) ProtoMessage() {}
 
 func (x *AskProofs) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1391,7 +1498,7 @@ func (x *AskProofs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskProofs.ProtoReflect.Descriptor instead.
 func (*AskProofs) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AskProofs) GetUid() string {
@@ -1470,7 +1577,7 @@ type AskProofsReply struct {
 
 func (x *AskProofsReply) Reset() {
 	*x = AskProofsReply{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1589,7 @@ func (x *AskProofsReply) String() string {
 func (*AskProofsReply) ProtoMessage() {}
 
 func (x *AskProofsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1602,7 @@ func (x *AskProofsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskProofsReply.ProtoReflect.Descriptor instead.
 func (*AskProofsReply) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AskProofsReply) GetProber() string {
@@ -1533,7 +1640,7 @@ type RecordProof struct {
 
 func (x *RecordProof) Reset() {
 	*x = RecordProof{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1652,7 @@ func (x *RecordProof) String() string {
 func (*RecordProof) ProtoMessage() {}
 
 func (x *RecordProof) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1665,7 @@ func (x *RecordProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordProof.ProtoReflect.Descriptor instead.
 func (*RecordProof) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{20}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RecordProof) GetTask() string {
@@ -1603,7 +1710,7 @@ type SetFreeze struct {
 
 func (x *SetFreeze) Reset() {
 	*x = SetFreeze{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1722,7 @@ func (x *SetFreeze) String() string {
 func (*SetFreeze) ProtoMessage() {}
 
 func (x *SetFreeze) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +1735,7 @@ func (x *SetFreeze) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFreeze.ProtoReflect.Descriptor instead.
 func (*SetFreeze) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{21}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SetFreeze) GetScope() string {
@@ -1669,7 +1776,7 @@ type AlarmFreeze struct {
 
 func (x *AlarmFreeze) Reset() {
 	*x = AlarmFreeze{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[22]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1681,7 +1788,7 @@ func (x *AlarmFreeze) String() string {
 func (*AlarmFreeze) ProtoMessage() {}
 
 func (x *AlarmFreeze) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[22]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1694,7 +1801,7 @@ func (x *AlarmFreeze) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlarmFreeze.ProtoReflect.Descriptor instead.
 func (*AlarmFreeze) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{22}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AlarmFreeze) GetScope() string {
@@ -1756,7 +1863,7 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\n" +
 	"controller\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\n" +
 	"controller\x12\x1e\n" +
-	"\x06stream\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06stream\"\xfc\x01\n" +
+	"\x06stream\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06stream\"\xc2\x02\n" +
 	"\rAgentReported\x12\x18\n" +
 	"\x03uid\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x03uid\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1e\n" +
@@ -1766,7 +1873,13 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\xea\xe0\x18\x06\b\x80\x80\x04\x10\x10R\x06stores\x12'\n" +
 	"\vring_sha256\x18< \x01(\fB\x06\xea\xe0\x18\x02\b R\n" +
 	"ringSha256\x12\x1c\n" +
-	"\x04ring\x18= \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x04R\x04ring\"\x91\x01\n" +
+	"\x04ring\x18= \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x04R\x04ring\x12 \n" +
+	"\x06health\x18n \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x04R\x06health\x12\"\n" +
+	"\aclients\x18o \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x04R\aclients\".\n" +
+	"\tAskHealth\x12!\n" +
+	"\acluster\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\acluster\"!\n" +
+	"\vAskedHealth\x12\x12\n" +
+	"\x04look\x18\x01 \x01(\x04R\x04look\"\x91\x01\n" +
 	"\x12AgentReportedReply\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12\x1c\n" +
 	"\tsuspended\x18\x02 \x01(\bR\tsuspended\x12\x1f\n" +
@@ -1859,7 +1972,7 @@ func file_cluster_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_cluster_v1_fleet_proto_rawDescData
 }
 
-var file_cluster_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_cluster_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_cluster_v1_fleet_proto_goTypes = []any{
 	(*CreateCluster)(nil),       // 0: csm.cluster.v1.CreateCluster
 	(*GrowTrust)(nil),           // 1: csm.cluster.v1.GrowTrust
@@ -1869,39 +1982,41 @@ var file_cluster_v1_fleet_proto_goTypes = []any{
 	(*JoinNodeReply)(nil),       // 5: csm.cluster.v1.JoinNodeReply
 	(*AgentConnected)(nil),      // 6: csm.cluster.v1.AgentConnected
 	(*AgentReported)(nil),       // 7: csm.cluster.v1.AgentReported
-	(*AgentReportedReply)(nil),  // 8: csm.cluster.v1.AgentReportedReply
-	(*AgentDisconnected)(nil),   // 9: csm.cluster.v1.AgentDisconnected
-	(*SetAgentState)(nil),       // 10: csm.cluster.v1.SetAgentState
-	(*ReplaceNode)(nil),         // 11: csm.cluster.v1.ReplaceNode
-	(*RequestRenewal)(nil),      // 12: csm.cluster.v1.RequestRenewal
-	(*RequestRenewalReply)(nil), // 13: csm.cluster.v1.RequestRenewalReply
-	(*SetNodeNames)(nil),        // 14: csm.cluster.v1.SetNodeNames
-	(*ClaimMove)(nil),           // 15: csm.cluster.v1.ClaimMove
-	(*ClaimMoveReply)(nil),      // 16: csm.cluster.v1.ClaimMoveReply
-	(*CompleteMove)(nil),        // 17: csm.cluster.v1.CompleteMove
-	(*AskProofs)(nil),           // 18: csm.cluster.v1.AskProofs
-	(*AskProofsReply)(nil),      // 19: csm.cluster.v1.AskProofsReply
-	(*RecordProof)(nil),         // 20: csm.cluster.v1.RecordProof
-	(*SetFreeze)(nil),           // 21: csm.cluster.v1.SetFreeze
-	(*AlarmFreeze)(nil),         // 22: csm.cluster.v1.AlarmFreeze
-	(*v1.Names)(nil),            // 23: csm.agent.v1.Names
-	(*Fault)(nil),               // 24: csm.cluster.v1.Fault
-	(*v1.ClaimMoveRequest)(nil), // 25: csm.agent.v1.ClaimMoveRequest
-	(v1.MoveOutcome)(0),         // 26: csm.agent.v1.MoveOutcome
-	(*v1.Proof)(nil),            // 27: csm.agent.v1.Proof
-	(*v1.Port)(nil),             // 28: csm.agent.v1.Port
+	(*AskHealth)(nil),           // 8: csm.cluster.v1.AskHealth
+	(*AskedHealth)(nil),         // 9: csm.cluster.v1.AskedHealth
+	(*AgentReportedReply)(nil),  // 10: csm.cluster.v1.AgentReportedReply
+	(*AgentDisconnected)(nil),   // 11: csm.cluster.v1.AgentDisconnected
+	(*SetAgentState)(nil),       // 12: csm.cluster.v1.SetAgentState
+	(*ReplaceNode)(nil),         // 13: csm.cluster.v1.ReplaceNode
+	(*RequestRenewal)(nil),      // 14: csm.cluster.v1.RequestRenewal
+	(*RequestRenewalReply)(nil), // 15: csm.cluster.v1.RequestRenewalReply
+	(*SetNodeNames)(nil),        // 16: csm.cluster.v1.SetNodeNames
+	(*ClaimMove)(nil),           // 17: csm.cluster.v1.ClaimMove
+	(*ClaimMoveReply)(nil),      // 18: csm.cluster.v1.ClaimMoveReply
+	(*CompleteMove)(nil),        // 19: csm.cluster.v1.CompleteMove
+	(*AskProofs)(nil),           // 20: csm.cluster.v1.AskProofs
+	(*AskProofsReply)(nil),      // 21: csm.cluster.v1.AskProofsReply
+	(*RecordProof)(nil),         // 22: csm.cluster.v1.RecordProof
+	(*SetFreeze)(nil),           // 23: csm.cluster.v1.SetFreeze
+	(*AlarmFreeze)(nil),         // 24: csm.cluster.v1.AlarmFreeze
+	(*v1.Names)(nil),            // 25: csm.agent.v1.Names
+	(*Fault)(nil),               // 26: csm.cluster.v1.Fault
+	(*v1.ClaimMoveRequest)(nil), // 27: csm.agent.v1.ClaimMoveRequest
+	(v1.MoveOutcome)(0),         // 28: csm.agent.v1.MoveOutcome
+	(*v1.Proof)(nil),            // 29: csm.agent.v1.Proof
+	(*v1.Port)(nil),             // 30: csm.agent.v1.Port
 }
 var file_cluster_v1_fleet_proto_depIdxs = []int32{
-	23, // 0: csm.cluster.v1.CreateNodeToken.names:type_name -> csm.agent.v1.Names
-	24, // 1: csm.cluster.v1.JoinNodeReply.refused:type_name -> csm.cluster.v1.Fault
+	25, // 0: csm.cluster.v1.CreateNodeToken.names:type_name -> csm.agent.v1.Names
+	26, // 1: csm.cluster.v1.JoinNodeReply.refused:type_name -> csm.cluster.v1.Fault
 	7,  // 2: csm.cluster.v1.AgentConnected.report:type_name -> csm.cluster.v1.AgentReported
 	2,  // 3: csm.cluster.v1.ReplaceNode.token:type_name -> csm.cluster.v1.CreateNodeToken
-	23, // 4: csm.cluster.v1.SetNodeNames.names:type_name -> csm.agent.v1.Names
-	25, // 5: csm.cluster.v1.ClaimMove.request:type_name -> csm.agent.v1.ClaimMoveRequest
-	26, // 6: csm.cluster.v1.CompleteMove.outcome:type_name -> csm.agent.v1.MoveOutcome
-	27, // 7: csm.cluster.v1.CompleteMove.proofs:type_name -> csm.agent.v1.Proof
-	28, // 8: csm.cluster.v1.AskProofs.ports:type_name -> csm.agent.v1.Port
-	27, // 9: csm.cluster.v1.RecordProof.proof:type_name -> csm.agent.v1.Proof
+	25, // 4: csm.cluster.v1.SetNodeNames.names:type_name -> csm.agent.v1.Names
+	27, // 5: csm.cluster.v1.ClaimMove.request:type_name -> csm.agent.v1.ClaimMoveRequest
+	28, // 6: csm.cluster.v1.CompleteMove.outcome:type_name -> csm.agent.v1.MoveOutcome
+	29, // 7: csm.cluster.v1.CompleteMove.proofs:type_name -> csm.agent.v1.Proof
+	30, // 8: csm.cluster.v1.AskProofs.ports:type_name -> csm.agent.v1.Port
+	29, // 9: csm.cluster.v1.RecordProof.proof:type_name -> csm.agent.v1.Proof
 	10, // [10:10] is the sub-list for method output_type
 	10, // [10:10] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
@@ -1921,7 +2036,7 @@ func file_cluster_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cluster_v1_fleet_proto_rawDesc), len(file_cluster_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

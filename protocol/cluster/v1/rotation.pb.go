@@ -31,8 +31,10 @@ type StartRotation struct {
 	// Full name of the authority that signs from then on.
 	Authority string `protobuf:"bytes,2,opt,name=authority,proto3" json:"authority,omitempty"`
 	// Of the plan that a person has read; another one now: refused as stale.
-	PlanHash      []byte `protobuf:"bytes,3,opt,name=plan_hash,json=planHash,proto3" json:"plan_hash,omitempty"`
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	PlanHash []byte `protobuf:"bytes,3,opt,name=plan_hash,json=planHash,proto3" json:"plan_hash,omitempty"`
+	Reason   string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Rest between two waves.
+	BakeMs        int64 `protobuf:"varint,5,opt,name=bake_ms,json=bakeMs,proto3" json:"bake_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -93,6 +95,13 @@ func (x *StartRotation) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *StartRotation) GetBakeMs() int64 {
+	if x != nil {
+		return x.BakeMs
+	}
+	return 0
 }
 
 // StartRotationReply names what began.
@@ -436,12 +445,13 @@ var File_cluster_v1_rotation_proto protoreflect.FileDescriptor
 
 const file_cluster_v1_rotation_proto_rawDesc = "" +
 	"\n" +
-	"\x19cluster/v1/rotation.proto\x12\x0ecsm.cluster.v1\x1a\x18options/v1/options.proto\"\x9f\x01\n" +
+	"\x19cluster/v1/rotation.proto\x12\x0ecsm.cluster.v1\x1a\x18options/v1/options.proto\"\xb8\x01\n" +
 	"\rStartRotation\x12!\n" +
 	"\acluster\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\acluster\x12%\n" +
 	"\tauthority\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\tauthority\x12#\n" +
 	"\tplan_hash\x18\x03 \x01(\fB\x06\xea\xe0\x18\x02\b R\bplanHash\x12\x1f\n" +
-	"\x06reason\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"1\n" +
+	"\x06reason\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x12\x17\n" +
+	"\abake_ms\x18\x05 \x01(\x03R\x06bakeMs\"1\n" +
 	"\x12StartRotationReply\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04name\".\n" +
 	"\x0fAdvanceRotation\x12\x1b\n" +
