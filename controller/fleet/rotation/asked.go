@@ -6,6 +6,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/state"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
 // Asked is what fleet asks of rotations, in Apply: each claim meets the gates again, because what was proved when the phase
@@ -123,4 +124,14 @@ func (g Asked) MayRaise(a *state.Apply, node, store string) error {
 		return err
 	}
 	return fault.New(fault.Refused, "rotation-running", "the CA of %s is changing (%s, phase %s)", short(r.cluster), short(r.name), r.phase).Do("wait for its end: `csm rotation status`")
+}
+
+// TrustToProve gives the authorities whose certificates each port of a store must accept beside those in use, while a ring's CA
+// changes: every move of it is proved so, that of a node which joins in the middle too.
+func (g Asked) TrustToProve(a *state.Apply, node, _ string) ([]string, error) {
+	r, ok, err := running(a.Context(), a.Querier(), resource.Parent(node))
+	if err != nil || !ok || r.kind == Rekey || r.phase.Undo() {
+		return nil, err
+	}
+	return []string{r.after}, nil
 }

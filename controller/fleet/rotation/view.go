@@ -174,7 +174,7 @@ func (s *sight) side(leaf []byte) (Side, error) {
 		}
 		s.issuers[string(leaf)] = issuer
 	}
-	signer := resource.Parent(resource.Parent(issuer))
+	signer := resource.Parent(issuer)
 	switch {
 	case issuer == "" && s.r.kind == Takeover:
 		return Before, nil
