@@ -126,6 +126,7 @@ type Node struct {
 	wanted    []string // fingerprints of roots; those of the last run until a target comes
 	up        bool     // all of Cassandra's ports listen
 	ring      ring
+	offers    offers
 }
 
 // Link is what is known of the stream.
