@@ -45,7 +45,6 @@ type rotationMember struct {
 		Name, Leaf       string
 		Moving           bool
 		Trusts, Unproved []string
-		OldLinks         int
 	}
 }
 

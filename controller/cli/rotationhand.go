@@ -71,6 +71,7 @@ func (a *app) rotationRetire() *cobra.Command {
 	var except []string
 	c := &cobra.Command{Use: "retire [ROTATION]", Short: "Withdraw the CA before: there is no way back from here", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeWith(a.rotationNames),
 		Long: "--dry-run shows the plan: which anchors go, who would break, and what is in the way. --except names clients that may break; the reason holds for them.\n" +
+			"--except links accepts that connections between nodes from before the swap live on, where their hosts cannot tell or end them.\n" +
 			"Exit code 3 when a gate is closed, 6 when the plan would be another by now.",
 		Example: "  csm rotation retire -c prod-eu --dry-run\n  csm rotation retire -c prod-eu --plan 8c1f0e5a99d0b3c7 --reason 'all clients have the new root' --wait\n" +
 			"  csm rotation retire -c prod-eu --plan 8c1f0e5a99d0b3c7 --except 3f9a --reason 'old batch job is gone'"}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
@@ -89,7 +90,9 @@ func (m machine) begin(a *state.Apply, r row, v View) error {
 	w := Wave{Cluster: r.cluster, Owner: r.name, PlanHash: r.planHash, Bake: r.bake, Reason: fmt.Sprintf("%s: %s", short(r.name), r.phase)}
 	switch r.phase {
 	case Distribute:
-		w.Kind = waveTrust
+		if w.Kind = waveTrust; onlyMarkers(v) {
+			w.Kind = waveRenew
+		}
 	case Reissue:
 		w.Kind, w.Authority = waveLeaf, r.after
 	case Undoing:
@@ -117,6 +120,21 @@ func (m machine) begin(a *state.Apply, r row, v View) error {
 
 // nothing stands for waves that had nobody to move.
 const nothing = "none"
+
+// onlyMarkers says that every truststore is as it should be, and what is not proved needs a newer leaf of the CA before.
+func onlyMarkers(v View) bool {
+	for _, m := range v.Members {
+		for _, s := range m.Stores {
+			if !m.counts() || !lacking(v, s) {
+				continue
+			}
+			if s.Behind || s.Lacks || slices.ContainsFunc(s.Ports, func(p Port) bool { return !p.Trusts && p.Exempt == "" && !p.Marker }) {
+				return false
+			}
+		}
+	}
+	return true
+}
 
 // lacks says whether waves of this phase would give a member something.
 func lacks(v View, m Member) bool {
@@ -298,7 +316,8 @@ func (m machine) applyRetire(a *state.Apply, c *clusterv1.RetireRotation) (*clus
 func nameExceptions(v View, names []string) (View, error) {
 	clients := append([]Client(nil), v.Clients...)
 	for _, n := range names {
-		found := false
+		found := n == exceptLinks
+		v.LinksAccepted = v.LinksAccepted || found
 		for i := range clients {
 			if clients[i].Name == n {
 				clients[i].Named, found = true, true

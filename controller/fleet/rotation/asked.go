@@ -126,12 +126,27 @@ func (g Asked) MayRaise(a *state.Apply, node, store string) error {
 	return fault.New(fault.Refused, "rotation-running", "the CA of %s is changing (%s, phase %s)", short(r.cluster), short(r.name), r.phase).Do("wait for its end: `csm rotation status`")
 }
 
-// TrustToProve gives the authorities whose certificates each port of a store must accept beside those in use, while a ring's CA
-// changes: every move of it is proved so, that of a node which joins in the middle too.
-func (g Asked) TrustToProve(a *state.Apply, node, _ string) ([]string, error) {
+var _ fleet.TrustGates = Asked{}
+
+// TrustToProve gives the authority whose certificates each port of a store must accept beside those in use, while a ring's CA
+// changes: every move of it is proved so from the wave on that brought the anchors, that of a node which joins in the middle too.
+func (g Asked) TrustToProve(a *state.Apply, node, store string) ([]string, error) {
 	r, ok, err := running(a.Context(), a.Querier(), resource.Parent(node))
 	if err != nil || !ok || r.kind == Rekey || r.phase.Undo() {
 		return nil, err
+	}
+	if r.phase == Distribute {
+		standings, err := fleet.Standings(a.Context(), a.Querier(), r.cluster, a.Now)
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range standings {
+			for _, s := range n.Stores {
+				if n.Node == node && s.Store == store && s.Generation < r.generation {
+					return nil, nil
+				}
+			}
+		}
 	}
 	return []string{r.after}, nil
 }

@@ -70,12 +70,12 @@ func All() Gates {
 		{"settled", []Step{StepReissue, StepReissued, StepRetire, StepShrink, StepWithdraw}, members(settledGate)},
 		{"one-version", []Step{StepReissue, StepLeaf}, oneVersion},
 		{"signer", []Step{StepReissue, StepLeaf, StepBack}, signerGate},
-		{"installed", []Step{StepReissue, StepLeaf, StepDone, StepUndone}, stores(installedGate)},
+		{"installed", []Step{StepReissue, StepDone, StepUndone}, stores(installedGate)},
 		{"trust-proved", []Step{StepReissue, StepLeaf}, stores(trustProved)},
 		{"leaf-proved", []Step{StepReissued, StepRetire, StepShrink}, stores(leafProved)},
 		{"leaf-back", []Step{StepWithdraw, StepUnshrink}, stores(leafBack)},
 		{"still", []Step{StepReissued, StepRetire, StepWithdraw, StepDone, StepUndone}, stores(stillGate)},
-		{"links", []Step{StepReissued, StepRetire, StepWithdraw}, stores(linksGate)},
+		{"links", []Step{StepRetire}, members(linksGate)},
 		{"clients", []Step{StepRetire}, clientsGate},
 	}
 }
@@ -206,8 +206,15 @@ func trustProved(v View, s Store) string {
 	if v.Kind == Rekey { // the same root: who trusts the old issuer trusts the new one
 		return ""
 	}
+	if s.Lacks {
+		return "its truststore lacks an anchor of the new CA"
+	}
 	for _, p := range s.Ports {
-		if !p.Trusts && p.Exempt == "" {
+		switch {
+		case p.Trusts || p.Exempt != "":
+		case p.Marker:
+			return "port " + p.Name + " asks for no certificate, and no leaf newer than its truststore was seen on it"
+		default:
 			return "no neighbour has proved that port " + p.Name + " trusts the new CA with the files that are in place"
 		}
 	}
@@ -241,14 +248,25 @@ func stillGate(_ View, s Store) string {
 	return ""
 }
 
-func linksGate(_ View, s Store) string {
+// linksGate asks for links that were made after the swap: one that comes back proves that its client side trusts the new CA, and
+// one that lives on from before hides that it does not.
+func linksGate(v View, m Member) *Reason {
 	switch {
-	case s.OldLinks < 0:
-		return "it is not known whether connections between nodes from before the swap live on"
-	case s.OldLinks > 0:
-		return fmt.Sprintf("%d connections between nodes live on with certificates from before the swap", s.OldLinks)
+	case v.LinksAccepted:
+		return nil
+	case m.OldLinks < 0:
+		return &Reason{Message: "it is not known whether connections between nodes from before the swap live on" + why(m.Links), Remedy: "restart its Cassandra when its turn comes, or accept it by name: `csm rotation retire --except links --reason ...`"}
+	case m.OldLinks > 0:
+		return &Reason{Message: fmt.Sprintf("%d connections to other nodes live on with certificates from before the swap%s", m.OldLinks, why(m.Links)), Remedy: "they are cycled one node after the other; where the host cannot, restart its Cassandra"}
 	}
-	return ""
+	return nil
+}
+
+func why(text string) string {
+	if text == "" {
+		return ""
+	}
+	return ": " + text
 }
 
 func clientsGate(v View, _ string) (out []Reason) {

@@ -49,8 +49,8 @@ var faults = []struct {
 	{"leaf-back", "a node still serves the new leaf", func(v *View) { v.Members[1].Stores[0].Leaf = After }},
 	{"leaf-back", "nobody knows what a node serves", func(v *View) { v.Members[1].Stores[0].Leaf = Unknown }},
 	{"still", "a store is on the move", func(v *View) { v.Members[0].Stores[0].Moving = true }},
-	{"links", "old links live on", func(v *View) { v.Members[0].Stores[0].OldLinks = 2 }},
-	{"links", "links are not known", func(v *View) { v.Members[0].Stores[0].OldLinks = -1 }},
+	{"links", "old links live on", func(v *View) { v.Members[0].OldLinks = 2 }},
+	{"links", "links are not known", func(v *View) { v.Members[0].OldLinks = -1 }},
 	{"clients", "an application would break", func(v *View) { v.Clients = []Client{{Name: "shop", Detail: "x", Until: time.Now()}} }},
 }
 
@@ -164,7 +164,7 @@ func TestDecisions(t *testing.T) {
 		{"waves over, a truststore changed by hand", with(good(Distribute), func(v *View) { v.Members[0].Stores[0].Ports[0].Trusts = false }), Begin, "", ""},
 		{"leaves proved", good(Reissue), Enter, Reissued, ""},
 		{"one lies about its leaf", with(good(Reissue), func(v *View) { v.Members[0].Stores[0].Leaf = Before }), Begin, "", ""},
-		{"links live on", with(good(Reissue), func(v *View) { v.Members[0].Stores[0].OldLinks = 1 }), Wait, "", "links"},
+		{"links live on", with(good(Reissued), func(v *View) { v.Members[0].OldLinks = 1 }), Wait, "", "links"},
 		{"a person must retire", good(Reissued), Wait, "", "by-hand"},
 		{"paused", with(good(Reissue), func(v *View) { v.Paused = true }), Wait, "", "paused"},
 		{"frozen", with(good(Distribute), func(v *View) { v.Frozen = "x" }), Wait, "", "frozen"},

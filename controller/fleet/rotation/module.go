@@ -20,7 +20,7 @@ type Waves interface {
 // Wave asks for all that a phase moves.
 type Wave struct {
 	Cluster, Owner string
-	// Kind is trust, leaf or shrink.
+	// Kind is trust, leaf or shrink; renew where a newer leaf of the CA before is the proof.
 	Kind string
 	// Authority signs, for leaves.
 	Authority string
@@ -38,6 +38,7 @@ const (
 	waveTrust  = "trust"
 	waveLeaf   = "leaf"
 	waveShrink = "shrink"
+	waveRenew  = "renew"
 )
 
 // machine is the state machine with the gates that it asks.

@@ -91,6 +91,8 @@ type View struct {
 	// Clients who would break when the old CA goes.
 	Clients []Client
 	Rollout Rollout
+	// LinksAccepted: a person said that connections from before the swap may live on, with a reason.
+	LinksAccepted bool
 }
 
 // Member is one member of the ring.
@@ -109,6 +111,10 @@ type Member struct {
 	// Aside is the reason for which a person set this incarnation aside; empty: nobody did.
 	Aside  string
 	Stores []Store
+	// OldLinks are its connections to other nodes that are older than the swap; -1 when nobody can tell. Links says why, or what
+	// is in the way of cycling them.
+	OldLinks int
+	Links    string
 }
 
 // counts says whether the gates ask for this member: one that was set aside is excused while it is down, not when it is back.
@@ -132,13 +138,13 @@ type Store struct {
 	Signer string
 	// Behind: the files are older than what this phase asks for.
 	Behind bool
+	// Lacks: an anchor of the CA that comes is not in the truststore.
+	Lacks bool
 	// Moving: on the move, or moved and not proved since.
 	Moving bool
 	// Leaf is the side of the leaf that a neighbour saw served; Unknown when nobody proved what is served now.
 	Leaf  Side
 	Ports []Port
-	// OldLinks are the connections between nodes that are older than the swap; -1 when nobody can tell.
-	OldLinks int
 }
 
 // Port is a TLS port of a store.
@@ -146,6 +152,8 @@ type Port struct {
 	Name string
 	// Trusts says that a neighbour's certificate of the CA that comes was accepted there with the files that are in place now.
 	Trusts bool
+	// Marker: it asks for no certificate, so a leaf that is newer than the truststore must be seen on it instead.
+	Marker bool
 	// Exempt is why nothing can be proved here; empty when something can.
 	Exempt string
 }

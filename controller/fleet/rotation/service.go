@@ -63,6 +63,9 @@ type MemberState struct {
 	State  string       `json:"state"`
 	Aside  string       `json:"setAside,omitempty"`
 	Stores []StoreState `json:"stores,omitempty"`
+	// OldLinks and Links are about its connections to other nodes.
+	OldLinks int    `json:"oldLinks" doc:"connections to other nodes from before the swap; -1: nobody can tell"`
+	Links    string `json:"links,omitempty" doc:"why nobody can tell, or what is in the way of cycling them"`
 }
 
 // StoreState is how one store stands: which CA its served leaf is of, and which ports are proved to trust the new one.
@@ -72,7 +75,6 @@ type StoreState struct {
 	Moving   bool     `json:"moving,omitempty"`
 	Trusts   []string `json:"trusts,omitempty" doc:"ports where a neighbour's certificate of the new CA was accepted"`
 	Unproved []string `json:"unproved,omitempty" doc:"ports where it was not yet"`
-	OldLinks int      `json:"oldLinks" doc:"connections between nodes from before the swap; -1: nobody can tell"`
 }
 
 // Event is one line of the timeline.
@@ -296,9 +298,9 @@ func (r *Rotations) whole(ctx context.Context, q state.Querier, x row) (Rotation
 }
 
 func (m Member) shown() MemberState {
-	out := MemberState{Name: m.Name, Node: m.Node, Up: m.Up, State: m.State, Aside: m.Aside}
+	out := MemberState{Name: m.Name, Node: m.Node, Up: m.Up, State: m.State, Aside: m.Aside, OldLinks: m.OldLinks, Links: m.Links}
 	for _, s := range m.Stores {
-		x := StoreState{Name: s.Name, Leaf: s.Leaf, Moving: s.Moving, OldLinks: s.OldLinks}
+		x := StoreState{Name: s.Name, Leaf: s.Leaf, Moving: s.Moving}
 		for _, p := range s.Ports {
 			switch {
 			case p.Trusts:

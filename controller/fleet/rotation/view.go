@@ -49,6 +49,11 @@ func (s *sight) view(waves Waves) (View, error) {
 	if v.Clients, err = s.clients(); err != nil {
 		return v, err
 	}
+	named, err := exceptionsOf(s.ctx, s.q, s.r.name)
+	if err != nil {
+		return v, err
+	}
+	v.LinksAccepted = named[exceptLinks]
 	v.Rollout, err = s.rollout(waves)
 	return v, err
 }
@@ -89,6 +94,7 @@ func (s *sight) members() ([]Member, []string, error) {
 		if m.Node != "" {
 			x.Name = short(m.Node)
 		}
+		x.OldLinks, x.Links = links(m.Node)
 		for _, a := range asides {
 			if a.HostID == m.HostID && a.Incarnation == m.Incarnation {
 				x.Aside = a.Reason
@@ -104,56 +110,45 @@ func (s *sight) stores() (map[string][]Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	served, err := fleet.ServedOf(s.ctx, s.q, s.r.cluster)
-	if err != nil {
-		return nil, err
-	}
 	out := map[string][]Store{}
 	for _, n := range standings {
 		for _, st := range n.Stores {
-			x := Store{Name: st.Store, Signer: st.Authority, Behind: st.Installed < st.Generation || st.Installed < s.r.generation, Moving: st.Unproved || n.Claim != nil && n.Claim.Store == st.Store, Leaf: Unknown}
-			for _, v := range served {
-				if v.Node == n.Node && v.Store == st.Store {
-					if err := s.fill(&x, v); err != nil {
-						return nil, err
-					}
-				}
+			x := Store{Name: st.Store, Signer: st.Authority, Behind: st.Installed < st.Generation || st.Installed < s.r.generation, Moving: st.Unproved || n.Claim != nil && n.Claim.Store == st.Store}
+			p, err := fleet.ProvenOf(s.ctx, s.q, n.Node, st.Store)
+			if err != nil {
+				return nil, err
 			}
+			if x.Leaf, err = s.side(p.Leaf); err != nil {
+				return nil, err
+			}
+			x.Ports, x.Lacks = s.ports(p)
 			out[n.Node] = append(out[n.Node], x)
 		}
 	}
 	return out, nil
 }
 
-// fill adds what neighbours have proved of a store.
-func (s *sight) fill(x *Store, v fleet.Served) error {
-	var err error
-	if x.Leaf, err = s.side(v.Leaf); err != nil {
-		return err
+// ports are those of a store with what is proved of their trust in the CA that comes. lacks: its anchors are not in the files.
+func (s *sight) ports(p fleet.Proven) (out []Port, lacks bool) {
+	for _, g := range p.Untrusting(s.r.after, s.r.sumsAfter) {
+		lacks = lacks || g.Code == "anchor-missing"
 	}
-	for _, p := range v.Ports {
-		section := v.Client
-		if p.Kind == agentv1.PortKind_PORT_KIND_INTERNODE {
-			section = v.Internode
+	for _, x := range p.Ports {
+		_, accepted := x.Accepted[s.r.after]
+		q := Port{Name: portName(x), Trusts: accepted}
+		switch {
+		case x.Asks:
+		case x.Kind == agentv1.PortKind_PORT_KIND_CQL:
+			q.Exempt = "asks clients for no certificate (require_client_auth: false): it trusts no CA, so there is nothing to prove"
+		default: // it trusts as a client of its peers
+			q.Marker, q.Trusts = true, x.Served && x.Marker && !lacks
 		}
-		trusts, err := s.trusts(v, p)
-		if err != nil {
-			return err
-		}
-		x.Ports = append(x.Ports, Port{Name: portName(p), Exempt: exempt(p.Kind, section), Trusts: trusts})
+		out = append(out, q)
 	}
-	return nil
+	return out, lacks
 }
 
-// exempt says why nothing can be proved of the trust of a port. Pure.
-func exempt(kind agentv1.PortKind, s *agentv1.TLSSection) string {
-	if kind == agentv1.PortKind_PORT_KIND_CQL && s != nil && s.ClientAuth == "false" {
-		return "CQL asks clients for no certificate (require_client_auth: false): it trusts no CA, so there is nothing to prove"
-	}
-	return ""
-}
-
-func portName(p *agentv1.Port) string {
+func portName(p fleet.PortProven) string {
 	kind := "CQL"
 	if p.Kind == agentv1.PortKind_PORT_KIND_INTERNODE {
 		kind = "internode"
