@@ -16,6 +16,7 @@ func Module(asked ...Gates) state.Module {
 			{Number: 532, SQL: livesSchema},
 			{Number: 540, SQL: withdrawnSchema},
 			{Number: 541, SQL: provenSchema},
+			{Number: 550, SQL: linksSchema},
 			{Number: 555, SQL: healthSchema},
 		},
 		Commands: func(r *state.Registry) {
@@ -38,6 +39,7 @@ func Module(asked ...Gates) state.Module {
 			state.Handle(r, applyRaiseTargets)
 			state.Handle(r, applyAlarmFreeze)
 			state.Handle(r, applyReplaceNode)
+			state.Handle(r, applyCycleLinks)
 			state.Handle(r, applyAskHealth)
 			joinCommands(r)
 		},
@@ -124,6 +126,7 @@ CREATE TABLE node_token_uses (
 	uid TEXT NOT NULL,
 	incarnation INTEGER NOT NULL,
 	used_ms INTEGER NOT NULL,
+	confirmed TEXT NOT NULL,
 	PRIMARY KEY (token, key_sha256)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE stores (

@@ -167,6 +167,7 @@ func scanNodeView(r *sql.Rows) (n Node, err error) {
 	n.Agent.Version, n.Agent.Protocol, n.Agent.OS, n.Agent.Arch, n.Agent.Mode, n.Agent.Hold = a.Version, a.Protocol, a.Os, a.Arch, modeName(a.Mode), a.Hold
 	n.Instance = Instance{ClusterName: c.ClusterName, HostID: c.HostId, ConfigPath: c.ConfigPath, ListenAddress: c.ListenAddress, BroadcastAddress: c.BroadcastAddress,
 		RPCAddress: c.RpcAddress, StoragePort: c.StoragePort, NativePort: c.NativePort, Datacenter: c.Datacenter, Rack: c.Rack, Version: c.CassandraVersion, Running: c.Running}
+	n.Links = linksOf(n.Name, c.Links)
 	for _, x := range c.Findings {
 		n.Instance.Findings = append(n.Instance.Findings, Finding{Code: x.Code, Severity: x.Severity, Message: x.Message, Remedy: x.Remedy})
 	}
@@ -181,6 +182,11 @@ func (f *Fleet) complete(ctx context.Context, q state.Querier, n *Node) (err err
 	}
 	if n.Stores, err = storeViews(ctx, q, n.Name); err != nil {
 		return err
+	}
+	if n.Links != nil {
+		if n.Links.Wish, err = linkWish(ctx, q, n.Name, n.Incarnation); err != nil {
+			return err
+		}
 	}
 	if n.Frozen, err = frozen(ctx, q, n.Name, now.UnixMilli()); err != nil {
 		return err

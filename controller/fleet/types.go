@@ -62,6 +62,7 @@ type Node struct {
 	Agent      AgentView   `json:"agent"`
 	Instance   Instance    `json:"instance"`
 	Stores     []Store     `json:"stores,omitempty"`
+	Links      *NodeLinks  `json:"links,omitempty" doc:"internode connections that live on certificates of before the last reload"`
 	Claim      *Move       `json:"claim,omitempty" doc:"the open claim, if there is one"`
 	Frozen     *Freeze     `json:"frozen,omitempty"`
 	Conditions []Condition `json:"conditions,omitempty"`
@@ -205,17 +206,19 @@ type TokenSpec struct {
 
 // Token is what is known of a join token, which is never the token itself.
 type Token struct {
-	Name    string    `json:"name"`
-	Node    string    `json:"node"`
-	Method  string    `json:"method"`
-	Names   Names     `json:"names"`
-	Uses    int       `json:"uses"`
-	Used    int       `json:"used"`
-	State   string    `json:"state" enum:"open,used,expired,revoked"`
-	Rejoin  bool      `json:"rejoin,omitempty"`
-	Creator string    `json:"creator"`
-	Created time.Time `json:"createTime"`
-	Expires time.Time `json:"expireTime"`
+	Name   string `json:"name"`
+	Node   string `json:"node"`
+	Method string `json:"method"`
+	Names  Names  `json:"names"`
+	Uses   int    `json:"uses"`
+	Used   int    `json:"used"`
+	State  string `json:"state" enum:"open,used,expired,revoked"`
+	Rejoin bool   `json:"rejoin,omitempty"`
+	// Confirmed is how the addresses of who joined by it last were confirmed.
+	Confirmed string    `json:"confirmed,omitempty" doc:"how the addresses of who joined by it were confirmed: by the gossip of peers, by a person, or by the token alone, and why"`
+	Creator   string    `json:"creator"`
+	Created   time.Time `json:"createTime"`
+	Expires   time.Time `json:"expireTime"`
 }
 
 // Freeze says that no effect may begin in a scope.
