@@ -81,6 +81,8 @@ func (m machine) applyAdvance(a *state.Apply, c *clusterv1.AdvanceRotation) (*cl
 		err = m.begin(a, r, v)
 	case Enter:
 		err = m.enter(a, r, d.Next)
+	case Cycle:
+		err = m.cycle(a, r, d.Node)
 	}
 	return &clusterv1.AdvanceRotationReply{Action: string(d.Action)}, err
 }

@@ -10,6 +10,7 @@ const (
 	Enter Action = "enter"
 	Halt  Action = "halt"
 	Rest  Action = "rest"
+	Cycle Action = "cycle"
 )
 
 // Decision is what the state machine does next, and why not more.
@@ -17,6 +18,8 @@ type Decision struct {
 	Action Action
 	// Next is the phase to enter.
 	Next Phase
+	// Node is the one whose links are to be cycled, by full name.
+	Node string
 	// Reasons for waiting, in the words of explain.
 	Reasons []Reason
 }
@@ -36,6 +39,9 @@ func (g Gates) Decide(v View) Decision {
 		return Decision{Action: Wait, Reasons: []Reason{{Gate: "paused", Message: "a person paused it", Remedy: "`csm rotation resume`"}}}
 	}
 	if v.Phase == Reissued {
+		if node := toCycle(v); node != "" && v.Frozen == "" {
+			return Decision{Action: Cycle, Node: node}
+		}
 		reasons := g.Ask(StepRetire, v, "")
 		return Decision{Action: Wait, Reasons: append(reasons, Reason{Gate: "by-hand", Message: "every member is proved; the CA before is withdrawn by a person only", Remedy: "`csm rotation retire --plan HASH`"})}
 	}

@@ -76,12 +76,37 @@ type member struct {
 	trusted map[string]bool
 }
 
-// newWorld is a ring of proved nodes under the CA old. without names a gate that is taken out.
-func newWorld(t testing.TB, size int, without string) *world {
+// newWorld is a ring of proved nodes under the CA old, with every gate and the waves of package rollout.
+func newWorld(t testing.TB, size int) *world { return newWorldWith(t, size, "", rotation.Rollouts{}) }
+
+// eager are waves that care for nothing: they raise every store at once and say that it is done. What is safe under them is
+// safe by the gates of this package alone.
+type eager struct{}
+
+func (eager) Begin(a *state.Apply, x rotation.Wave) (string, error) {
+	kinds := map[string]agentv1.MoveKind{"trust": agentv1.MoveKind_MOVE_KIND_TRUST, "leaf": renew, "renew": renew, "shrink": agentv1.MoveKind_MOVE_KIND_SHRINK}
+	for _, n := range x.Members {
+		if _, err := fleet.RaiseStore(a, fleet.Wish{Node: n, Store: "node", Move: kinds[x.Kind], Authority: x.Authority, Reason: x.Reason}); err != nil {
+			return "", err
+		}
+	}
+	return "eager", nil
+}
+func (eager) Set(*state.Apply, string, string, string) error { return nil }
+func (eager) Stand(context.Context, state.Querier, string, time.Time) (rotation.Rollout, error) {
+	return rotation.Rollout{Name: "eager", State: "done"}, nil
+}
+
+// newWorldWith names a gate that is taken out, and other waves.
+func newWorldWith(t testing.TB, size int, without string, waves rotation.Waves) *world {
 	t.Helper()
 	w := &world{t: t, down: map[string]bool{}}
+	gates := []fleet.Gates{rotation.GuardWithout(without)}
+	if waves == (rotation.Rollouts{}) {
+		gates = append(gates, rollout.Gate{})
+	}
 	w.log = statetest.New(t, keyring.Module(), authority.Module(), ledger.Module(authority.Issuers{}, fleet.Guard),
-		fleet.Module(rollout.Gate{}, rotation.GuardWithout(without)), rollout.Module(), rotation.ModuleWithout(without, rotation.Rollouts{}))
+		fleet.Module(gates...), rollout.Module(), rotation.ModuleWithout(without, waves))
 	kek, err := keyring.CreateKEK(t.TempDir(), keyring.FileSealer{Path: filepath.Join(t.TempDir(), "master")})
 	w.must(err)
 	ring := keyring.New(w.log.Store, w.log, kek, "csm1")
@@ -102,7 +127,7 @@ func newWorld(t testing.TB, size int, without string) *world {
 		cs, err := w.authorities.Anchors(ctx, name)
 		return certificate.Raw(cs), err
 	})
-	w.rotations = rotation.New(w.log.Store, w.log, w.log.Clock, rotation.Rollouts{})
+	w.rotations = rotation.NewWithout(without, w.log.Store, w.log, w.log.Clock, waves)
 	_, err = w.fleet.CreateCluster(ctx, fleet.ClusterSpec{Name: cluster, Authority: old, Region: "eu"}, ann)
 	w.must(err)
 	for i := range size {
@@ -115,7 +140,7 @@ func newWorld(t testing.TB, size int, without string) *world {
 	for _, m := range w.nodes {
 		c, err := m.claim(first)
 		w.must(err)
-		m.finish(c)
+		w.must(m.finish(c))
 	}
 	return w
 }
@@ -129,16 +154,17 @@ func (w *world) must(err error) {
 
 func (w *world) join(node string, id byte) *member {
 	w.t.Helper()
-	names := fleet.Names{DNS: []string{node + ".example"}, IPs: []string{"10.0.0.1"}}
+	address := fmt.Sprintf("10.0.0.%d", id)
+	names := fleet.Names{DNS: []string{node + ".example"}, IPs: []string{address}}
 	token, _, err := w.fleet.CreateToken(ctx, cluster, fleet.TokenSpec{Node: node, Names: names}, ann)
 	w.must(err)
 	m := &member{w: w, id: bytes.Repeat([]byte{id}, 16), trusted: map[string]bool{}, agent: &agentv1.AgentFacts{Mode: agentv1.Mode_MODE_MANAGE, GenerationCounter: 1, Machine: []byte(node)}}
 	h := hex.EncodeToString(m.id)
 	required := &agentv1.TLSSection{Enabled: true, Mode: "all", ClientAuth: "true"}
-	m.instance = &agentv1.InstanceFacts{ClusterName: "ring", Datacenter: "dc1", Rack: node, CassandraVersion: "5.0.8", Internode: required, Client: required,
+	m.instance = &agentv1.InstanceFacts{ClusterName: "ring", Datacenter: "dc1", Rack: node, CassandraVersion: "5.0.8", Internode: required, Client: required, ListenAddress: address,
 		HostId: h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]}
-	m.store = &agentv1.StoreFacts{Store: "node", State: agentv1.InstallState_INSTALL_STATE_ABSENT, Ports: []*agentv1.Port{{Kind: agentv1.PortKind_PORT_KIND_INTERNODE, Address: "10.0.0.1", Port: 7000}}}
-	j, err := w.fleet.Join(ctx, fleet.JoinSpec{Token: token, Key: sha256.Sum256([]byte(node)), Cluster: "prod", Peer: "10.0.0.1", Agent: m.agent, Instance: m.instance})
+	m.store = &agentv1.StoreFacts{Store: "node", State: agentv1.InstallState_INSTALL_STATE_ABSENT, Ports: []*agentv1.Port{{Kind: agentv1.PortKind_PORT_KIND_INTERNODE, Address: address, Port: 7000}}}
+	j, err := w.fleet.Join(ctx, fleet.JoinSpec{Token: token, Key: sha256.Sum256([]byte(node)), Cluster: "prod", Peer: address, Agent: m.agent, Instance: m.instance})
 	w.must(err)
 	m.name, m.uid, m.incarnation = j.Node, j.UID, j.Incarnation
 	w.must(m.report())
@@ -174,11 +200,17 @@ func (m *member) target() *agentv1.Target {
 	return t
 }
 
-// pending says whether its newest generation is not done.
-func (m *member) pending() bool {
+// behind says whether its newest generation is not installed; pending: or not proved.
+func (m *member) behind() bool {
 	n, err := m.w.fleet.GetNode(ctx, m.name)
 	m.w.must(err)
 	return n.Stores[0].Installed < n.Stores[0].Generation
+}
+
+func (m *member) pending() bool {
+	n, err := m.w.fleet.GetNode(ctx, m.name)
+	m.w.must(err)
+	return n.Stores[0].Installed < n.Stores[0].Generation || n.Stores[0].Unproved
 }
 
 func (m *member) claim(kind agentv1.MoveKind) (string, error) {
@@ -258,18 +290,30 @@ func (m *member) done(claim string, outcome agentv1.MoveOutcome) error {
 	return m.w.fleet.Complete(ctx, m.uid, m.incarnation, &agentv1.ReportMoveRequest{Claim: claim, Outcome: outcome, Store: m.store, AfterSha256: m.store.LeafSha256, Detail: outcome.String()})
 }
 
-// finish has the neighbours look, and reports what came of it.
-func (m *member) finish(claim string) {
+// finish has the neighbours look, and reports what came of it. It gives why it is not proved.
+func (m *member) finish(claim string) error {
 	m.w.t.Helper()
 	m.prove(claim)
 	m.store.State = agentv1.InstallState_INSTALL_STATE_PROVEN
-	m.w.must(m.done(claim, proven))
+	err := m.done(claim, proven)
+	if err != nil {
+		m.store.State = agentv1.InstallState_INSTALL_STATE_INSTALLED_UNPROVEN
+		m.w.must(m.done(claim, unproven))
+	}
+	return err
 }
 
 // move does what the target asks for, as an agent would. It gives the refusal of the claim, nil when it moved.
 func (m *member) move() error {
 	m.w.t.Helper()
 	kind := m.target().Stores[0].Move
+	if !m.behind() { // written, and to be proved
+		c, err := m.claim(agentv1.MoveKind_MOVE_KIND_TRUST)
+		if err != nil {
+			return err
+		}
+		return m.finish(c)
+	}
 	if kind == agentv1.MoveKind_MOVE_KIND_UNSPECIFIED {
 		kind = renew
 	}
@@ -286,8 +330,7 @@ func (m *member) move() error {
 		m.trusts(false)
 		m.leaf = m.issue(c)
 	}
-	m.finish(c)
-	return nil
+	return m.finish(c)
 }
 
 // run lets the leader and every agent that is up do what is due, until nothing changes or so many rounds are over.

@@ -19,7 +19,7 @@ func waitsFor(r rotation.Rotation, gate string) bool {
 }
 
 func TestAWholeRotation(t *testing.T) {
-	w := newWorld(t, 3, "")
+	w := newWorld(t, 3)
 	r := w.start(young)
 	phaseIs(t, r, rotation.Distribute)
 	w.run(12)

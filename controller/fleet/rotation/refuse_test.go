@@ -15,7 +15,7 @@ func (w *world) raw(c *clusterv1.RetireRotation) error {
 }
 
 func TestAPlanThatTheRingHasLeftBehindIsStale(t *testing.T) {
-	w := newWorld(t, 3, "")
+	w := newWorld(t, 3)
 	p, err := w.rotations.Plan(ctx, cluster, young)
 	w.must(err)
 	w.stranger("n4")
@@ -24,7 +24,7 @@ func TestAPlanThatTheRingHasLeftBehindIsStale(t *testing.T) {
 }
 
 func TestOneRotationOfARingAtATime(t *testing.T) {
-	w := newWorld(t, 3, "")
+	w := newWorld(t, 3)
 	w.start(young)
 	p, err := w.rotations.Plan(ctx, cluster, young)
 	w.must(err)
@@ -36,7 +36,7 @@ func TestOneRotationOfARingAtATime(t *testing.T) {
 }
 
 func TestARetireBeforeItsTimeIsRefusedHoweverItIsAsked(t *testing.T) {
-	w := newWorld(t, 3, "")
+	w := newWorld(t, 3)
 	r := w.start(young)
 	wantReason(t, w.retire(r.Name), "rotation-phase")
 	w.run(3)
@@ -50,7 +50,7 @@ func TestARetireBeforeItsTimeIsRefusedHoweverItIsAsked(t *testing.T) {
 }
 
 func TestALiveMemberCannotBeSetAside(t *testing.T) {
-	w := newWorld(t, 3, "")
+	w := newWorld(t, 3)
 	r := w.start(young)
 	m := w.nodes[2]
 	_, err := w.rotations.SetAside(ctx, r.Name, m.name, m.incarnation, "in the way", ann)
@@ -63,7 +63,7 @@ func TestALiveMemberCannotBeSetAside(t *testing.T) {
 }
 
 func TestRollbackTurnsRoundUntilTheRetire(t *testing.T) {
-	w := newWorld(t, 3, "")
+	w := newWorld(t, 3)
 	r := w.start(young)
 	w.run(5)
 	if _, err := w.rotations.Control(ctx, r.Name, "rollback", "clients complain", ann); err != nil {
@@ -84,7 +84,7 @@ func TestRollbackTurnsRoundUntilTheRetire(t *testing.T) {
 }
 
 func TestAPausedRotationOpensNothing(t *testing.T) {
-	w := newWorld(t, 3, "")
+	w := newWorld(t, 3)
 	r := w.start(young)
 	w.tick()
 	if _, err := w.rotations.Control(ctx, r.Name, "pause", "pager", ann); err != nil {
@@ -101,7 +101,7 @@ func TestAPausedRotationOpensNothing(t *testing.T) {
 
 func TestANodeThatJoinsInTheMiddleGetsWhatThePhaseNeeds(t *testing.T) {
 	for _, rounds := range []int{0, 2, 4, 12} {
-		w := newWorld(t, 3, "")
+		w := newWorld(t, 3)
 		r := w.start(young)
 		w.run(rounds)
 		m := w.join("n4", 4)
@@ -111,7 +111,7 @@ func TestANodeThatJoinsInTheMiddleGetsWhatThePhaseNeeds(t *testing.T) {
 		w.unbroken("when it starts")
 		c, err := m.claim(first)
 		w.must(err)
-		m.finish(c)
+		w.must(m.finish(c))
 		w.run(14)
 		if got := w.get(r.Name); got.Phase != rotation.Reissued {
 			t.Errorf("joined after %d rounds: phase %s: %+v", rounds, got.Phase, got.Reasons)

@@ -115,6 +115,8 @@ type Member struct {
 	// is in the way of cycling them.
 	OldLinks int
 	Links    string
+	// Cycling: it was asked to end them and has not answered.
+	Cycling bool
 }
 
 // counts says whether the gates ask for this member: one that was set aside is excused while it is down, not when it is back.

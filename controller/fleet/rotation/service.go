@@ -183,7 +183,7 @@ func (r *Rotations) Watch(ctx context.Context) error {
 			if err != nil {
 				return nil, err
 			}
-			if d := r.gates.Decide(v); d.Action == Begin || d.Action == Enter {
+			if d := r.gates.Decide(v); d.Action == Begin || d.Action == Enter || d.Action == Cycle {
 				out = append(out, x.name)
 			}
 		}

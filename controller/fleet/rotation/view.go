@@ -88,13 +88,17 @@ func (s *sight) members() ([]Member, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	links, err := s.links()
+	if err != nil {
+		return nil, nil, err
+	}
 	var out []Member
 	for _, m := range ring.Members {
 		x := Member{Name: m.Address, Node: m.Node, HostID: m.HostID, Incarnation: m.Incarnation, Active: m.Active, Up: m.Up, State: m.State, Version: m.Version, Stores: stores[m.Node]}
 		if m.Node != "" {
 			x.Name = short(m.Node)
 		}
-		x.OldLinks, x.Links = links(m.Node)
+		x.linked(links, s.now)
 		for _, a := range asides {
 			if a.HostID == m.HostID && a.Incarnation == m.Incarnation {
 				x.Aside = a.Reason

@@ -87,7 +87,11 @@ func TestNoOrderOfEventsCutsTwoLiveMembers(t *testing.T) {
 	}
 	phases := map[rotation.Phase]int{}
 	rapid.Check(t, func(r *rapid.T) {
-		k := &walk{world: newWorld(t, 3, "")}
+		var waves rotation.Waves = rotation.Rollouts{}
+		if rapid.Bool().Draw(r, "eager waves") {
+			waves = eager{}
+		}
+		k := &walk{world: newWorldWith(t, 3, "", waves)}
 		r.Repeat(map[string]func(*rapid.T){
 			"act": k.act, "act more": k.act, "act again": k.act, "tick": func(*rapid.T) { k.tick() }, "tick more": func(*rapid.T) { k.tick() }, "power": k.power, "people": k.people,
 			"": func(t *rapid.T) {
