@@ -116,6 +116,11 @@ func tellRenewal(ctx context.Context, d *demo) bool {
 			d.show(ctx, s)
 		}
 	}
+	for _, s := range long {
+		if ctx.Err() == nil && s.name == d.only {
+			d.show(ctx, s)
+		}
+	}
 	if ctx.Err() != nil {
 		d.screen.failed("interrupted")
 		return false
@@ -126,7 +131,7 @@ func tellRenewal(ctx context.Context, d *demo) bool {
 // show runs a scenario and tells how it went. A scenario that panics or fails leaves the others their turn.
 func (d *demo) show(ctx context.Context, s scenario) bool {
 	d.screen.step("%s", s.shows)
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
 	saw, err := s.run(ctx, d)
 	d.proofs = append(d.proofs, proof{s.shows, err})
