@@ -90,7 +90,7 @@ func (o operator) later(line string, code int, words ...string) {
 func (o operator) n7() *plane.Agent {
 	o.t.Helper()
 	a := o.agent("n7", 4)
-	o.paste(a, o.expect("csm cluster join-command prod-eu/n7 --dns n7.example --ip "+a.Node.Address.String(), 0, "csm-agent join"))
+	o.paste(a, o.expect("csm cluster join-command prod-eu/n7 --dns n7.example --ip 127.0.0.1 --ip "+a.Node.Address.String(), 0, "csm-agent join"))
 	o.run(a)
 	return a
 }
