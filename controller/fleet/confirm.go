@@ -114,8 +114,8 @@ func newcomerOf(ctx context.Context, q state.Querier, t tokenRow, names Names, i
 }
 
 // tokenAsking is a join by a token as the queue keeps it. The names are those of the node, which the token is bound to.
-func tokenAsking(ctx context.Context, q state.Querier, c *clusterv1.JoinNode, t tokenRow) (x asking, names Names, err error) {
-	x = asking{method: MethodToken, cluster: t.cluster, node: t.node, token: t.name, attested: "{}", key: c.KeySha256, cassandraKey: []byte{}, peer: c.Peer, instance: c.Instance, id: c.Id}
+func tokenAsking(ctx context.Context, q state.Querier, c *clusterv1.JoinNode, t tokenRow) (x petition, names Names, err error) {
+	x = petition{method: MethodToken, cluster: t.cluster, node: t.node, token: t.name, attested: "{}", key: c.KeySha256, cassandraKey: []byte{}, peer: c.Peer, instance: c.Instance, id: c.Id}
 	if err := q.QueryRowContext(ctx, `SELECT names FROM nodes WHERE name = ?`, t.node).Scan(&x.names); err != nil {
 		return x, names, err
 	}

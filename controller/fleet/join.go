@@ -333,6 +333,9 @@ func replace(a *state.Apply, uid string, incarnation uint64, node string) error 
 	if _, err := a.Exec(`DELETE FROM stores WHERE node = ?`, node); err != nil {
 		return err
 	}
+	if _, err := a.Exec(`DELETE FROM port_proofs WHERE node = ?`, node); err != nil {
+		return err
+	}
 	a.Touch(state.Signalled, agentSignal(uid))
 	signalWave(a, resource.Parent(node))
 	return dropRemoval(a, node)

@@ -67,14 +67,14 @@ type requestRow struct {
 	decided, seen                                                                     int64
 }
 
-// asking is a join as the queue keeps it, by whatever method. names and attested are columns; id is what a new request is called.
-type asking struct {
+// petition is a join as the queue keeps it, by whatever method. names and attested are columns; id is what a new request is called.
+type petition struct {
 	method, cluster, node, anchor, token, names, attested, peer, id string
 	key, cassandraKey, instance                                     []byte
 }
 
-func possessionAsking(c *clusterv1.JoinByPossession) (x asking, err error) {
-	x = asking{method: MethodPossession, cluster: c.Cluster, node: c.Cluster + "/nodes/" + c.Node, anchor: c.Anchor, key: c.KeySha256, cassandraKey: c.CassandraKeySha256,
+func possessionAsking(c *clusterv1.JoinByPossession) (x petition, err error) {
+	x = petition{method: MethodPossession, cluster: c.Cluster, node: c.Cluster + "/nodes/" + c.Node, anchor: c.Anchor, key: c.KeySha256, cassandraKey: c.CassandraKeySha256,
 		peer: c.Peer, instance: c.Instance, id: c.Id}
 	if x.names, err = namesOf(c.Names).column(); err != nil {
 		return x, err
@@ -95,12 +95,12 @@ func requestOfKey(ctx context.Context, q state.Querier, key []byte) (requestRow,
 }
 
 // same says whether the agent asks for what the request says.
-func (r requestRow) same(x asking) bool {
+func (r requestRow) same(x petition) bool {
 	return r.method == x.method && r.cluster == x.cluster && r.node == x.node && r.anchor == x.anchor && r.token == x.token && r.names == x.names && bytes.Equal(r.cassandraKey, x.cassandraKey)
 }
 
 // approves says whether a person's word covers exactly this join, and still does.
-func (r requestRow) approves(x asking, now time.Time) bool {
+func (r requestRow) approves(x petition, now time.Time) bool {
 	return r.state == requestApproved && r.same(x) && now.UnixMilli() < r.decided+ApprovalTTL.Milliseconds()
 }
 
@@ -122,7 +122,7 @@ func clipped(all []string, n int) []string {
 }
 
 // stillPending gives the answer to a repeat that would change nothing; nil when a command is worth it. doubts are those of now.
-func stillPending(ctx context.Context, q state.Querier, x asking, now time.Time, doubts func() ([]string, error)) (error, error) {
+func stillPending(ctx context.Context, q state.Querier, x petition, now time.Time, doubts func() ([]string, error)) (error, error) {
 	r, ok, err := requestOfKey(ctx, q, x.key)
 	if err != nil || !ok || !r.same(x) {
 		return nil, err
@@ -145,7 +145,7 @@ func stillPending(ctx context.Context, q state.Querier, x asking, now time.Time,
 }
 
 // queue writes the request down for a person. The refusal is part of a reply: the request stays.
-func queue(a *state.Apply, x asking, held requestRow, why []string) (*clusterv1.JoinNodeReply, error) {
+func queue(a *state.Apply, x petition, held requestRow, why []string) (*clusterv1.JoinNodeReply, error) {
 	encoded, err := json.Marshal(why)
 	if err != nil {
 		return nil, err
