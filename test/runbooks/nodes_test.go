@@ -20,10 +20,8 @@ import (
 // agent is a real one of a node of prod-eu whose Cassandra does not run, with the number of its address. It is not started.
 func (o operator) agent(name string, number int) *plane.Agent {
 	o.t.Helper()
-	if code, out := o.csm("csm cluster get prod-eu"); code != 0 {
+	if code, _ := o.csm("csm cluster get prod-eu"); code != 0 {
 		o.expect("csm cluster create prod-eu --ca root --cassandra-name ring", 0, "prod-eu")
-	} else if !strings.Contains(out, "ring") {
-		o.t.Fatal(out)
 	}
 	a := plane.NewAgent(filepath.Join(o.p.Dir, name, "agent"), o.bin, stopped(o.t, filepath.Join(o.p.Dir, name), name, o.p.Host(number)))
 	if err := a.Write(o.p.Fleet("prod-eu"), "manage"); err != nil {
