@@ -217,7 +217,6 @@ func TestTheRunbooksOfTheControlPlane(t *testing.T) {
 		{"disk-full", diskFull},
 		{"agent-not-heard", agentNotHeard},
 		{"identity-conflict", identityConflict},
-		{"joins that wait", joinsThatWait},
 		{"controller-lost", oneLost},
 	} {
 		t.Run(book.name, func(t *testing.T) {
