@@ -26,7 +26,7 @@ func (a *app) rotationCommand() *cobra.Command {
 	return c
 }
 
-type rotationReason struct{ Gate, Member, Message, Remedy string }
+type rotationReason struct{ Code, Node, Message, Remedy string }
 
 type rotationPlanView struct {
 	Cluster, Kind, AuthorityBefore, AuthorityAfter, Hash string
@@ -180,11 +180,11 @@ func (p rotationPlanView) text(to string) string {
 func reasonLines(what string, reasons []rotationReason) string {
 	var b strings.Builder
 	for _, r := range reasons {
-		who := r.Member
+		who := r.Node
 		if who != "" {
 			who += " "
 		}
-		fmt.Fprintf(&b, "%-8s %s%s  [%s]\n", what+":", who, r.Message, r.Gate)
+		fmt.Fprintf(&b, "%-8s %s%s  [%s]\n", what+":", who, r.Message, r.Code)
 		if r.Remedy != "" {
 			fmt.Fprintf(&b, "  do:    %s\n", r.Remedy)
 		}

@@ -135,7 +135,7 @@ func (s *session) followRotation(name string) error {
 		}
 		waits := r.Next
 		if len(r.Reasons) > 0 {
-			waits = strings.TrimSpace(r.Reasons[0].Member + " " + r.Reasons[0].Message)
+			waits = strings.TrimSpace(r.Reasons[0].Node + " " + r.Reasons[0].Message)
 		}
 		line.Show("%s: %s, phase %s: %s", resource.Last(name), r.State, r.Phase, waits)
 		switch {

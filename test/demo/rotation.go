@@ -31,7 +31,7 @@ func rotateRoot(ctx context.Context, d *demo) (string, error) {
 	if err := d.client.use(d.client.config().Certificates[0], d.roots...); err != nil {
 		return "", err
 	}
-	plan, err := mustJSON[rotation.Plan](ctx, d, "csm", "rotation", "plan", "-c", clusterShort, "--to", nextShort)
+	plan, err := mustJSON[rotation.RotationPlan](ctx, d, "csm", "rotation", "plan", "-c", clusterShort, "--to", nextShort)
 	if err != nil {
 		return "", err
 	}
@@ -113,7 +113,7 @@ func (d *demo) rotationTimeline(ctx context.Context) error {
 		d.screen.note("%s  %-12s %s", e.Time.Format("15:04:05"), e.Phase, e.Message)
 	}
 	for _, x := range r.Reasons {
-		d.screen.note("waits for %s: %s %s", x.Gate, x.Member, x.Message)
+		d.screen.note("waits for %s: %s %s", x.Code, x.Node, x.Message)
 	}
 	return nil
 }

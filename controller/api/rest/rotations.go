@@ -82,9 +82,9 @@ func (s *server) rotations() {
 		func(ctx context.Context, in *struct {
 			TrustDomainPath
 			Body RotationBody
-		}) (*body[rotation.Plan], error) {
+		}) (*body[rotation.RotationPlan], error) {
 			p, err := s.Rotations.Plan(ctx, in.cluster(), s.fullName(in.Tenant, "authority", in.Body.Authority))
-			return &body[rotation.Plan]{p}, err
+			return &body[rotation.RotationPlan]{p}, err
 		})
 	handle(s, huma.Operation{OperationID: "startRotation", Method: http.MethodPost, Path: base, Tags: tags, DefaultStatus: http.StatusCreated,
 		Summary: "Begin a rotation whose plan was looked at; refused as stale when the plan would be another by now"}, "rotation:start",

@@ -65,6 +65,8 @@ func stepOf(r row, s Store, kind agentv1.MoveKind) (step Step, early string) {
 		return "", "trust shrinks only when every member is proved without it"
 	}
 	switch {
+	case s.Files == After && s.Signer == r.after: // a leaf of the same CA again, or the proof of the one that is there
+		return "", ""
 	case s.Leaf == After && s.Signer == r.after, s.Leaf == Before && s.Signer == r.before && r.phase != Retire:
 		return "", ""
 	case s.Signer == r.after && r.before != r.after || r.kind == Takeover:
@@ -87,13 +89,13 @@ func stepOf(r row, s Store, kind agentv1.MoveKind) (step Step, early string) {
 func refusal(reasons []Reason) error {
 	first := reasons[0]
 	text := first.Message
-	if first.Member != "" {
-		text = first.Member + " " + text
+	if first.Node != "" {
+		text = first.Node + " " + text
 	}
 	if n := len(reasons) - 1; n > 0 {
-		return fault.New(fault.Refused, "gate-"+first.Gate, "%s (and %d more reasons)", text, n).Do("%s; all reasons: `csm rotation explain`", first.Remedy)
+		return fault.New(fault.Refused, "gate-"+first.Code, "%s (and %d more reasons)", text, n).Do("%s; all reasons: `csm rotation explain`", first.Remedy)
 	}
-	return fault.New(fault.Refused, "gate-"+first.Gate, "%s", text).Do("%s", first.Remedy)
+	return fault.New(fault.Refused, "gate-"+first.Code, "%s", text).Do("%s", first.Remedy)
 }
 
 // Moved writes down that a member which was set aside is back.

@@ -36,14 +36,14 @@ func (g Gates) Decide(v View) Decision {
 		return Decision{Action: Rest}
 	}
 	if v.Paused {
-		return Decision{Action: Wait, Reasons: []Reason{{Gate: "paused", Message: "a person paused it", Remedy: "`csm rotation resume`"}}}
+		return Decision{Action: Wait, Reasons: []Reason{{Code: "paused", Message: "a person paused it", Remedy: "`csm rotation resume`"}}}
 	}
 	if v.Phase == Reissued {
 		if node := toCycle(v); node != "" && v.Frozen == "" {
 			return Decision{Action: Cycle, Node: node}
 		}
 		reasons := g.Ask(StepRetire, v, "")
-		return Decision{Action: Wait, Reasons: append(reasons, Reason{Gate: "by-hand", Message: "every member is proved; the CA before is withdrawn by a person only", Remedy: "`csm rotation retire --plan HASH`"})}
+		return Decision{Action: Wait, Reasons: append(reasons, Reason{Code: "by-hand", Message: "every member is proved; the CA before is withdrawn by a person only", Remedy: "`csm rotation retire --plan HASH`"})}
 	}
 	step, next := leaving(v)
 	reasons := g.Ask(step, v, "")
@@ -59,9 +59,9 @@ func (g Gates) Decide(v View) Decision {
 		}
 		return Decision{Action: Wait, Reasons: reasons}
 	case rolloutRunning:
-		return Decision{Action: Wait, Reasons: append([]Reason{{Gate: "waves", Message: "the waves of this phase are under way: " + v.Rollout.Detail, Remedy: "see `csm rollout explain`"}}, reasons...)}
+		return Decision{Action: Wait, Reasons: append([]Reason{{Code: "waves", Message: "the waves of this phase are under way: " + v.Rollout.Detail, Remedy: "see `csm rollout explain`"}}, reasons...)}
 	}
-	return Decision{Action: Halt, Reasons: append([]Reason{{Gate: "waves", Message: "the waves of this phase are " + v.Rollout.State + ": " + v.Rollout.Detail,
+	return Decision{Action: Halt, Reasons: append([]Reason{{Code: "waves", Message: "the waves of this phase are " + v.Rollout.State + ": " + v.Rollout.Detail,
 		Remedy: "see `csm rollout explain`, put it right, then `csm rotation resume`, or turn round: `csm rotation rollback`"}}, reasons...)}
 }
 

@@ -41,7 +41,7 @@ func (g Gates) Ask(s Step, v View, who string) []Reason {
 			continue
 		}
 		for _, r := range x.asks(v, who) {
-			r.Gate = x.Code
+			r.Code = x.Code
 			out = append(out, r)
 		}
 	}
@@ -93,7 +93,7 @@ func members(ask func(v View, m Member) *Reason) func(View, string) []Reason {
 				continue
 			}
 			if r := ask(v, m); r != nil {
-				r.Member = m.Name
+				r.Node = m.Name
 				out = append(out, *r)
 			}
 		}
@@ -173,7 +173,7 @@ func oneVersion(v View, _ string) []Reason {
 		case first.Node == "":
 			first = m
 		case m.Version != first.Version:
-			return []Reason{{Member: m.Name, Message: fmt.Sprintf("runs Cassandra %s, %s runs %s: they differ in when they read trust again", orUnknown(m.Version), first.Name, orUnknown(first.Version)),
+			return []Reason{{Node: m.Name, Message: fmt.Sprintf("runs Cassandra %s, %s runs %s: they differ in when they read trust again", orUnknown(m.Version), first.Name, orUnknown(first.Version)),
 				Remedy: "finish the upgrade of Cassandra first; renewals go on meanwhile"}}
 		}
 	}
@@ -272,7 +272,7 @@ func why(text string) string {
 func clientsGate(v View, _ string) (out []Reason) {
 	for _, c := range v.Clients {
 		if !c.Named {
-			out = append(out, Reason{Member: c.Name, Message: "would break: " + c.Detail, Remedy: "give it a certificate of the new CA, or name it: `csm rotation retire --except " + c.Name + " --reason ...`"})
+			out = append(out, Reason{Node: c.Name, Message: "would break: " + c.Detail, Remedy: "give it a certificate of the new CA, or name it: `csm rotation retire --except " + c.Name + " --reason ...`"})
 		}
 	}
 	return out

@@ -73,7 +73,7 @@ func TestEachFaultIsNoticedByItsGateOnEachOfItsSteps(t *testing.T) {
 				v := good(phaseOf[step])
 				f.breakIt(&v)
 				got := All().Ask(step, v, "")
-				if !slices.ContainsFunc(got, func(r Reason) bool { return r.Gate == f.gate && r.Message != "" && r.Remedy != "" }) {
+				if !slices.ContainsFunc(got, func(r Reason) bool { return r.Code == f.gate && r.Message != "" && r.Remedy != "" }) {
 					t.Errorf("%s, %s: gate %s says nothing with a remedy: %v", step, f.name, f.gate, got)
 				}
 				steps++
@@ -183,7 +183,7 @@ func TestDecisions(t *testing.T) {
 			if d.Action != tt.action || d.Next != tt.next {
 				t.Errorf("got %s %s, want %s %s: %v", d.Action, d.Next, tt.action, tt.next, d.Reasons)
 			}
-			if tt.gate != "" && !slices.ContainsFunc(d.Reasons, func(r Reason) bool { return r.Gate == tt.gate }) {
+			if tt.gate != "" && !slices.ContainsFunc(d.Reasons, func(r Reason) bool { return r.Code == tt.gate }) {
 				t.Errorf("no reason names %s: %v", tt.gate, d.Reasons)
 			}
 		})

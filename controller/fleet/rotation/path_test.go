@@ -15,7 +15,7 @@ func phaseIs(t *testing.T, r rotation.Rotation, want rotation.Phase) {
 }
 
 func waitsFor(r rotation.Rotation, gate string) bool {
-	return slices.ContainsFunc(r.Reasons, func(x rotation.Reason) bool { return x.Gate == gate })
+	return slices.ContainsFunc(r.Reasons, func(x rotation.Reason) bool { return x.Code == gate })
 }
 
 func TestAWholeRotation(t *testing.T) {

@@ -12,8 +12,8 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
-// Plan says what a rotation would do, before anything is done. Its hash is what start takes.
-type Plan struct {
+// RotationPlan says what a rotation would do, before anything is done. Its hash is what start takes.
+type RotationPlan struct {
 	Cluster     string `json:"cluster"`
 	TrustDomain string `json:"trustDomain"`
 	Kind        Kind   `json:"kind" enum:"root,rekey,takeover,algorithm"`
@@ -69,7 +69,7 @@ func (s *sight) setting() (c setting, err error) {
 }
 
 // plan reads the state and plans a rotation to an authority. draft is the row that start would insert.
-func (s *sight) plan(after string, gates Gates) (p Plan, draft row, err error) {
+func (s *sight) plan(after string, gates Gates) (p RotationPlan, draft row, err error) {
 	c, err := s.setting()
 	if err != nil {
 		return p, draft, err
@@ -103,7 +103,7 @@ func (s *sight) plan(after string, gates Gates) (p Plan, draft row, err error) {
 	p = describe(c, draft, v)
 	p.Holds = gates.Ask(StepReissue, v, "")
 	p.Holds = slices.DeleteFunc(p.Holds, func(r Reason) bool {
-		return slices.Contains([]string{"trust-proved", "installed", "one-version", "signer"}, r.Gate)
+		return slices.Contains([]string{"trust-proved", "installed", "one-version", "signer"}, r.Code)
 	})
 	p.Blockers, err = s.blockers(c, v, gates)
 	p.Hash = hex.EncodeToString(p.sum())
@@ -141,8 +141,8 @@ func kindOf(c setting, prev, next *authority.Authority, foreign int, sumsAfter [
 }
 
 // describe is the plan without what speaks against it. Pure.
-func describe(c setting, r row, v View) Plan {
-	p := Plan{Cluster: c.Name, TrustDomain: c.Trust, Kind: r.kind, Before: r.before, After: r.after, Phases: phasesOf(r)}
+func describe(c setting, r row, v View) RotationPlan {
+	p := RotationPlan{Cluster: c.Name, TrustDomain: c.Trust, Kind: r.kind, Before: r.before, After: r.after, Phases: phasesOf(r)}
 	for _, x := range r.sumsAfter {
 		if !contains(c.Anchors, x) {
 			p.Add = append(p.Add, hex.EncodeToString(x))
@@ -194,21 +194,21 @@ func (s *sight) blockers(c setting, v View, gates Gates) ([]Reason, error) {
 		return nil, err
 	}
 	if ok {
-		out = append(out, Reason{Gate: "one-at-a-time", Message: fmt.Sprintf("%s is under way in phase %s", short(other.name), other.phase), Remedy: "wait for its end, or turn it round: `csm rotation rollback`"})
+		out = append(out, Reason{Code: "one-at-a-time", Message: fmt.Sprintf("%s is under way in phase %s", short(other.name), other.phase), Remedy: "wait for its end, or turn it round: `csm rotation rollback`"})
 	}
 	if c.Released {
-		out = append(out, Reason{Gate: "released", Message: "the cluster was let go: nothing on its nodes is changed any more"})
+		out = append(out, Reason{Code: "released", Message: "the cluster was let go: nothing on its nodes is changed any more"})
 	}
 	for _, r := range gates.Ask(StepReissue, v, "") {
-		if r.Gate == "one-version" || r.Gate == "signer" {
+		if r.Code == "one-version" || r.Code == "signer" {
 			out = append(out, r)
 		}
 	}
 	if len(c.Anchors)+len(s.r.sumsAfter) > maxBundle {
-		out = append(out, Reason{Gate: "bundle", Message: fmt.Sprintf("the bundle would hold more than %d anchors", maxBundle), Remedy: "retire what is no longer used first"})
+		out = append(out, Reason{Code: "bundle", Message: fmt.Sprintf("the bundle would hold more than %d anchors", maxBundle), Remedy: "retire what is no longer used first"})
 	}
 	if s.r.kind == Rekey && !anyLeaf(v, Before) {
-		out = append(out, Reason{Gate: "nothing-to-do", Message: "every leaf is of the newest issuer of this authority already", Remedy: "make a new issuer or authority first: `csm ca create`"})
+		out = append(out, Reason{Code: "nothing-to-do", Message: "every leaf is of the newest issuer of this authority already", Remedy: "make a new issuer or authority first: `csm ca create`"})
 	}
 	return out, nil
 }
@@ -221,7 +221,7 @@ func anyLeaf(v View, side Side) bool {
 
 // sum is the hash of what a person agrees to: who, from what to what, and who would break. What comes and goes by itself (a
 // member that is down) is no part of it.
-func (p Plan) sum() []byte {
+func (p RotationPlan) sum() []byte {
 	q := p
 	q.Hash, q.Holds, q.Blockers, q.Phases = "", nil, nil, nil
 	q.Members = slices.Clone(p.Members)

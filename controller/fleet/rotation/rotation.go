@@ -6,7 +6,11 @@
 // Waves are the business of package rollout, files that of the agents; this package says when and why.
 package rotation
 
-import "time"
+import (
+	"time"
+
+	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
+)
 
 // Phase of a rotation.
 type Phase string
@@ -65,15 +69,9 @@ const (
 	Algorithm Kind = "algorithm"
 )
 
-// Reason is why something waits or is refused, in the same words for explain, why and the API.
-type Reason struct {
-	// Gate is its code, as in the table of gates.
-	Gate string `json:"gate"`
-	// Member is the node's short name, or the address of a member that CSM does not know; empty: the whole ring.
-	Member  string `json:"member,omitempty"`
-	Message string `json:"message"`
-	Remedy  string `json:"remedy,omitempty"`
-}
+// Reason is why something waits or is refused, in the same words for explain, why and the API. Its code is that of a gate; its node the
+// short name of one, or the address of a member that CSM does not know.
+type Reason = rollout.Reason
 
 // View is all that decisions are made from. It is read from the state in Apply and by readers alike.
 type View struct {
@@ -140,6 +138,8 @@ type Store struct {
 	Signer string
 	// Behind: the files are older than what this phase asks for.
 	Behind bool
+	// Files is the side of the leaf in the files, proved or not.
+	Files Side
 	// Lacks: an anchor of the CA that comes is not in the truststore.
 	Lacks bool
 	// Moving: on the move, or moved and not proved since.

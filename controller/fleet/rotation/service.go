@@ -52,7 +52,7 @@ type Rotation struct {
 	Next     string        `json:"next,omitempty"`
 	Members  []MemberState `json:"members,omitempty"`
 	Asides   []Aside       `json:"setAside,omitempty"`
-	Timeline []Event       `json:"timeline,omitempty"`
+	Timeline []TimelineEntry       `json:"timeline,omitempty"`
 }
 
 // MemberState is how one member stands.
@@ -77,8 +77,8 @@ type StoreState struct {
 	Unproved []string `json:"unproved,omitempty" doc:"ports where it was not yet"`
 }
 
-// Event is one line of the timeline.
-type Event struct {
+// TimelineEntry is one line of the timeline.
+type TimelineEntry struct {
 	Time    time.Time `json:"time"`
 	Phase   Phase     `json:"phase"`
 	Message string    `json:"message"`
@@ -95,8 +95,8 @@ func view[T any](ctx context.Context, r *Rotations, read func(ctx context.Contex
 }
 
 // Plan says what a rotation of a cluster to an authority would do, and changes nothing.
-func (r *Rotations) Plan(ctx context.Context, cluster, authority string) (Plan, error) {
-	return view(ctx, r, func(ctx context.Context, q state.Querier) (Plan, error) {
+func (r *Rotations) Plan(ctx context.Context, cluster, authority string) (RotationPlan, error) {
+	return view(ctx, r, func(ctx context.Context, q state.Querier) (RotationPlan, error) {
 		p, _, err := look(ctx, q, r.clock.Now(), row{cluster: cluster}).plan(authority, r.gates)
 		return p, err
 	})
@@ -328,15 +328,15 @@ func next(v View, d Decision) string {
 	return "phase " + string(to)
 }
 
-func timeline(ctx context.Context, q state.Querier, name string) ([]Event, error) {
+func timeline(ctx context.Context, q state.Querier, name string) ([]TimelineEntry, error) {
 	rows, err := q.QueryContext(ctx, `SELECT time_ms, phase, message, actor FROM rotation_events WHERE rotation = ? ORDER BY idx, part`, name)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var out []Event
+	var out []TimelineEntry
 	for rows.Next() {
-		var e Event
+		var e TimelineEntry
 		var ms int64
 		if err := rows.Scan(&ms, &e.Phase, &e.Message, &e.Actor); err != nil {
 			return nil, err

@@ -126,10 +126,24 @@ func (s *sight) stores() (map[string][]Store, error) {
 				return nil, err
 			}
 			x.Ports, x.Lacks = s.ports(p)
+			x.Files = s.written(p.Authority)
 			out[n.Node] = append(out[n.Node], x)
 		}
 	}
 	return out, nil
+}
+
+// written is the side of a leaf that is in the files, whether anybody has proved it or not.
+func (s *sight) written(signer string) Side {
+	switch {
+	case s.r.before == s.r.after:
+		return Unknown
+	case signer == s.r.after:
+		return After
+	case signer == s.r.before:
+		return Before
+	}
+	return Unknown
 }
 
 // ports are those of a store with what is proved of their trust in the CA that comes. lacks: its anchors are not in the files.
