@@ -30,7 +30,7 @@ func waits(r rotation.Rotation) string {
 	if len(r.Reasons) == 0 {
 		return r.Next
 	}
-	return strings.TrimSpace(fmt.Sprintf("%s %s [%s]", r.Reasons[0].Member, r.Reasons[0].Message, r.Reasons[0].Gate))
+	return strings.TrimSpace(fmt.Sprintf("%s %s [%s]", r.Reasons[0].Node, r.Reasons[0].Message, r.Reasons[0].Code))
 }
 
 // drill is one rotation, what was done to it meanwhile, and what it cost.
