@@ -50,6 +50,8 @@ type Node struct {
 	Unable, Frozen string
 	// Canary: it is one of the first.
 	Canary bool
+	// Ring is what its neighbours hold against touching it.
+	Ring []Reason
 }
 
 // Facts are all that a decision depends on.
@@ -68,6 +70,8 @@ type Facts struct {
 	Down, Unsettled, Unknown []Reason
 	// Freeze of the cluster or above.
 	Freeze *Reason
+	// Looked: the neighbours were asked how the ring is, for the wave that is about to begin.
+	Looked bool
 	// gone: some node is no longer the one that the plan was made for, and the rows do not say so yet.
 	gone bool
 }
@@ -78,6 +82,7 @@ type Do string
 // What may come next.
 const (
 	Wait   Do = "wait"
+	Look   Do = "look" // agents are asked to look at the ring now
 	Open   Do = "open"
 	Halt   Do = "halt"
 	Finish Do = "finish"
@@ -131,14 +136,17 @@ func decide(f Facts) (Action, []Reason) {
 	if len(reasons) > 0 {
 		return Action{Do: Wait}, append(reasons, busy...)
 	}
+	if !begun && !f.Looked {
+		return Action{Do: Look}, nil
+	}
 	slots := f.Spec.Width - f.inFlight()
 	if slots <= 0 {
 		return Action{Do: Wait}, busy
 	}
 	var open []string
 	for _, n := range pending {
-		if r := n.held(); r != nil {
-			reasons = append(reasons, *r)
+		if r := n.held(); len(r) > 0 {
+			reasons = append(reasons, r...)
 		} else if len(open) < slots {
 			open = append(open, n.Name)
 		}
@@ -258,14 +266,14 @@ func (f Facts) baking(wave int) []Reason {
 }
 
 // held says why a node whose turn it is cannot begin.
-func (n Node) held() *Reason {
+func (n Node) held() []Reason {
 	switch {
 	case n.Frozen != "":
-		return &Reason{Code: "frozen", Node: n.Name, Message: n.Frozen, Remedy: fmt.Sprintf("`csm node unfreeze %s` when it is no longer needed", fleet.Short(n.Name))}
+		return []Reason{{Code: "frozen", Node: n.Name, Message: n.Frozen, Remedy: fmt.Sprintf("`csm node unfreeze %s` when it is no longer needed", fleet.Short(n.Name))}}
 	case n.Unable != "":
-		return &Reason{Code: "agent", Node: n.Name, Message: fmt.Sprintf("%s cannot move: %s", fleet.Short(n.Name), n.Unable), Remedy: fmt.Sprintf("see `csm node get %s`", fleet.Short(n.Name))}
+		return []Reason{{Code: "agent", Node: n.Name, Message: fmt.Sprintf("%s cannot move: %s", fleet.Short(n.Name), n.Unable), Remedy: fmt.Sprintf("see `csm node get %s`", fleet.Short(n.Name))}}
 	}
-	return nil
+	return n.Ring
 }
 
 // gate says why no further node may begin now; none when it has nothing against it.

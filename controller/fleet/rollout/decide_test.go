@@ -28,6 +28,9 @@ func TestWhatComesNextIsDecidedByTheFactsAlone(t *testing.T) {
 		reasons []string // codes
 	}{
 		{"the canary goes first, alone", Facts{Nodes: three(Pending, Pending, Pending)}, Open, "n1", nil},
+		{"the ring is not looked at yet", Facts{Nodes: three(Pending, Pending, Pending)}, Look, "", nil},
+		{"within a wave it is not looked at again: not looked", Facts{Nodes: three(Proved, Proved, Pending)}, Open, "n3", nil},
+		{"its neighbours hold something against it", Facts{Nodes: func() []Node { n := three(Pending, Pending, Pending); n[0].Ring = []Reason{{Code: "busy"}}; return n }()}, Wait, "", []string{"busy"}},
 		{"a wave waits for the one before", Facts{Nodes: three(Moving, Pending, Pending)}, Wait, "", []string{"moving"}},
 		{"told is not done", Facts{Nodes: three(Told, Pending, Pending)}, Wait, "", []string{"told"}},
 		{"written is not proved", Facts{Nodes: three(Unproved, Pending, Pending)}, Wait, "", []string{"unproved"}},
@@ -74,6 +77,7 @@ func TestWhatComesNextIsDecidedByTheFactsAlone(t *testing.T) {
 			if f.State == "" {
 				f.State = Running
 			}
+			f.Looked = !strings.Contains(tt.name, "not looked")
 			if f.Spec.Width == 0 {
 				f.Spec.Width = 1
 			}
