@@ -52,6 +52,8 @@ type Node struct {
 	Canary bool
 	// Ring is what its neighbours hold against touching it.
 	Ring []Reason
+	// Later: others of its wave come first, so nobody has been asked about it.
+	Later bool
 }
 
 // Facts are all that a decision depends on.
@@ -127,7 +129,7 @@ func decide(f Facts) (Action, []Reason) {
 	}
 	busy := f.underWay()
 	if len(pending) == 0 {
-		return Action{Do: Wait}, busy
+		return Action{Do: Wait}, append(f.atClaim(), busy...)
 	}
 	reasons := f.gated()
 	if !begun {
@@ -141,10 +143,13 @@ func decide(f Facts) (Action, []Reason) {
 	}
 	slots := f.Spec.Width - f.inFlight()
 	if slots <= 0 {
-		return Action{Do: Wait}, busy
+		return Action{Do: Wait}, append(f.atClaim(), busy...)
 	}
 	var open []string
 	for _, n := range pending {
+		if n.Later {
+			continue
+		}
 		if r := n.held(); len(r) > 0 {
 			reasons = append(reasons, r...)
 		} else if len(open) < slots {
@@ -246,6 +251,19 @@ func (f Facts) underWay() (out []Reason) {
 			continue // its wish is taken back
 		}
 		out = append(out, r)
+	}
+	return out
+}
+
+// atClaim says what the claim of a node that was told would be refused for, if any was.
+func (f Facts) atClaim() (out []Reason) {
+	for _, n := range f.Nodes {
+		if n.Phase == Told {
+			if out == nil {
+				out = f.gated()
+			}
+			out = append(out, n.Ring...)
+		}
 	}
 	return out
 }

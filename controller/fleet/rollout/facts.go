@@ -47,6 +47,10 @@ func (f *Facts) look(ctx context.Context, q state.Querier, r row) error {
 	if wave < 0 || f.State != Running && f.State != RollingBack {
 		return nil
 	}
+	next := f.candidates(wave)
+	if len(next) == 0 {
+		return nil
+	}
 	h, err := fleet.Health(ctx, q, r.spec.Cluster)
 	if err != nil {
 		return err
@@ -55,11 +59,7 @@ func (f *Facts) look(ctx context.Context, q state.Querier, r row) error {
 	if f.Looked && tells(h) {
 		need.Look = r.look
 	}
-	for i := range f.Nodes {
-		n := &f.Nodes[i]
-		if n.Wave != wave || n.Phase != Pending && n.Phase != Told {
-			continue
-		}
+	for _, n := range next {
 		for _, x := range h.Holds(n.Name, need) {
 			switch {
 			case x.Code == "replica-down" || x.Code == "ring-moving": // weighed by the gates, which know how many may be down
@@ -70,6 +70,26 @@ func (f *Facts) look(ctx context.Context, q state.Querier, r row) error {
 		}
 	}
 	return nil
+}
+
+// candidates are the nodes of a wave that may begin next: those that were told, and a few more than there are places. What
+// comes later in a large rack is not looked at yet.
+func (f *Facts) candidates(wave int) (out []*Node) {
+	places := f.Spec.Width + 4
+	for i := range f.Nodes {
+		n := &f.Nodes[i]
+		switch {
+		case n.Wave != wave:
+		case n.Phase == Told:
+			out = append(out, n)
+		case n.Phase == Pending && n.Unable == "" && n.Frozen == "" && places > 0:
+			places--
+			out = append(out, n)
+		case n.Phase == Pending && n.Unable == "" && n.Frozen == "":
+			n.Later = true
+		}
+	}
+	return out
 }
 
 func tells(h fleet.RingHealth) bool {
