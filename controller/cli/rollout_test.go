@@ -28,6 +28,9 @@ func TestARolloutIsPlannedStartedExplainedStoppedAndListed(t *testing.T) {
 			t.Errorf("%q is not in the plan:\n%s", want, plan.out)
 		}
 	}
+	if out := u.ok(u.run("rollout", "plan", "-c", "prod", "--window", "Mon-Fri 01:00-05:00", "--window", "Sat 00:00-24:00", "--node", "n1,n2")).out; !strings.Contains(out, "--node n1 --node n2 --window 'Mon-Fri 01:00-05:00' --window 'Sat 00:00-24:00' --reason") {
+		t.Errorf("how to start it: %s", out)
+	}
 	line := startLine.FindStringSubmatch(plan.out)
 	if line == nil {
 		t.Fatalf("the plan does not say how to start it:\n%s", plan.out)
