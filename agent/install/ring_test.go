@@ -167,6 +167,41 @@ func TestOnARealCassandra(t *testing.T) {
 		}
 	})
 
+	t.Run("a certificate of a second CA is accepted once the truststore has it, and one of the first no longer once it is withdrawn", func(t *testing.T) {
+		next := cassandratest.NewCA(t, "next")
+		of := func(ca *cassandratest.CA) cassandratest.Leaf {
+			return ca.Leaf(func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, net.IP(r.node.Address.AsSlice())) })
+		}
+		both := []*x509.Certificate{r.ca.Root, next.Root}
+		takes := func(ca *cassandratest.CA, want agentv1.Verdict) {
+			t.Helper()
+			offered := of(ca).TLS()
+			for _, port := range r.site.Store.Ports {
+				res := probe.Probe(ctx, probe.Request{Kind: port.Kind, Address: port.Address.String(), Port: port.Port, Local: r.node.Address, Certificate: offered, Roots: both})
+				if res.Verdict != want || !res.Asked || res.Anchor == nil || res.Untrusted != "" {
+					t.Errorf("%v takes %s: %+v, want %s", port, ca.Root.Subject.CommonName, res, want)
+				}
+			}
+		}
+		move := func(p install.Plan) {
+			t.Helper()
+			p.Site = r.site
+			if o, err := r.installer().Run(ctx, p); err != nil || o.Result != proven {
+				t.Fatalf("%+v %v", o, err)
+			}
+		}
+		takes(r.ca, agentv1.Verdict_VERDICT_ACCEPTED)
+		takes(next, agentv1.Verdict_VERDICT_REFUSED)
+		move(install.Plan{Generation: 10, Anchors: both})
+		takes(next, agentv1.Verdict_VERDICT_ACCEPTED)
+		takes(r.ca, agentv1.Verdict_VERDICT_ACCEPTED)
+		l := of(next)
+		move(install.Plan{Generation: 11, Key: l.Key, Chain: l.Chain, Anchors: both})
+		move(install.Plan{Generation: 12, Anchors: []*x509.Certificate{next.Root}, Shrink: true, Withdraw: sums(r.ca.Root)})
+		takes(next, agentv1.Verdict_VERDICT_ACCEPTED)
+		takes(r.ca, agentv1.Verdict_VERDICT_REFUSED)
+	})
+
 	t.Run("a certificate of another CA is refused", func(t *testing.T) {
 		stranger := cassandratest.NewCA(t, "other").Leaf().TLS()
 		for _, port := range r.site.Store.Ports {

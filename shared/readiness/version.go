@@ -2,37 +2,10 @@ package readiness
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
+
+	"github.com/cassandra-security-manager/csm/shared/release"
 )
-
-// release is major, minor, patch; 6.0-alpha2 is 6.0.0.
-type release [3]int
-
-func parseRelease(s string) (r release, ok bool) {
-	s, _, _ = strings.Cut(s, "-")
-	parts := strings.Split(s, ".")
-	if len(parts) < 2 || len(parts) > 4 {
-		return r, false
-	}
-	for i := 0; i < len(parts) && i < 3; i++ {
-		n, err := strconv.Atoi(parts[i])
-		if err != nil || n < 0 {
-			return r, false
-		}
-		r[i] = n
-	}
-	return r, true
-}
-
-func (r release) before(o release) bool {
-	for i := range r {
-		if r[i] != o[i] {
-			return r[i] < o[i]
-		}
-	}
-	return false
-}
 
 // version says whether this release reads changed stores without a restart, and how well.
 func (j *judge) version() {
@@ -41,25 +14,25 @@ func (j *judge) version() {
 		return
 	}
 	j.report.Version = i.CassandraVersion
-	r, ok := parseRelease(i.CassandraVersion)
+	r, ok := release.Parse(i.CassandraVersion)
 	if !ok {
 		j.unseen("release of Cassandra", "neither its process nor its jar could be seen", "start Cassandra, and run the agent as its user")
 		return
 	}
 	seen := "Cassandra " + i.CassandraVersion
 	j.report.HotReload = "yes"
-	switch {
-	case r.before(release{4, 0, 0}):
+	switch r.Reload() {
+	case release.None:
 		j.report.HotReload = "no"
 		j.add(Concern{Severity: Blocker, Code: "no-hot-reload", Message: "this release reads its stores at start only: each new certificate needs a restart", Evidence: seen, Remedy: "upgrade to 4.1 or newer"})
-	case r.before(release{4, 1, 0}):
+	case release.Joint:
 		j.report.HotReload = "limited"
 		j.add(Concern{Severity: Warning, Code: "reload-joint", Message: "both TLS sections are reloaded as one: a broken client store keeps the internode certificate old as well", Evidence: seen, Remedy: "nothing to do; upgrade to 4.1.4 or newer to be rid of it"})
-	case r.before(release{4, 1, 4}):
+	case release.Apart:
 		j.report.HotReload = "limited"
 		j.add(Concern{Severity: Warning, Code: "reload-by-time", Message: "a reload looks at file times only, and the legacy port 7001 keeps its old certificate (CASSANDRA-18681)", Evidence: seen, Remedy: "nothing to do; upgrade to 4.1.4 or newer to be rid of it"})
 	}
-	if strings.HasPrefix(i.Authenticator, "MutualTls") && !r.before(release{5, 0, 0}) && r.before(release{5, 0, 7}) {
+	if strings.HasPrefix(i.Authenticator, "MutualTls") && !r.Before(release.Release{Major: 5}) && r.Before(release.Release{Major: 5, Patch: 7}) {
 		j.add(Concern{Severity: Error, Code: "cve-2026-27314", Message: "whoever may create one role can map a certificate onto a superuser (ADD IDENTITY)",
 			Evidence: fmt.Sprintf("%s with %s", seen, i.Authenticator), Remedy: "upgrade to 5.0.7 or newer"})
 	}
