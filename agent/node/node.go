@@ -131,6 +131,7 @@ type Node struct {
 	wanted    []string // fingerprints of roots; those of the last run until a target comes
 	up        bool     // all of Cassandra's ports listen
 	ring      ring
+	offers    offers
 }
 
 // Link is what is known of the stream.

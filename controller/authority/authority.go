@@ -101,6 +101,9 @@ type Store interface {
 	Watch(names ...string) *state.Watch
 }
 
+// DefaultCRLValidity is how long a revocation list is valid if nothing else is said.
+const DefaultCRLValidity = 7 * 24 * time.Hour
+
 // Options of one controller.
 type Options struct {
 	// BaseURLs of the public listeners ("http://csm1.example:9643"), written into every certificate of issuers made from now
@@ -108,7 +111,7 @@ type Options struct {
 	BaseURLs []string
 	// CRLShards for issuers made from now on: a power of two, 8 when zero.
 	CRLShards int
-	// CRLValidity is nextUpdate minus thisUpdate, 7 days when zero. A list is built again after half of it.
+	// CRLValidity is nextUpdate minus thisUpdate, DefaultCRLValidity when zero. A list is built again after half of it.
 	CRLValidity time.Duration
 	// AllowBenchmark lets authorities be made with P-256.
 	AllowBenchmark bool
@@ -140,7 +143,7 @@ func New(store Store, log state.Log, keys Keys, clock clockwork.Clock, rand io.R
 		o.CRLShards = 8
 	}
 	if o.CRLValidity == 0 {
-		o.CRLValidity = 7 * 24 * time.Hour
+		o.CRLValidity = DefaultCRLValidity
 	}
 	if o.AllowBenchmark {
 		algorithm.AllowBenchmark()

@@ -300,13 +300,13 @@ func proofViews(ctx context.Context, q state.Querier, claim string) ([]Proof, er
 	return collect(ctx, q, func(r *sql.Rows) (p Proof, err error) {
 		var kind agentv1.PortKind
 		var verdict agentv1.Verdict
-		var leaf, served []byte
+		var leaf, served, anchor []byte
 		var asked, deadline, ms int64
-		err = r.Scan(&p.Task, &p.Prober, &kind, &p.Port.Address, &p.Port.Port, &verdict, &leaf, &served, &p.Millis, &p.Detail, &asked, &deadline, &ms)
+		err = r.Scan(&p.Task, &p.Prober, &kind, &p.Port.Address, &p.Port.Port, &verdict, &leaf, &served, &p.Millis, &p.Detail, &asked, &deadline, &ms, &p.Authority, &p.Asked, &anchor)
 		p.Port.Kind, p.Verdict, p.Expected, p.Served = portName(kind), verdictName(verdict), hexOf(leaf), hexOf(served)
-		p.Asked, p.Deadline, p.Time = at(asked), at(deadline), at(ms)
+		p.Begun, p.Deadline, p.Time, p.Anchor = at(asked), at(deadline), at(ms), hexOf(anchor)
 		return p, err
-	}, `SELECT task, prober, kind, address, port, verdict, leaf_sha256, served_sha256, took_ms, detail, asked_ms, deadline_ms, time_ms FROM proof_tasks WHERE claim = ? ORDER BY asked, task`, claim)
+	}, `SELECT task, prober, kind, address, port, verdict, leaf_sha256, served_sha256, took_ms, detail, asked_ms, deadline_ms, time_ms, authority, asks, anchor_sha256 FROM proof_tasks WHERE claim = ? ORDER BY asked, task`, claim)
 }
 
 // Alarms reads the newest alarms, at most limit.

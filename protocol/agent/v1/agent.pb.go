@@ -3762,7 +3762,8 @@ func (x *RequestProofsRequest) GetLeafSha256() []byte {
 // RequestProofsResponse says who was asked.
 type RequestProofsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One task for each port. Empty when the cluster has no other enrolled node that could prove.
+	// One task for each port, and more where certificates of other authorities must be accepted too. Empty when the cluster
+	// has no other enrolled node that could prove.
 	Tasks         []string `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	Prober        string   `protobuf:"bytes,2,opt,name=prober,proto3" json:"prober,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3813,14 +3814,16 @@ func (x *RequestProofsResponse) GetProber() string {
 	return ""
 }
 
-// ProofTask asks this agent to prove a neighbour's port with its own node's certificate.
+// ProofTask asks this agent to prove a neighbour's port with its own node's certificate, or with one of a named authority.
 type ProofTask struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Task          string                 `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
-	TargetNode    string                 `protobuf:"bytes,2,opt,name=target_node,json=targetNode,proto3" json:"target_node,omitempty"`
-	Port          *Port                  `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`
-	LeafSha256    []byte                 `protobuf:"bytes,4,opt,name=leaf_sha256,json=leafSha256,proto3" json:"leaf_sha256,omitempty"`
-	Deadline      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Task       string                 `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	TargetNode string                 `protobuf:"bytes,2,opt,name=target_node,json=targetNode,proto3" json:"target_node,omitempty"`
+	Port       *Port                  `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`
+	LeafSha256 []byte                 `protobuf:"bytes,4,opt,name=leaf_sha256,json=leafSha256,proto3" json:"leaf_sha256,omitempty"`
+	Deadline   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Full name of the authority whose certificate is to be offered (IssueProbe); empty: the node's own.
+	Authority     string `protobuf:"bytes,90,opt,name=authority,proto3" json:"authority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3890,6 +3893,113 @@ func (x *ProofTask) GetDeadline() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ProofTask) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+// IssueProbeRequest asks for a certificate to answer a task with.
+type IssueProbeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Task  string                 `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	// PKCS#10 request; only its key and signature count.
+	Csr           []byte `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueProbeRequest) Reset() {
+	*x = IssueProbeRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueProbeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueProbeRequest) ProtoMessage() {}
+
+func (x *IssueProbeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueProbeRequest.ProtoReflect.Descriptor instead.
+func (*IssueProbeRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *IssueProbeRequest) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *IssueProbeRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+// IssueProbeResponse is a certificate for clients only, with the names of the prober's node, that lives for minutes.
+type IssueProbeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Leaf first, without the root, DER.
+	Chain         [][]byte `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueProbeResponse) Reset() {
+	*x = IssueProbeResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueProbeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueProbeResponse) ProtoMessage() {}
+
+func (x *IssueProbeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueProbeResponse.ProtoReflect.Descriptor instead.
+func (*IssueProbeResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *IssueProbeResponse) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
 // Proof is the outcome of one probe.
 type Proof struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -3900,15 +4010,22 @@ type Proof struct {
 	Took         *durationpb.Duration `protobuf:"bytes,4,opt,name=took,proto3" json:"took,omitempty"`
 	Detail       string               `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
 	// Full name of the node whose agent probed.
-	Prober        string                 `protobuf:"bytes,6,opt,name=prober,proto3" json:"prober,omitempty"`
-	Time          *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=time,proto3" json:"time,omitempty"`
+	Prober string                 `protobuf:"bytes,6,opt,name=prober,proto3" json:"prober,omitempty"`
+	Time   *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=time,proto3" json:"time,omitempty"`
+	// Authority whose certificate was offered; empty: the prober's own.
+	Authority string `protobuf:"bytes,90,opt,name=authority,proto3" json:"authority,omitempty"`
+	// The port asked for a client certificate: only then does an answer say that ours is trusted.
+	Asked bool `protobuf:"varint,91,opt,name=asked,proto3" json:"asked,omitempty"`
+	// Where the served chain leads: SHA-256 of the certificate that signed the leaf, and of the anchor that the prober found.
+	IssuerSha256  []byte `protobuf:"bytes,92,opt,name=issuer_sha256,json=issuerSha256,proto3" json:"issuer_sha256,omitempty"`
+	AnchorSha256  []byte `protobuf:"bytes,93,opt,name=anchor_sha256,json=anchorSha256,proto3" json:"anchor_sha256,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Proof) Reset() {
 	*x = Proof{}
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3920,7 +4037,7 @@ func (x *Proof) String() string {
 func (*Proof) ProtoMessage() {}
 
 func (x *Proof) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3933,7 +4050,7 @@ func (x *Proof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proof.ProtoReflect.Descriptor instead.
 func (*Proof) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Proof) GetPort() *Port {
@@ -3985,6 +4102,34 @@ func (x *Proof) GetTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Proof) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *Proof) GetAsked() bool {
+	if x != nil {
+		return x.Asked
+	}
+	return false
+}
+
+func (x *Proof) GetIssuerSha256() []byte {
+	if x != nil {
+		return x.IssuerSha256
+	}
+	return nil
+}
+
+func (x *Proof) GetAnchorSha256() []byte {
+	if x != nil {
+		return x.AnchorSha256
+	}
+	return nil
+}
+
 // ReportProofRequest answers a ProofTask.
 type ReportProofRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3996,7 +4141,7 @@ type ReportProofRequest struct {
 
 func (x *ReportProofRequest) Reset() {
 	*x = ReportProofRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4008,7 +4153,7 @@ func (x *ReportProofRequest) String() string {
 func (*ReportProofRequest) ProtoMessage() {}
 
 func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4021,7 +4166,7 @@ func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofRequest.ProtoReflect.Descriptor instead.
 func (*ReportProofRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ReportProofRequest) GetTask() string {
@@ -4047,7 +4192,7 @@ type ReportProofResponse struct {
 
 func (x *ReportProofResponse) Reset() {
 	*x = ReportProofResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4059,7 +4204,7 @@ func (x *ReportProofResponse) String() string {
 func (*ReportProofResponse) ProtoMessage() {}
 
 func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4072,7 +4217,7 @@ func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofResponse.ProtoReflect.Descriptor instead.
 func (*ReportProofResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 // ProofResult tells the node what a neighbour saw.
@@ -4086,7 +4231,7 @@ type ProofResult struct {
 
 func (x *ProofResult) Reset() {
 	*x = ProofResult{}
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4098,7 +4243,7 @@ func (x *ProofResult) String() string {
 func (*ProofResult) ProtoMessage() {}
 
 func (x *ProofResult) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4111,7 +4256,7 @@ func (x *ProofResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofResult.ProtoReflect.Descriptor instead.
 func (*ProofResult) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ProofResult) GetTask() string {
@@ -4146,7 +4291,7 @@ type ReportMoveRequest struct {
 
 func (x *ReportMoveRequest) Reset() {
 	*x = ReportMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4158,7 +4303,7 @@ func (x *ReportMoveRequest) String() string {
 func (*ReportMoveRequest) ProtoMessage() {}
 
 func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4171,7 +4316,7 @@ func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveRequest.ProtoReflect.Descriptor instead.
 func (*ReportMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ReportMoveRequest) GetClaim() string {
@@ -4239,7 +4384,7 @@ type ReportMoveResponse struct {
 
 func (x *ReportMoveResponse) Reset() {
 	*x = ReportMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4251,7 +4396,7 @@ func (x *ReportMoveResponse) String() string {
 func (*ReportMoveResponse) ProtoMessage() {}
 
 func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4264,7 +4409,7 @@ func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveResponse.ProtoReflect.Descriptor instead.
 func (*ReportMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 // ReportInventoryRequest is everything the node's scan sees now.
@@ -4277,7 +4422,7 @@ type ReportInventoryRequest struct {
 
 func (x *ReportInventoryRequest) Reset() {
 	*x = ReportInventoryRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4289,7 +4434,7 @@ func (x *ReportInventoryRequest) String() string {
 func (*ReportInventoryRequest) ProtoMessage() {}
 
 func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4302,7 +4447,7 @@ func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryRequest.ProtoReflect.Descriptor instead.
 func (*ReportInventoryRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ReportInventoryRequest) GetFound() []*FoundCertificate {
@@ -4330,7 +4475,7 @@ type FoundCertificate struct {
 
 func (x *FoundCertificate) Reset() {
 	*x = FoundCertificate{}
-	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4342,7 +4487,7 @@ func (x *FoundCertificate) String() string {
 func (*FoundCertificate) ProtoMessage() {}
 
 func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4355,7 +4500,7 @@ func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundCertificate.ProtoReflect.Descriptor instead.
 func (*FoundCertificate) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *FoundCertificate) GetDer() []byte {
@@ -4416,7 +4561,7 @@ type ReportInventoryResponse struct {
 
 func (x *ReportInventoryResponse) Reset() {
 	*x = ReportInventoryResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4428,7 +4573,7 @@ func (x *ReportInventoryResponse) String() string {
 func (*ReportInventoryResponse) ProtoMessage() {}
 
 func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4441,7 +4586,7 @@ func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryResponse.ProtoReflect.Descriptor instead.
 func (*ReportInventoryResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 var File_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -4751,8 +4896,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\vleaf_sha256\x18\x04 \x01(\fB\x06\xea\xe0\x18\x02\b R\n" +
 	"leafSha256\"X\n" +
 	"\x15RequestProofsResponse\x12\x1e\n" +
-	"\x05tasks\x18\x01 \x03(\tB\b\xea\xe0\x18\x04\b@\x10\bR\x05tasks\x12\x1f\n" +
-	"\x06prober\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x06prober\"\xda\x01\n" +
+	"\x05tasks\x18\x01 \x03(\tB\b\xea\xe0\x18\x04\b@\x10(R\x05tasks\x12\x1f\n" +
+	"\x06prober\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x06prober\"\x81\x02\n" +
 	"\tProofTask\x12\x1a\n" +
 	"\x04task\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x04task\x12(\n" +
 	"\vtarget_node\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\n" +
@@ -4760,7 +4905,14 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x04port\x18\x03 \x01(\v2\x12.csm.agent.v1.PortR\x04port\x12'\n" +
 	"\vleaf_sha256\x18\x04 \x01(\fB\x06\xea\xe0\x18\x02\b R\n" +
 	"leafSha256\x126\n" +
-	"\bdeadline\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\"\xae\x02\n" +
+	"\bdeadline\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12%\n" +
+	"\tauthority\x18Z \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\tauthority\"K\n" +
+	"\x11IssueProbeRequest\x12\x1a\n" +
+	"\x04task\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x04task\x12\x1a\n" +
+	"\x03csr\x18\x02 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x01R\x03csr\"6\n" +
+	"\x12IssueProbeResponse\x12 \n" +
+	"\x05chain\x18\x01 \x03(\fB\n" +
+	"\xea\xe0\x18\x06\b\x80\x80\x04\x10\bR\x05chain\"\xc5\x03\n" +
 	"\x05Proof\x12&\n" +
 	"\x04port\x18\x01 \x01(\v2\x12.csm.agent.v1.PortR\x04port\x12/\n" +
 	"\averdict\x18\x02 \x01(\x0e2\x15.csm.agent.v1.VerdictR\averdict\x12+\n" +
@@ -4768,7 +4920,11 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12\x1f\n" +
 	"\x06detail\x18\x05 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06detail\x12\x1f\n" +
 	"\x06prober\x18\x06 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x06prober\x12.\n" +
-	"\x04time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"[\n" +
+	"\x04time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12%\n" +
+	"\tauthority\x18Z \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\tauthority\x12\x14\n" +
+	"\x05asked\x18[ \x01(\bR\x05asked\x12+\n" +
+	"\rissuer_sha256\x18\\ \x01(\fB\x06\xea\xe0\x18\x02\b R\fissuerSha256\x12+\n" +
+	"\ranchor_sha256\x18] \x01(\fB\x06\xea\xe0\x18\x02\b R\fanchorSha256\"[\n" +
 	"\x12ReportProofRequest\x12\x1a\n" +
 	"\x04task\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x04task\x12)\n" +
 	"\x05proof\x18\x02 \x01(\v2\x13.csm.agent.v1.ProofR\x05proof\"\x15\n" +
@@ -4847,14 +5003,16 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x15MOVE_OUTCOME_UNPROVEN\x10\x02\x12\x1c\n" +
 	"\x18MOVE_OUTCOME_ROLLED_BACK\x10\x03\x12\x18\n" +
 	"\x14MOVE_OUTCOME_REFUSED\x10\x04\x12\x17\n" +
-	"\x13MOVE_OUTCOME_FAILED\x10\x052\xfa\x05\n" +
+	"\x13MOVE_OUTCOME_FAILED\x10\x052\xcb\x06\n" +
 	"\fAgentService\x12=\n" +
 	"\x04Join\x12\x19.csm.agent.v1.JoinRequest\x1a\x1a.csm.agent.v1.JoinResponse\x12X\n" +
 	"\rRenewIdentity\x12\".csm.agent.v1.RenewIdentityRequest\x1a#.csm.agent.v1.RenewIdentityResponse\x12A\n" +
 	"\x04Sync\x12\x19.csm.agent.v1.SyncRequest\x1a\x1a.csm.agent.v1.SyncResponse(\x010\x01\x12L\n" +
 	"\tClaimMove\x12\x1e.csm.agent.v1.ClaimMoveRequest\x1a\x1f.csm.agent.v1.ClaimMoveResponse\x12a\n" +
 	"\x10IssueCertificate\x12%.csm.agent.v1.IssueCertificateRequest\x1a&.csm.agent.v1.IssueCertificateResponse\x12X\n" +
-	"\rRequestProofs\x12\".csm.agent.v1.RequestProofsRequest\x1a#.csm.agent.v1.RequestProofsResponse\x12R\n" +
+	"\rRequestProofs\x12\".csm.agent.v1.RequestProofsRequest\x1a#.csm.agent.v1.RequestProofsResponse\x12O\n" +
+	"\n" +
+	"IssueProbe\x12\x1f.csm.agent.v1.IssueProbeRequest\x1a .csm.agent.v1.IssueProbeResponse\x12R\n" +
 	"\vReportProof\x12 .csm.agent.v1.ReportProofRequest\x1a!.csm.agent.v1.ReportProofResponse\x12O\n" +
 	"\n" +
 	"ReportMove\x12\x1f.csm.agent.v1.ReportMoveRequest\x1a .csm.agent.v1.ReportMoveResponse\x12^\n" +
@@ -4873,7 +5031,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(Mode)(0),                        // 0: csm.agent.v1.Mode
 	(StoreFormat)(0),                 // 1: csm.agent.v1.StoreFormat
@@ -4921,21 +5079,23 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*RequestProofsRequest)(nil),     // 43: csm.agent.v1.RequestProofsRequest
 	(*RequestProofsResponse)(nil),    // 44: csm.agent.v1.RequestProofsResponse
 	(*ProofTask)(nil),                // 45: csm.agent.v1.ProofTask
-	(*Proof)(nil),                    // 46: csm.agent.v1.Proof
-	(*ReportProofRequest)(nil),       // 47: csm.agent.v1.ReportProofRequest
-	(*ReportProofResponse)(nil),      // 48: csm.agent.v1.ReportProofResponse
-	(*ProofResult)(nil),              // 49: csm.agent.v1.ProofResult
-	(*ReportMoveRequest)(nil),        // 50: csm.agent.v1.ReportMoveRequest
-	(*ReportMoveResponse)(nil),       // 51: csm.agent.v1.ReportMoveResponse
-	(*ReportInventoryRequest)(nil),   // 52: csm.agent.v1.ReportInventoryRequest
-	(*FoundCertificate)(nil),         // 53: csm.agent.v1.FoundCertificate
-	(*ReportInventoryResponse)(nil),  // 54: csm.agent.v1.ReportInventoryResponse
-	(*timestamppb.Timestamp)(nil),    // 55: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 56: google.protobuf.Duration
+	(*IssueProbeRequest)(nil),        // 46: csm.agent.v1.IssueProbeRequest
+	(*IssueProbeResponse)(nil),       // 47: csm.agent.v1.IssueProbeResponse
+	(*Proof)(nil),                    // 48: csm.agent.v1.Proof
+	(*ReportProofRequest)(nil),       // 49: csm.agent.v1.ReportProofRequest
+	(*ReportProofResponse)(nil),      // 50: csm.agent.v1.ReportProofResponse
+	(*ProofResult)(nil),              // 51: csm.agent.v1.ProofResult
+	(*ReportMoveRequest)(nil),        // 52: csm.agent.v1.ReportMoveRequest
+	(*ReportMoveResponse)(nil),       // 53: csm.agent.v1.ReportMoveResponse
+	(*ReportInventoryRequest)(nil),   // 54: csm.agent.v1.ReportInventoryRequest
+	(*FoundCertificate)(nil),         // 55: csm.agent.v1.FoundCertificate
+	(*ReportInventoryResponse)(nil),  // 56: csm.agent.v1.ReportInventoryResponse
+	(*timestamppb.Timestamp)(nil),    // 57: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 58: google.protobuf.Duration
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	0,  // 0: csm.agent.v1.AgentFacts.mode:type_name -> csm.agent.v1.Mode
-	55, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
+	57, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
 	22, // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
 	13, // 3: csm.agent.v1.InstanceFacts.internode:type_name -> csm.agent.v1.TLSSection
 	13, // 4: csm.agent.v1.InstanceFacts.client:type_name -> csm.agent.v1.TLSSection
@@ -4944,20 +5104,20 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	11, // 7: csm.agent.v1.InstanceFacts.ring:type_name -> csm.agent.v1.RingView
 	10, // 8: csm.agent.v1.InstanceFacts.links:type_name -> csm.agent.v1.LinkFacts
 	17, // 9: csm.agent.v1.InstanceFacts.health:type_name -> csm.agent.v1.HealthFacts
-	55, // 10: csm.agent.v1.LinkFacts.since:type_name -> google.protobuf.Timestamp
-	55, // 11: csm.agent.v1.LinkFacts.recorded:type_name -> google.protobuf.Timestamp
+	57, // 10: csm.agent.v1.LinkFacts.since:type_name -> google.protobuf.Timestamp
+	57, // 11: csm.agent.v1.LinkFacts.recorded:type_name -> google.protobuf.Timestamp
 	12, // 12: csm.agent.v1.RingView.members:type_name -> csm.agent.v1.RingMember
 	5,  // 13: csm.agent.v1.RingMember.state:type_name -> csm.agent.v1.RingState
 	21, // 14: csm.agent.v1.ClientFacts.plaintext_clients:type_name -> csm.agent.v1.PlaintextClient
-	55, // 15: csm.agent.v1.ClientFacts.time:type_name -> google.protobuf.Timestamp
+	57, // 15: csm.agent.v1.ClientFacts.time:type_name -> google.protobuf.Timestamp
 	16, // 16: csm.agent.v1.ClientFacts.seen:type_name -> csm.agent.v1.SeenClient
-	55, // 17: csm.agent.v1.HealthFacts.time:type_name -> google.protobuf.Timestamp
+	57, // 17: csm.agent.v1.HealthFacts.time:type_name -> google.protobuf.Timestamp
 	18, // 18: csm.agent.v1.HealthFacts.probes:type_name -> csm.agent.v1.RangeProbe
 	20, // 19: csm.agent.v1.HealthFacts.works:type_name -> csm.agent.v1.Work
 	19, // 20: csm.agent.v1.RangeProbe.answers:type_name -> csm.agent.v1.ProbeAnswer
 	3,  // 21: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
 	1,  // 22: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
-	55, // 23: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
+	57, // 23: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
 	2,  // 24: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
 	23, // 25: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
 	37, // 26: csm.agent.v1.StoreFacts.required:type_name -> csm.agent.v1.Names
@@ -4975,54 +5135,56 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	24, // 38: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
 	34, // 39: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
 	45, // 40: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
-	49, // 41: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
+	51, // 41: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
 	38, // 42: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
 	36, // 43: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
 	35, // 44: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
-	55, // 45: csm.agent.v1.Target.cycle_until:type_name -> google.protobuf.Timestamp
-	55, // 46: csm.agent.v1.Frozen.since:type_name -> google.protobuf.Timestamp
-	55, // 47: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
+	57, // 45: csm.agent.v1.Target.cycle_until:type_name -> google.protobuf.Timestamp
+	57, // 46: csm.agent.v1.Frozen.since:type_name -> google.protobuf.Timestamp
+	57, // 47: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
 	37, // 48: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
-	55, // 49: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
+	57, // 49: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
 	6,  // 50: csm.agent.v1.StoreTarget.move:type_name -> csm.agent.v1.MoveKind
-	55, // 51: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
+	57, // 51: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
 	6,  // 52: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
-	55, // 53: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
-	55, // 54: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
+	57, // 53: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
+	57, // 54: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
 	23, // 55: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
 	23, // 56: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
-	55, // 57: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
+	57, // 57: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
 	23, // 58: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
 	4,  // 59: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
-	56, // 60: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
-	55, // 61: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
-	46, // 62: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
-	46, // 63: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
+	58, // 60: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
+	57, // 61: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
+	48, // 62: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
+	48, // 63: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
 	7,  // 64: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
 	24, // 65: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
-	46, // 66: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
-	56, // 67: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
-	53, // 68: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
+	48, // 66: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
+	58, // 67: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
+	55, // 68: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
 	25, // 69: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
 	28, // 70: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
 	30, // 71: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
 	39, // 72: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
 	41, // 73: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
 	43, // 74: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
-	47, // 75: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
-	50, // 76: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
-	52, // 77: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
-	27, // 78: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
-	29, // 79: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
-	33, // 80: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
-	40, // 81: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
-	42, // 82: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
-	44, // 83: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
-	48, // 84: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
-	51, // 85: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
-	54, // 86: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
-	78, // [78:87] is the sub-list for method output_type
-	69, // [69:78] is the sub-list for method input_type
+	46, // 75: csm.agent.v1.AgentService.IssueProbe:input_type -> csm.agent.v1.IssueProbeRequest
+	49, // 76: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
+	52, // 77: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
+	54, // 78: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
+	27, // 79: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
+	29, // 80: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
+	33, // 81: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
+	40, // 82: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
+	42, // 83: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
+	44, // 84: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
+	47, // 85: csm.agent.v1.AgentService.IssueProbe:output_type -> csm.agent.v1.IssueProbeResponse
+	50, // 86: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
+	53, // 87: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
+	56, // 88: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
+	79, // [79:89] is the sub-list for method output_type
+	69, // [69:79] is the sub-list for method input_type
 	69, // [69:69] is the sub-list for extension type_name
 	69, // [69:69] is the sub-list for extension extendee
 	0,  // [0:69] is the sub-list for field type_name
@@ -5052,7 +5214,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   47,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
