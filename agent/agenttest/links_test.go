@@ -133,7 +133,8 @@ func TestOldLinksAreCycledWhenEveryGateIsOpen(t *testing.T) {
 	if n.asked < 3 {
 		t.Errorf("Cassandra was asked %d times: once while it streamed, and before each peer", n.asked)
 	}
-	if s := a.status().Links; s == nil || s.Cycled != wish || s.Result != links.ResultDone {
-		t.Errorf("%+v", s)
-	}
+	w.await("csm-agent status tells it", func() bool {
+		s := a.status().Links
+		return s != nil && s.Cycled == wish && s.Result == links.ResultDone
+	})
 }
