@@ -126,6 +126,10 @@ func (r *Ring) node(address netip.Addr, datacenter, token string) (*Node, error)
 		Log: filepath.Join(dir, "logs", "system.log"), Nodetool: filepath.Join(dir, "bin", "nodetool"),
 		dist: r.dist,
 	}
+	if r.Passwords {
+		// Roles on each node, and the first of them at once.
+		n.JVM = []string{"-Dcassandra.superuser_setup_delay_ms=500", fmt.Sprintf("-Dcassandra.system_auth.default_rf=%d", len(r.Addresses))}
+	}
 	for _, d := range []string{"conf", "tls", "logs", "data", "bin"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o750); err != nil {
 			return nil, err
@@ -133,7 +137,8 @@ func (r *Ring) node(address netip.Addr, datacenter, token string) (*Node, error)
 	}
 	err = render("cassandra.yaml.tmpl", n.Config, map[string]any{
 		"Cluster": r.Cluster, "Token": token, "Address": address, "StoragePort": StoragePort, "NativePort": NativePort,
-		"Seed":   netip.AddrPortFrom(r.Addresses[0], StoragePort),
+		"Seed":      netip.AddrPortFrom(r.Addresses[0], StoragePort),
+		"Passwords": r.Passwords, "PlaintextClients": r.PlaintextClients,
 		"Format": n.Format, "Keystore": n.Keystore, "Truststore": n.Truststore, "Password": n.Password,
 	})
 	if err != nil {
