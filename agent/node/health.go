@@ -21,8 +21,8 @@ const (
 	healthFirst = 10 * time.Second
 	// healthPause is the least time between two looks that controllers ask for.
 	healthPause = 5 * time.Second
-	// healthFor bounds one look over CQL.
-	healthFor = 30 * time.Second
+	// healthFor bounds one look over CQL: nine reads that are all late, and the rest.
+	healthFor = 45 * time.Second
 )
 
 // health is what the node's Cassandra last told over CQL. It is read beside the deciding goroutine, which takes it up.

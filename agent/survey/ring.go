@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 
@@ -23,6 +25,9 @@ const DefaultTable = "system_distributed.view_build_status"
 // probed is how many members one node reads ranges of: in a ring by host id the next three, so that each member is read of by
 // exactly three others, without anybody to share the work out.
 const probed = 3
+
+// readFor is how long one read of a range may take.
+const readFor = 4 * time.Second
 
 const (
 	maxMembers  = 5000
@@ -192,8 +197,8 @@ func probe(ctx context.Context, r Reader, t table, self, m member) (*agentv1.Ran
 	p.Token = token
 	for _, level := range levels(self, m) {
 		a := &agentv1.ProbeAnswer{Consistency: level.String()}
-		_, _, err := r.Query(ctx, t.read(token), level, 1)
-		if err != nil && !cql.Answered(err) {
+		err := readOne(ctx, r, t.read(token), level)
+		if err != nil && !cql.Answered(err) && (!errors.Is(err, cql.ErrLate) || ctx.Err() != nil) {
 			return nil, unread(err, t.String())
 		}
 		if a.Ok = err == nil; !a.Ok {
@@ -205,6 +210,14 @@ func probe(ctx context.Context, r Reader, t table, self, m member) (*agentv1.Ran
 		p.Answers = append(p.Answers, a)
 	}
 	return p, nil
+}
+
+// readOne gives a coordinator less time than it gives its replicas (10 s): a member that has just died makes each read late.
+func readOne(ctx context.Context, r Reader, statement string, level cql.Consistency) error {
+	ctx, cancel := context.WithTimeout(ctx, readFor)
+	defer cancel()
+	_, _, err := r.Query(ctx, statement, level, 1)
+	return err
 }
 
 const notGrantedText = "not granted"

@@ -47,6 +47,11 @@ type Options struct {
 	Datacenters []string
 	// Formats are the store formats of the nodes, again from the first one when there are more nodes; empty means the package's.
 	Formats []string
+	// Passwords asks CQL clients for a login (PasswordAuthenticator) and for grants (CassandraAuthorizer). The first login is
+	// cassandra with password cassandra.
+	Passwords bool
+	// PlaintextClients takes CQL clients without TLS beside those with it, and asks none for a certificate.
+	PlaintextClients bool
 }
 
 // Ring is a set of nodes that know each other.
