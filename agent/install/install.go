@@ -78,7 +78,7 @@ type Site struct {
 	Neighbour Neighbour
 }
 
-// Plan is one install. It grows trust and swaps the leaf, or only shrinks trust; never both.
+// Plan is one install. It grows trust and/or swaps the leaf, or only shrinks trust; never both.
 type Plan struct {
 	Site
 	// Claim under which the effect happens, and the target's generation.
@@ -87,8 +87,12 @@ type Plan struct {
 	// Key and Chain (leaf first, without the root) of the new keystore. Both nil: the keystore stays, only trust changes.
 	Key   crypto.Signer
 	Chain []*x509.Certificate
-	// Anchors are ours from now on. Anchors found in the truststore that CSM never wrote are kept beside them.
+	// Anchors are ours from now on. All anchors found in the truststore are kept beside them, but those of Withdraw.
 	Anchors []*x509.Certificate
+	// Shrink says that trust shrinks: of the anchors that CSM placed, those named by their SHA-256 in Withdraw go, and
+	// nothing else changes. Without it nothing goes, whatever Withdraw names.
+	Shrink   bool
+	Withdraw [][32]byte
 	// Names that the target demands; the addresses of Instance.RequiredNamesFor are demanded besides.
 	Names certificate.Names
 	// MinRemaining life of the new leaf; 0 is 24 h.

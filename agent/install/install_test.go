@@ -76,7 +76,13 @@ func TestWhatIsNotFitIsRefusedBeforeAnythingIsWritten(t *testing.T) {
 		"key of another": {func(w *world, p *install.Plan) { p.Key = w.ca.Leaf().Key }, ""},
 		"untrusted":      {func(w *world, p *install.Plan) { l := other.Leaf(); p.Key, p.Chain = l.Key, l.Chain }, "untrusted"},
 		"old generation": {func(w *world, p *install.Plan) { p.Generation = 0 }, "old-generation"},
-		"mixed move":     {func(w *world, p *install.Plan) { p.Anchors = []*x509.Certificate{other.Root} }, "mixed-move"},
+		"mixed move": {func(w *world, p *install.Plan) {
+			p.Anchors, p.Shrink, p.Withdraw = []*x509.Certificate{other.Root}, true, [][32]byte{leafSum([]*x509.Certificate{w.ca.Root})}
+		}, "mixed-move"},
+		"trust not distributed": {func(w *world, p *install.Plan) {
+			l := other.Leaf()
+			p.Key, p.Chain, p.Anchors = l.Key, l.Chain, append(p.Anchors, other.Root)
+		}, "trust-not-distributed"},
 		"unmanageable": {func(w *world, p *install.Plan) {
 			s := *p.Store
 			s.Manageable = false
@@ -305,24 +311,6 @@ func TestForeignAnchorsAreKeptAndTrustGrowsBeforeTheLeafChanges(t *testing.T) {
 	}
 	if f := w.installer().Facts(w.site()); len(f.Anchors) != 2 {
 		t.Errorf("%d anchors", len(f.Anchors))
-	}
-}
-
-func TestTrustShrinksOnlyByItselfAndOnlyByOurs(t *testing.T) {
-	w := running(t, keystore.PKCS12)
-	next := cassandratest.NewCA(t, "next")
-	l := next.Leaf()
-	grow := install.Plan{Site: w.site(), Generation: 2, Key: l.Key, Chain: l.Chain, Anchors: []*x509.Certificate{w.ca.Root, next.Root}}
-	if o, err := w.installer().Run(context.Background(), grow); err != nil || o.Result != proven {
-		t.Fatalf("grow and swap: %v %v", o.Result, err)
-	}
-	shrink := install.Plan{Site: w.site(), Generation: 3, Anchors: []*x509.Certificate{next.Root}}
-	if o, err := w.installer().Run(context.Background(), shrink); err != nil || o.Result != proven || o.After != leafSum(l.Chain) {
-		t.Fatalf("shrink: %v %v", o.Result, err)
-	}
-	cut := install.Plan{Site: w.site(), Generation: 4, Anchors: []*x509.Certificate{w.ca.Root}}
-	if o, err := w.installer().Run(context.Background(), cut); o.Result != refused || err == nil {
-		t.Fatalf("removing the CA of the leaf in place: %v %v", o.Result, err)
 	}
 }
 

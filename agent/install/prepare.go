@@ -121,10 +121,11 @@ func (t *transaction) preflightNew(context.Context) error {
 	}
 	anchors := t.anchors()
 	grows, shrinks := difference(anchors, t.old.anchors), difference(t.old.anchors, anchors)
-	if shrinks > 0 && (grows > 0 || p.Key != nil) {
-		return refuse("mixed-move", "%d anchors would go while trust grows or the leaf changes", shrinks).Do("first install, then retire the old CA by a move of its own")
+	if err := t.shrinkFits(grows, anchors); err != nil {
+		return err
 	}
-	if p.Key == nil && grows+shrinks == 0 {
+	// The same anchors under a higher generation are a move too: it writes nothing, and proves what is there.
+	if p.Key == nil && grows+shrinks == 0 && (t.rec == nil || p.Generation <= t.rec.Generation) {
 		return refuse("nothing-to-do", "the store holds these anchors already")
 	}
 	t.new = pair{keystore: t.old.keystore, truststore: t.old.truststore, key: t.old.key, anchors: anchors}
@@ -153,6 +154,9 @@ func (t *transaction) preflightNew(context.Context) error {
 		e.MinRemaining, e.Names, e.EKUs = 0, certificate.Names{}, []x509.ExtKeyUsage{} // the leaf in place is not on trial
 	}
 	if err := fatal("new", keystore.Check(t.new.key, anchors, e)); err != nil {
+		return err
+	}
+	if err := t.distributed(); err != nil {
 		return err
 	}
 	return t.between(anchors)
@@ -189,7 +193,7 @@ func (t *transaction) inherit(f file, path string, mode fs.FileMode) file {
 	return f
 }
 
-// anchors are ours from the plan, then the foreign ones found in the truststore.
+// anchors are ours from the plan, then all others found in the truststore but those that go.
 func (t *transaction) anchors() []*x509.Certificate {
 	var out []*x509.Certificate
 	have := map[string]bool{}
@@ -203,7 +207,7 @@ func (t *transaction) anchors() []*x509.Certificate {
 		add(c)
 	}
 	for _, c := range t.old.anchors {
-		if t.rec == nil || !slices.Contains(t.rec.Ours, anchorID(c)) {
+		if !t.goes(c) {
 			add(c)
 		}
 	}
@@ -213,7 +217,7 @@ func (t *transaction) anchors() []*x509.Certificate {
 func (t *transaction) ours() []string {
 	var out []string
 	if t.rec != nil {
-		out = slices.Clone(t.rec.Ours)
+		out = slices.DeleteFunc(slices.Clone(t.rec.Ours), t.withdrawn)
 	}
 	foreign := func(id string) bool {
 		return slices.ContainsFunc(t.old.anchors, func(c *x509.Certificate) bool { return anchorID(c) == id })
@@ -283,6 +287,9 @@ func (t *transaction) baseline(ctx context.Context) error {
 		}
 		if r.Served != ([32]byte{}) {
 			t.served = r.Served
+		}
+		if err := t.servedNeeds(port, r); err != nil {
+			return err
 		}
 		if r.Verdict != agentv1.Verdict_VERDICT_ACCEPTED && !t.plan.NoWayBack {
 			return fault.New(fault.Refused, "baseline-failed", "%s:%d does not accept the certificate in place before the install: %s", port.Address, port.Port, r.Detail).

@@ -139,6 +139,18 @@ func (n *Node) anchors() ([]*x509.Certificate, error) {
 	return certificate.ParseAll(ders)
 }
 
+// withdrawn are the anchors that the controllers want to go.
+func (n *Node) withdrawn() (out [][32]byte) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, w := range n.target.GetWithdrawn() {
+		if len(w) == 32 {
+			out = append(out, [32]byte(w))
+		}
+	}
+	return out
+}
+
 // call runs a call with its own deadline, and again while the outcome is unknown or nobody answers: every call is
 // idempotent by its request id or claim.
 func (n *Node) call(ctx context.Context, total time.Duration, f func(context.Context, agentv1.AgentServiceClient) error) error {
@@ -216,7 +228,11 @@ func (n *Node) plan(ctx context.Context, s *cassandra.Store, t *agentv1.StoreTar
 	if p.Names, err = certificate.ParseNames(t.GetNames().GetDns(), t.GetNames().GetIps(), t.GetNames().GetUris()); err != nil {
 		return p, err
 	}
-	if kind == agentv1.MoveKind_MOVE_KIND_TRUST {
+	switch kind {
+	case agentv1.MoveKind_MOVE_KIND_TRUST:
+		return p, nil
+	case agentv1.MoveKind_MOVE_KIND_SHRINK:
+		p.Shrink, p.Withdraw = true, n.withdrawn()
 		return p, nil
 	}
 	p.Key, p.Chain, err = n.issue(ctx, s, t, claim, p.Names)

@@ -152,8 +152,12 @@ func need(v View) Action {
 // trustFirst is all that may be done to files with another CA's leaf: our anchors are added beside theirs, and proved.
 func trustFirst(v View) Action {
 	s, trust := v.Store, agentv1.MoveKind_MOVE_KIND_TRUST
+	t := v.Target
+	raised := t.Generation > s.Generation
 	switch {
-	case missing(v.Anchors, s.Anchors):
+	case raised && s.Generation > 0 && (t.Move == trust || t.Move == agentv1.MoveKind_MOVE_KIND_SHRINK):
+		return Action{Do: Install, Move: t.Move, Reason: "new-generation", Message: "the truststore is to change (" + t.Reason + "); the certificate of another CA stays in service"}
+	case raised && missing(v.Anchors, s.Anchors):
 		return Action{Do: Install, Move: trust, Reason: "trust-first", Message: "our CA is added to the truststore; the certificate of another CA stays in service"}
 	case v.Running && s.Generation > 0 && len(s.Leaf) > 0 && string(s.Acknowledged) != string(s.Leaf):
 		return Action{Do: Prove, Move: trust, Reason: "unproven", Message: "Cassandra is up and its new truststore is not proved yet"}
@@ -181,8 +185,6 @@ func move(v View) (agentv1.MoveKind, string, string) {
 		return kind, "renewal-due", "the certificate is due for renewal"
 	case len(s.Leaf) > 0 && left < floor(s):
 		return kind, "expires-soon", fmt.Sprintf("the certificate expires on %s", s.NotAfter.UTC().Format(time.DateOnly))
-	case missing(v.Anchors, s.Anchors):
-		return agentv1.MoveKind_MOVE_KIND_TRUST, "trust-grows", "the truststore lacks an anchor of the cluster"
 	}
 	return agentv1.MoveKind_MOVE_KIND_UNSPECIFIED, "", ""
 }

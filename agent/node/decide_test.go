@@ -21,7 +21,7 @@ func healthy() View {
 }
 
 func TestWhatComesNext(t *testing.T) {
-	const first, renew, trust = agentv1.MoveKind_MOVE_KIND_FIRST, agentv1.MoveKind_MOVE_KIND_RENEW, agentv1.MoveKind_MOVE_KIND_TRUST
+	const first, renew, trust, shrink = agentv1.MoveKind_MOVE_KIND_FIRST, agentv1.MoveKind_MOVE_KIND_RENEW, agentv1.MoveKind_MOVE_KIND_TRUST, agentv1.MoveKind_MOVE_KIND_SHRINK
 	absent := func(v *View) {
 		v.Store = StoreView{Name: "node", Manageable: true, State: agentv1.InstallState_INSTALL_STATE_ABSENT}
 		v.NextProof, v.Target.LeafSha256 = time.Time{}, nil
@@ -48,7 +48,14 @@ func TestWhatComesNext(t *testing.T) {
 		{"a short-lived leaf is not below the floor from birth", func(v *View) {
 			v.Store.NotBefore, v.Store.NotAfter = at.AddDate(0, 0, -1), at.AddDate(0, 0, 13)
 		}, Rest, 0, "as-wanted"},
-		{"a missing anchor is added", func(v *View) { v.Anchors = [][]byte{{9}, {8}} }, Install, trust, "trust-grows"},
+		{"a missing anchor waits until the store is raised", func(v *View) { v.Anchors = [][]byte{{9}, {8}} }, Rest, 0, "as-wanted"},
+		{"trust grows where it is wished", func(v *View) { newer(v); v.Target.Move = trust }, Install, trust, "new-generation"},
+		{"trust shrinks where it is wished", func(v *View) { newer(v); v.Target.Move = shrink }, Install, shrink, "new-generation"},
+		{"a wish that is done is no move", func(v *View) { v.Target.Move = shrink }, Rest, 0, "as-wanted"},
+		{"a store that is not there yet is installed, whatever is wished", func(v *View) { absent(v); newer(v); v.Target.Move = shrink }, Install, first, "first-install"},
+		{"trust of another CA's store grows where it is wished", func(v *View) { newer(v); v.Target.TrustOnly, v.Target.Move = true, trust }, Install, trust, "new-generation"},
+		{"trust of another CA's store shrinks where it is wished", func(v *View) { newer(v); v.Target.TrustOnly, v.Target.Move = true, shrink }, Install, shrink, "new-generation"},
+		{"another CA's store takes no anchor before it is raised", func(v *View) { v.Anchors, v.Target.TrustOnly = [][]byte{{9}, {8}}, true }, Rest, 0, "store-foreign"},
 		{"an extra anchor of somebody else is left alone", func(v *View) { v.Store.Anchors = [][]byte{{9}, {8}} }, Rest, 0, "as-wanted"},
 		{"an unproven store is proved when Cassandra is up", func(v *View) {
 			v.Store.State, v.Store.Acknowledged = agentv1.InstallState_INSTALL_STATE_INSTALLED_UNPROVEN, nil

@@ -71,6 +71,7 @@ func (g gates) applyClaimMove(a *state.Apply, c *clusterv1.ClaimMove) (*clusterv
 		func() error { return mayAct(a, n) },
 		func() error { return trustFirst(n, s, l, r.Kind) },
 		func() error { return requestFits(n, s, r) },
+		func() error { return shrinks(a, n, r.Kind) },
 		func() error { return budget(a, n, s) },
 		func() error { return ownClaim(a, n) },
 	} {
@@ -150,7 +151,7 @@ func requestFits(n nodeRow, s storeRow, r *agentv1.ClaimMoveRequest) error {
 		if s.state == agentv1.InstallState_INSTALL_STATE_PROVEN {
 			return fault.New(fault.Refused, "not-first", "store %s of %s is in use: a change of it is a renewal", s.store, short(n.name))
 		}
-	case agentv1.MoveKind_MOVE_KIND_RENEW, agentv1.MoveKind_MOVE_KIND_TRUST:
+	case agentv1.MoveKind_MOVE_KIND_RENEW, agentv1.MoveKind_MOVE_KIND_TRUST, agentv1.MoveKind_MOVE_KIND_SHRINK:
 	default:
 		return fault.New(fault.Invalid, "bad-kind", "a claim is for a first install, a renewal or a change of trust")
 	}
@@ -274,7 +275,7 @@ func grant(a *state.Apply, c *clusterv1.ClaimMove, n nodeRow, s storeRow, alone 
 		return nil, err
 	}
 	// A change of trust needs no certificate: its effect may begin as soon as it is claimed.
-	if r.Kind == agentv1.MoveKind_MOVE_KIND_TRUST {
+	if trustAlone(r.Kind) {
 		if _, err := a.Exec(`UPDATE stores SET unproved = 1 WHERE name = ?`, s.name); err != nil {
 			return nil, err
 		}

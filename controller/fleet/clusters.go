@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"strings"
 
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 
 	"github.com/cassandra-security-manager/csm/controller/state"
@@ -104,22 +105,13 @@ func (g gates) applyGrowTrust(a *state.Apply, c *clusterv1.GrowTrust) (*clusterv
 	if err := g.mayRaise(a, c.Cluster, ""); err != nil {
 		return nil, err
 	}
-	added, err := addAnchors(a, trust, c.Anchors)
+	added, err := AddAnchors(a, c.Cluster, c.Anchors)
 	if err != nil || added == 0 {
 		return &clusterv1.Empty{}, err
 	}
-	if _, err := a.Exec(`UPDATE clusters SET bundle_version = ?, changed = ?, updated_ms = ?, revision = ? WHERE name = ?`,
-		a.Index, a.Index, a.Now.UnixMilli(), a.Index, c.Cluster); err != nil {
-		return nil, err
-	}
-	if _, err := a.Exec(`UPDATE stores SET generation = ?, reason = 'trust grows', wish_move = 0, plan_hash = NULL WHERE node IN (SELECT name FROM nodes WHERE cluster = ?)`,
-		a.Index, c.Cluster); err != nil {
-		return nil, err
-	}
-	a.Touch(state.Updated, c.Cluster)
-	a.Touch(state.Updated, trust)
-	signalTarget(a, c.Cluster)
-	return &clusterv1.Empty{}, nil
+	_, err = a.Exec(`UPDATE stores SET generation = ?, reason = 'trust grows', wish_move = ?, plan_hash = NULL WHERE node IN (SELECT name FROM nodes WHERE cluster = ?)`,
+		a.Index, int(agentv1.MoveKind_MOVE_KIND_TRUST), c.Cluster)
+	return &clusterv1.Empty{}, err
 }
 
 func addAnchors(a *state.Apply, trust string, anchors [][]byte) (added int64, err error) {

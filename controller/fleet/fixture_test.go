@@ -46,7 +46,7 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	return worldOf(t, fleet.Module(), recorder())
+	return worldOf(t, fleet.Module(), recorder(), bundler())
 }
 
 // newWorldWith is a world with somebody above the fleet.

@@ -14,6 +14,7 @@ func Module(asked ...Gates) state.Module {
 			{Number: 530, SQL: ringSchema},
 			{Number: 531, SQL: freezeSchema},
 			{Number: 532, SQL: livesSchema},
+			{Number: 540, SQL: withdrawnSchema},
 			{Number: 555, SQL: healthSchema},
 		},
 		Commands: func(r *state.Registry) {

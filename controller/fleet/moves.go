@@ -139,7 +139,7 @@ type settled struct {
 // outcome decides what a report makes of the store. Pure.
 func outcome(n nodeRow, m moveRow, s storeRow, c *clusterv1.CompleteMove) (settled, error) {
 	t := settled{state: s.state, installed: s.installed, wanted: s.wanted, proven: s.proven, unproved: m.unprovedBefore}
-	if m.kind == agentv1.MoveKind_MOVE_KIND_TRUST && len(s.wanted) == 0 { // CSM never gave this store a leaf
+	if trustAlone(m.kind) && len(s.wanted) == 0 { // CSM never gave this store a leaf
 		return trusted(n, m, s, c, t)
 	}
 	switch c.Outcome {

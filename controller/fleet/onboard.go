@@ -39,8 +39,8 @@ func trustFirst(n nodeRow, s storeRow, l life, kind agentv1.MoveKind) error {
 	case l.onboarded == 0:
 		return fault.New(fault.Refused, "store-foreign", "the files of store %s of %s were not written by CSM", s.store, short(n.name)).
 			Do("`csm cluster onboard %s` adds our CA beside theirs; for a node that has never run, move the files away", short(n.cluster))
-	case kind != agentv1.MoveKind_MOVE_KIND_TRUST:
-		return fault.New(fault.Refused, "leaf-theirs", "store %s of %s holds the certificate of another CA: only trust may be added", s.store, short(n.name)).
+	case !trustAlone(kind):
+		return fault.New(fault.Refused, "leaf-theirs", "store %s of %s holds the certificate of another CA: only trust may change", s.store, short(n.name)).
 			Do("taking over its certificate is a rotation")
 	}
 	return nil

@@ -158,7 +158,7 @@ type Move struct {
 	Node        string    `json:"node"`
 	Incarnation uint64    `json:"incarnation"`
 	Store       string    `json:"store"`
-	Kind        string    `json:"kind" enum:"first,renew,trust"`
+	Kind        string    `json:"kind" enum:"first,renew,trust,shrink"`
 	Generation  uint64    `json:"generation"`
 	State       string    `json:"state" enum:"open,closed,lapsed"`
 	Outcome     string    `json:"outcome,omitempty" doc:"proven, unproven, rolled-back, refused, failed; empty while open or when it was never reported"`

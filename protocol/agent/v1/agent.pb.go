@@ -387,8 +387,10 @@ const (
 	MoveKind_MOVE_KIND_FIRST MoveKind = 1
 	// The leaf is replaced; trust grows first if it must.
 	MoveKind_MOVE_KIND_RENEW MoveKind = 2
-	// Only trust changes.
+	// Only trust grows.
 	MoveKind_MOVE_KIND_TRUST MoveKind = 3
+	// Only trust shrinks: anchors of ours that the target names go.
+	MoveKind_MOVE_KIND_SHRINK MoveKind = 4
 )
 
 // Enum value maps for MoveKind.
@@ -398,12 +400,14 @@ var (
 		1: "MOVE_KIND_FIRST",
 		2: "MOVE_KIND_RENEW",
 		3: "MOVE_KIND_TRUST",
+		4: "MOVE_KIND_SHRINK",
 	}
 	MoveKind_value = map[string]int32{
 		"MOVE_KIND_UNSPECIFIED": 0,
 		"MOVE_KIND_FIRST":       1,
 		"MOVE_KIND_RENEW":       2,
 		"MOVE_KIND_TRUST":       3,
+		"MOVE_KIND_SHRINK":      4,
 	}
 )
 
@@ -2752,6 +2756,9 @@ type Target struct {
 	Frozen  *Frozen  `protobuf:"bytes,8,opt,name=frozen,proto3" json:"frozen,omitempty"`
 	// The cluster was let go: files stay as they are from now on. The reason, for people; empty: it was not.
 	Released string `protobuf:"bytes,40,opt,name=released,proto3" json:"released,omitempty"`
+	// SHA-256 of anchors of ours that a MOVE_KIND_SHRINK takes out. An anchor that is not named here, or that the agent did
+	// not place, stays.
+	Withdrawn [][]byte `protobuf:"bytes,90,rep,name=withdrawn,proto3" json:"withdrawn,omitempty"`
 	// Raft index of the newest question how the ring is: an agent that has not answered it looks now, and says it in HealthFacts.look.
 	Look          uint64 `protobuf:"varint,110,opt,name=look,proto3" json:"look,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2849,6 +2856,13 @@ func (x *Target) GetReleased() string {
 		return x.Released
 	}
 	return ""
+}
+
+func (x *Target) GetWithdrawn() [][]byte {
+	if x != nil {
+		return x.Withdrawn
+	}
+	return nil
 }
 
 func (x *Target) GetLook() uint64 {
@@ -4472,7 +4486,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"proof_task\x18\x02 \x01(\v2\x17.csm.agent.v1.ProofTaskH\x00R\tproofTask\x12>\n" +
 	"\fproof_result\x18\x03 \x01(\v2\x19.csm.agent.v1.ProofResultH\x00R\vproofResult\x121\n" +
 	"\acontrol\x18\x04 \x01(\v2\x15.csm.agent.v1.ControlH\x00R\acontrolB\t\n" +
-	"\amessage\"\x82\x03\n" +
+	"\amessage\"\xaa\x03\n" +
 	"\x06Target\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1e\n" +
@@ -4485,7 +4499,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\aanchors\x18\a \x03(\fB\n" +
 	"\xea\xe0\x18\x06\b\x80\x80\x04\x10@R\aanchors\x12,\n" +
 	"\x06frozen\x18\b \x01(\v2\x14.csm.agent.v1.FrozenR\x06frozen\x12#\n" +
-	"\breleased\x18( \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\breleased\x12\x12\n" +
+	"\breleased\x18( \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\breleased\x12&\n" +
+	"\twithdrawn\x18Z \x03(\fB\b\xea\xe0\x18\x04\b \x10@R\twithdrawn\x12\x12\n" +
 	"\x04look\x18n \x01(\x04R\x04look\"\xe3\x01\n" +
 	"\x06Frozen\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\bR\x06active\x12\x1d\n" +
@@ -4639,12 +4654,13 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x11RING_STATE_NORMAL\x10\x01\x12\x16\n" +
 	"\x12RING_STATE_JOINING\x10\x02\x12\x16\n" +
 	"\x12RING_STATE_LEAVING\x10\x03\x12\x15\n" +
-	"\x11RING_STATE_MOVING\x10\x04*d\n" +
+	"\x11RING_STATE_MOVING\x10\x04*z\n" +
 	"\bMoveKind\x12\x19\n" +
 	"\x15MOVE_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fMOVE_KIND_FIRST\x10\x01\x12\x13\n" +
 	"\x0fMOVE_KIND_RENEW\x10\x02\x12\x13\n" +
-	"\x0fMOVE_KIND_TRUST\x10\x03*\xb0\x01\n" +
+	"\x0fMOVE_KIND_TRUST\x10\x03\x12\x14\n" +
+	"\x10MOVE_KIND_SHRINK\x10\x04*\xb0\x01\n" +
 	"\vMoveOutcome\x12\x1c\n" +
 	"\x18MOVE_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13MOVE_OUTCOME_PROVEN\x10\x01\x12\x19\n" +
