@@ -15,8 +15,8 @@ type Clients struct {
 	fleet.SeenClients
 }
 
-// Health is how a cluster's ring is, and what holds each of its nodes from being touched.
-type Health struct {
+// RingHealth is how a cluster's ring is, and what holds each of its nodes from being touched.
+type RingHealth struct {
 	Name string `json:"name"`
 	fleet.RingHealth
 	// Held has an entry for each enrolled node that must not be touched now.
@@ -52,15 +52,15 @@ func (s *server) seen() {
 		func(ctx context.Context, in *struct {
 			ClusterPath
 			Read
-		}) (*body[Health], error) {
+		}) (*body[RingHealth], error) {
 			h, err := s.Fleet.Health(ctx, in.name())
-			out := Health{Name: in.name(), RingHealth: h, Held: []Held{}}
+			out := RingHealth{Name: in.name(), RingHealth: h, Held: []Held{}}
 			for _, m := range h.Members {
 				if why := h.Holds(m.Node, fleet.HealthNeed{Look: h.Look}); m.Node != "" && len(why) > 0 {
 					out.Held = append(out.Held, Held{m.Node, why})
 				}
 			}
-			return &body[Health]{out}, err
+			return &body[RingHealth]{out}, err
 		})
 	handle(s, huma.Operation{OperationID: "askClusterHealth", Method: http.MethodPost, Path: "/v1/tenants/{tenant}/clusters/{cluster}:askHealth", Tags: tags,
 		Summary: "Have every agent of the cluster look at its ring and its clients now"}, "cluster:askHealth",
