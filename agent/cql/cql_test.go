@@ -79,8 +79,8 @@ func TestValuesOfEachType(t *testing.T) {
 	udt := append([]byte{0, 0x30, 0, 1, 'k', 0, 1, 'u', 0, 1, 0, 1, 'f'}, cqltest.TextMap...)
 	tuple := []byte{0, 0x31, 0, 2, 0, 9, 0, 0x20, 0, 9}
 	s := &cqltest.Server{Answer: func(string, uint16) cqltest.Answer {
-		return cqltest.Answer{Columns: []cqltest.Column{{"udt", udt}, {"tuple", tuple}, {"custom", []byte{0, 0, 0, 1, 'x'}}, {"t", cqltest.Varchar}, {"b", cqltest.Boolean}, {"i", cqltest.Int},
-			{"a", cqltest.Inet}, {"u", cqltest.UUID}, {"s", cqltest.TextSet}, {"m", cqltest.TextMap}, {"null", cqltest.Varchar}},
+		return cqltest.Answer{Columns: []cqltest.Column{{Name: "udt", Type: udt}, {Name: "tuple", Type: tuple}, {Name: "custom", Type: []byte{0, 0, 0, 1, 'x'}}, {Name: "t", Type: cqltest.Varchar}, {Name: "b", Type: cqltest.Boolean}, {Name: "i", Type: cqltest.Int},
+			{Name: "a", Type: cqltest.Inet}, {Name: "u", Type: cqltest.UUID}, {Name: "s", Type: cqltest.TextSet}, {Name: "m", Type: cqltest.TextMap}, {Name: "null", Type: cqltest.Varchar}},
 			Rows: [][][]byte{{{1}, {2}, {3}, []byte("text"), {1}, cqltest.Number(-7), {10, 0, 0, 1}, uuid, cqltest.Texts("a", "b"), cqltest.Pairs("k", "v"), nil}}}
 	}}
 	c, err := open(t, s, "", "")

@@ -159,6 +159,9 @@ func verify(chain, anchors []*x509.Certificate, name string, now time.Time, usag
 
 // loginFinding is what a person must put right before Cassandra can be read; nil when nothing is wrong, or only not set up.
 func loginFinding(err error) *agentv1.Finding {
+	if err == nil {
+		return nil
+	}
 	e := fault.From(err)
 	switch e.Reason {
 	case "cql-login-refused", "cql-not-granted", "cql-no-table", "cql-plaintext-remote", "no-secret":
