@@ -12,6 +12,7 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
 	"github.com/cassandra-security-manager/csm/agent/node"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/keystore"
 )
 
@@ -159,4 +160,33 @@ func TestAnAgentThatWasAwayRenewsItsExpiredIdentityOrSaysWhatToType(t *testing.T
 	must(t, os.Remove(filepath.Join(h.conf.Folder(h.conf.Cassandra[0]), "identity.json")))
 	h.start()
 	w.await("joined anew", func() bool { s := h.status(); return s.Link.Connected && s.Incarnation == 2 })
+}
+
+// A host that was rebuilt around its files, or lost its state folder, knows nothing of what it installed. The controllers do.
+func TestANodeWhoseStateFolderIsLostRejoinsAndIsRenewed(t *testing.T) {
+	t.Parallel()
+	w, a, b := ring(t)
+	must(t, a.end())
+	must(t, os.RemoveAll(a.conf.StateDir))
+	before := a.leaf()
+	secret, _, err := w.fleet.CreateToken(t.Context(), cluster, fleet.TokenSpec{Node: "n1", Rejoin: true}, ann)
+	must(t, err)
+	must(t, os.WriteFile(a.token, []byte(secret+"\n"), 0o600))
+	a.start()
+	a.await("its files are CSM's again", func(s fleet.Store) bool {
+		return s.State == "proven" && s.Proven == s.Leaf && s.Installed == s.Generation && s.Leaf != certificate.Hex(certificate.Fingerprint(before.Raw))
+	})
+	if v := a.view(); v.Incarnation != 2 || v.State != fleet.Active {
+		t.Errorf("incarnation %d, %s", v.Incarnation, v.State)
+	}
+	for _, h := range []*host{a, b} {
+		if n := len(trusts(t, h)); n != 1 {
+			t.Errorf("%s trusts %d anchors", h.name, n)
+		}
+	}
+	if moves, _, err := w.fleet.ListMoves(t.Context(), cluster+"/nodes/n1", fleet.Page{}); err != nil || moves[0].Kind != "renew" || moves[0].Outcome != "proven" {
+		t.Errorf("%+v %v", moves, err)
+	}
+	must(t, os.Truncate(a.cass.Store.KeystorePath, 10)) // and defended again
+	a.did("restore done")
 }

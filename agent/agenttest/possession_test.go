@@ -136,3 +136,43 @@ func TestARingOfAnotherCATakesOurTrustAndKeepsItsLeavesAndAnchors(t *testing.T) 
 		t.Errorf("a released node claims %+v", v.Claim)
 	}
 }
+
+// Puppet knows nothing of us: each run puts its own truststore back.
+func TestOurAnchorTakenOutTwiceWithinADayIsContested(t *testing.T) {
+	t.Parallel()
+	ca := cassandratest.NewCA(t, "old")
+	w, hosts := onboarded(t, ca, "p1", "p2")
+	h := hosts[0]
+	theirs, err := os.ReadFile(h.cass.Store.TruststorePath)
+	must(t, err)
+	must(t, w.fleet.Onboard(t.Context(), cluster, "trust first", ann))
+	for _, h := range hosts {
+		h.await("trust first", func(s fleet.Store) bool { return s.Installed > 0 && s.Proven == s.Leaf })
+	}
+	moves := func() int {
+		all, _, err := w.fleet.ListMoves(t.Context(), cluster+"/nodes/p1", fleet.Page{})
+		must(t, err)
+		return len(all)
+	}
+	once := moves()
+	must(t, os.WriteFile(h.cass.Store.TruststorePath, theirs, 0o600))
+	w.await("put in once more, by a move of its own", func() bool { return moves() > once && len(trusts(t, h)) == 2 })
+	h.await("proved", func(s fleet.Store) bool { return s.Installed > 0 && s.Proven == s.Leaf })
+	must(t, os.WriteFile(h.cass.Store.TruststorePath, theirs, 0o600))
+	h.await("contested", func(s fleet.Store) bool { return s.State == "contested" })
+	w.await("the agent says so", func() bool { return h.next().Reason == "store-contested" })
+	if got := trusts(t, h); len(got) != 1 {
+		t.Errorf("a contested store was written: %d anchors", len(got))
+	}
+	if v := h.view(); !strings.Contains(v.Why, "contested") && !strings.Contains(v.Why, "another tool") {
+		t.Errorf("the controllers say %q", v.Why)
+	}
+	// The tool is stopped, and an operator says so.
+	must(t, h.end())
+	if out, errs, exit := run(t, program(t), "release", "--config", h.file()); exit != 0 {
+		t.Fatalf("release: %d %s %s", exit, out, errs)
+	}
+	h.start()
+	h.await("trusted again", func(s fleet.Store) bool { return s.State == "foreign" && s.Installed > 0 && s.Proven == s.Leaf })
+	w.await("in the files", func() bool { return len(trusts(t, h)) == 2 })
+}

@@ -32,6 +32,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/controller/state/statetest"
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/identity"
@@ -206,6 +207,9 @@ type host struct {
 	reloader reload.Reloader
 	// neighbourFor bounds the neighbour's proof, 0 is 20 s; claimFor how long calls are tried again, 0 is the agent's default.
 	neighbourFor, claimFor time.Duration
+	// mode is Options.Mode; logs takes what the agent logs.
+	mode func() agentv1.Mode
+	logs slog.Handler
 }
 
 func newHost(w *world, name string, f keystore.Format) *host {
@@ -247,6 +251,9 @@ func (h *host) start() {
 	if os.Getenv("CSM_TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil)).With("host", h.name, "test", h.t.Name())
 	}
+	if h.logs != nil {
+		log = slog.New(h.logs)
+	}
 	reloader, patience := h.reloader, 15*time.Second
 	if reloader == nil {
 		reloader, patience = h.cass, 2*time.Second
@@ -254,7 +261,7 @@ func (h *host) start() {
 	n, err := node.Open(node.Options{Config: h.conf, Instance: h.conf.Cassandra[0], Reloader: reloader, Clock: clock{clockwork.NewRealClock(), h.w}, Logger: log,
 		Machine:  func() [32]byte { return [32]byte{1, h.name[len(h.name)-1]} },
 		Install:  install.Options{ProveFor: patience, ProveEvery: 20 * time.Millisecond, NeighbourFor: cmp.Or(h.neighbourFor, 20*time.Second), Before: h.hook},
-		ClaimFor: h.claimFor,
+		ClaimFor: h.claimFor, Mode: h.mode,
 		Notify: func(store string, a node.Action, err error) {
 			word := string(a.Do) + " done"
 			if err != nil {

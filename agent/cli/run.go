@@ -15,7 +15,9 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/config"
 	"github.com/cassandra-security-manager/csm/agent/node"
 	"github.com/cassandra-security-manager/csm/agent/reload"
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/cli"
+	shared "github.com/cassandra-security-manager/csm/shared/config"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
@@ -42,15 +44,23 @@ func runCommand() *cobra.Command {
 			}
 			limitMemory()
 			path, _ := cmd.Flags().GetString("config")
-			return run(cmd.Context(), conf, path, log)
+			return run(cmd.Context(), conf, path, ceiling(cmd, conf, path), log)
 		}}
 	c.Flags().String("mode", "", "observe, stage or manage; goes before the file")
 	c.Flags().String("state-dir", "", "state folder; goes before the file")
 	return c
 }
 
+// ceiling follows the mode of the file while the agent runs, unless the mode came from elsewhere.
+func ceiling(cmd *cobra.Command, conf config.Config, path string) func() agentv1.Mode {
+	if _, set := os.LookupEnv(shared.EnvPrefix + "MODE"); set || cmd.Flags().Changed("mode") || path == "" {
+		return nil
+	}
+	return config.Ceiling(path, conf.AgentMode())
+}
+
 // run runs one node for each Cassandra. A node that cannot work at all ends by itself; the others go on.
-func run(ctx context.Context, conf config.Config, path string, log *slog.Logger) error {
+func run(ctx context.Context, conf config.Config, path string, mode func() agentv1.Mode, log *slog.Logger) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, "no-helper", "the agent does not know its own program")
@@ -85,7 +95,7 @@ func run(ctx context.Context, conf config.Config, path string, log *slog.Logger)
 			}
 			r = shared.Reloader(in.Config)
 		}
-		n, err := node.Open(node.Options{Config: conf, Instance: in, Reloader: r, Clock: clockwork.NewRealClock(), Logger: log})
+		n, err := node.Open(node.Options{Config: conf, Instance: in, Reloader: r, Clock: clockwork.NewRealClock(), Logger: log, Mode: mode, Watched: path})
 		if err != nil {
 			return err
 		}

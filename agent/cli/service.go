@@ -115,6 +115,7 @@ func runService(cmd *cobra.Command, _ []string) error {
 			return err
 		}
 		limitMemory()
-		return run(ctx, conf, options(cmd).Path, log)
+		path := options(cmd).Path
+		return run(ctx, conf, path, ceiling(cmd, conf, path), log)
 	})
 }

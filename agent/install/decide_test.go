@@ -42,8 +42,8 @@ func TestProofsFollowEachPollAndThenAHour(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		files := rapid.IntRange(1, 3).Draw(t, "files")
 		proved, proofs := t0, 0
-		for !Settled(t0, proved, files) {
-			next := Next(t0, proved, files)
+		for !Settled(t0, proved, proved, files) {
+			next := Next(t0, proved, proved, files)
 			if !next.After(proved) {
 				t.Fatalf("no progress at %v", proved)
 			}
@@ -52,8 +52,16 @@ func TestProofsFollowEachPollAndThenAHour(t *testing.T) {
 				t.Fatal("more proofs than polls")
 			}
 		}
-		if !Next(t0, proved, files).Equal(proved.Add(AtRest)) {
+		if !Next(t0, proved, proved, files).Equal(proved.Add(AtRest)) {
 			t.Fatal("at rest a proof an hour")
+		}
+		// The clock is set back by a year: a proof is due at once, then hourly, and nothing is turned back for an install of the future.
+		back := t0.Add(-365 * 24 * time.Hour)
+		if !Next(t0, proved, back, files).Equal(back) || !Next(t0, back, back.Add(time.Minute), files).Equal(back.Add(AtRest)) {
+			t.Fatal("proofs wait for the time that the clock once said")
+		}
+		if !Settled(t0, back, back, files) {
+			t.Fatal("an install of the future is turned back")
 		}
 	})
 }

@@ -45,8 +45,8 @@ type Options struct {
 	StateDir string
 	// Hold is the kill switch's file; empty is DefaultHold.
 	Hold string
-	// Frozen says why the controllers let no effect begin, nil while they do; it may be nil. Unlike HOLD it does not keep
-	// Recover from bringing an interrupted install to its end.
+	// Frozen says why no effect may begin (a freeze, a suspended identity, a mode that was lowered), nil while it may; it may be
+	// nil. Unlike HOLD it does not keep Recover from bringing an interrupted install to its end.
 	Frozen func() error
 	// Reloader makes the instance reload. Budget limits reloads that are not rollbacks; nil is no limit.
 	Reloader reload.Reloader
@@ -57,6 +57,9 @@ type Options struct {
 	Detect func(context.Context, *cassandra.Instance) cassandra.Presence
 	Clock  clockwork.Clock
 	Logger *slog.Logger
+	// Now is the time by which certificates are judged: that of the controllers, where this host's clock is known to be wrong.
+	// Nil is Clock.Now.
+	Now func() time.Time
 	// Before is asked before each step and each effect on files; an error makes that step fail. It exists so that tests
 	// can fail or stop the program at every point; nil in production.
 	Before func(op Op) error
@@ -97,6 +100,9 @@ type Plan struct {
 	Names certificate.Names
 	// MinRemaining life of the new leaf; 0 is 24 h.
 	MinRemaining time.Duration
+	// Given says that the controllers gave the leaf in place: anchors of the plan that lie beside it are ours, though no record
+	// of this agent says so.
+	Given bool
 	// NoWayBack allows an install although the old pair is broken or expired and could not be put back: an operator's
 	// word, never a default.
 	NoWayBack bool
@@ -145,6 +151,9 @@ func New(o Options) (*Installer, error) {
 	}
 	if o.Clock == nil {
 		o.Clock = clockwork.NewRealClock()
+	}
+	if o.Now == nil {
+		o.Now = o.Clock.Now
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()

@@ -177,7 +177,7 @@ func TestWhatTheNeighbourDoesNotProveIsTakenBack(t *testing.T) {
 
 func TestAHoldOrAFreezeThatAppearsInTheMiddleEndsOrTurnsBack(t *testing.T) {
 	for _, s := range install.Steps() {
-		for _, by := range []string{"HOLD", "freeze"} {
+		for _, by := range []string{"HOLD", "freeze"} { // suspension and a lowered mode come by the way of a freeze
 			t.Run(by+" at "+string(s), func(t *testing.T) {
 				t.Parallel()
 				w := installed(t)

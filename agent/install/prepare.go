@@ -82,13 +82,15 @@ func (t *transaction) taken() error {
 	if t.rec == nil || !t.rec.Theirs || len(t.rec.Ours) == 0 || t.rec.current().same(t.old.snapshot(0)) {
 		return nil
 	}
-	have := map[string]bool{}
-	for _, c := range t.old.anchors {
-		have[anchorID(c)] = true
-	}
-	if slices.ContainsFunc(t.rec.Ours, func(id string) bool { return have[id] }) {
+	if !t.untrusted(t.old) {
 		return nil
 	}
+	// A move that failed finds the same files again: they were taken out once.
+	found := t.old.snapshot(0)
+	if t.rec.Restoring != nil && t.rec.Restoring.same(found) {
+		return nil
+	}
+	t.rec.Restoring = &found
 	t.rec.countForeign(t.i.o.Clock.Now())
 	if err := t.f.saveRecord(t.rec); err != nil {
 		return unwritable(err, t.f.dir)
@@ -149,7 +151,7 @@ func (t *transaction) preflightNew(context.Context) error {
 	if err != nil {
 		return err
 	}
-	e := keystore.Expect{Now: t.i.o.Clock.Now(), Names: need, MinRemaining: orElse(p.MinRemaining, 24*time.Hour), Floor: p.Key != nil}
+	e := keystore.Expect{Now: t.i.o.Now(), Names: need, MinRemaining: orElse(p.MinRemaining, 24*time.Hour), Floor: p.Key != nil}
 	if p.Key == nil {
 		e.MinRemaining, e.Names, e.EKUs = 0, certificate.Names{}, []x509.ExtKeyUsage{} // the leaf in place is not on trial
 	}
@@ -224,7 +226,7 @@ func (t *transaction) ours() []string {
 	}
 	for _, c := range t.plan.Anchors {
 		// An anchor that somebody else had put there before us stays theirs: it is never retired by CSM alone.
-		if id := anchorID(c); !slices.Contains(out, id) && !foreign(id) {
+		if id := anchorID(c); !slices.Contains(out, id) && (t.plan.Given || !foreign(id)) {
 			out = append(out, id)
 		}
 	}
@@ -253,7 +255,7 @@ func (t *transaction) oldBroken() error {
 	if _, err := t.open(); err != nil {
 		return err
 	}
-	return fatal("old", keystore.Check(t.old.key, t.old.anchors, keystore.Expect{Now: t.i.o.Clock.Now()}))
+	return fatal("old", keystore.Check(t.old.key, t.old.anchors, keystore.Expect{Now: t.i.o.Now()}))
 }
 
 // preflightOld looks whether there is a way back. Under a running Cassandra none means stop; under a stopped one there is

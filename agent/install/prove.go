@@ -18,7 +18,7 @@ import (
 // probe asks one port with the pair's own certificate, again while it says nothing. Only an error of the gate is an error.
 func (t *transaction) probe(ctx context.Context, port cassandra.Port, with pair, expect [32]byte) (probe.Result, error) {
 	q := probe.Request{Kind: port.Kind, Address: port.Address.String(), Port: port.Port, Local: localFor(t.site.Instance, port),
-		Certificate: with.certificate(), Roots: with.anchors, ExpectLeaf: expect, Now: t.i.o.Clock.Now}
+		Certificate: with.certificate(), Roots: with.anchors, ExpectLeaf: expect, Now: t.i.o.Now}
 	until := t.i.o.Clock.Now().Add(t.i.o.ProveFor)
 	wrong := 0
 	for {

@@ -96,7 +96,7 @@ func (t *transaction) resume(ctx context.Context, c course, disk pair, normal bo
 		if t.rec != nil {
 			t.rec.countForeign(t.i.o.Clock.Now())
 		}
-		if disk.key != nil && len(disk.anchors) > 0 && !keystore.Fatal(keystore.Check(disk.key, disk.anchors, keystore.Expect{Now: t.i.o.Clock.Now()})) {
+		if disk.key != nil && len(disk.anchors) > 0 && !keystore.Fatal(keystore.Check(disk.key, disk.anchors, keystore.Expect{Now: t.i.o.Now()})) {
 			return t.adopt(disk, fault.New(fault.Conflict, "store-changed", "somebody else wrote the files of store %s during an install", t.site.Store.Name).
 				Do("find out who writes them"))
 		}

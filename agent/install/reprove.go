@@ -2,6 +2,8 @@ package install
 
 import (
 	"context"
+	"crypto/x509"
+	"slices"
 	"time"
 
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
@@ -28,8 +30,16 @@ func Schedule(installed time.Time, files int) []time.Time {
 	return out
 }
 
-// Next is when the next proof is due: the first of the schedule that no proof has followed, else an hour after the last.
-func Next(installed, proved time.Time, files int) time.Time {
+// Next is when the next proof is due at now: the first of the schedule that no proof has followed, else an hour after the
+// last. A time ahead of now was written by a clock that was set back since: the polls after that install are not awaited, and
+// a proof of then counts for none.
+func Next(installed, proved, now time.Time, files int) time.Time {
+	if proved.After(now) {
+		return now
+	}
+	if installed.After(now) {
+		return proved.Add(AtRest)
+	}
 	for _, at := range Schedule(installed, files) {
 		if proved.Before(at) {
 			return at
@@ -38,23 +48,27 @@ func Next(installed, proved time.Time, files int) time.Time {
 	return proved.Add(AtRest)
 }
 
-// Settled says whether all polls have passed and been followed by a proof: only then is a reload really over.
-func Settled(installed, proved time.Time, files int) bool {
+// Settled says at now whether all polls have passed and been followed by a proof: only then is a reload really over. An install
+// ahead of now is as old as nobody knows: nothing is turned back for it.
+func Settled(installed, proved, now time.Time, files int) bool {
 	s := Schedule(installed, files)
-	return !proved.Before(s[len(s)-1])
+	return installed.After(now) || !proved.Before(s[len(s)-1])
 }
+
+// trusts says whether files that are somebody else's hold anchors that CSM put beside theirs.
+func (r *record) trusts() bool { return r.Theirs && r.Generation > 0 && len(r.Ours) > 0 }
 
 // NextProof is when Reprove should be called for this store; zero when CSM wrote nothing there. A store that waits for its
 // first proof is due at once.
 func (i *Installer) NextProof(site Site) (time.Time, error) {
 	r, err := i.folder(site).record()
-	if err != nil || r == nil || len(r.History) == 0 || r.State == agentv1.InstallState_INSTALL_STATE_FOREIGN {
+	if err != nil || r == nil || len(r.History) == 0 || r.Contested || r.State == agentv1.InstallState_INSTALL_STATE_FOREIGN && !r.trusts() {
 		return time.Time{}, err
 	}
 	i.mu.Lock()
 	tried := i.tried[site.Store.Name]
 	i.mu.Unlock()
-	due := Next(r.Installed, r.Proved, r.Files)
+	due := Next(r.Installed, r.Proved, i.o.Clock.Now(), r.Files)
 	switch r.State {
 	case agentv1.InstallState_INSTALL_STATE_FAILED:
 		due = tried.Add(AtRest) // each refused probe writes an ERROR into Cassandra's log
@@ -71,8 +85,9 @@ func (i *Installer) NextProof(site Site) (time.Time, error) {
 }
 
 // Reprove proves what CSM wrote once more. Files that somebody changed are restored. A pair that is no longer served is
-// reloaded; if that does not help and its polls have not all passed, the generation before it is put back. A nil outcome
-// means that there is nothing of ours or that Cassandra does not run.
+// reloaded; if that does not help and its polls have not all passed, the generation before it is put back. Files of somebody
+// else are proved as they are while they hold our anchors, and never turned back. A nil outcome means that there is nothing of
+// ours or that Cassandra does not run.
 func (i *Installer) Reprove(ctx context.Context, site Site) (*Outcome, error) {
 	t, end, err := i.begin(site)
 	if err != nil {
@@ -100,19 +115,24 @@ func (i *Installer) Reprove(ctx context.Context, site Site) (*Outcome, error) {
 	}
 	t.old = t.new
 	if !t.rec.current().same(t.new.snapshot(0)) {
-		return nil, nil // theirs, and changed by them
+		if !t.rec.trusts() || t.untrusted(t.new) {
+			return nil, nil // changed by them, and our anchors are gone: that is a move's business
+		}
+		if err := t.follow(t.new); err != nil {
+			return nil, err
+		}
 	}
 	err = t.again(ctx)
 	o := t.outcome(agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN, nil)
 	switch reason := fault.From(err); {
 	case err == nil:
 		return t.proved(o)
-	case reason.Reason == "proof-unknown" || reason.Reason == "proof-down" || reason.Reason == "held" || reason.Reason == "frozen":
+	case reason.Reason == "proof-unknown" || reason.Reason == "proof-down" || stops[reason.Reason]:
 		o.Result, o.Reason, o.Detail = agentv1.MoveOutcome_MOVE_OUTCOME_UNPROVEN, reason.Reason, reason.Error()
 		return &o, err
 	}
 	r := t.rec
-	if r.Theirs || len(r.History) < 2 || Settled(r.Installed, r.Proved, r.Files) {
+	if r.Theirs || len(r.History) < 2 || Settled(r.Installed, r.Proved, t.i.o.Clock.Now(), r.Files) {
 		o, err := t.failedRestore(err)
 		return &o, err
 	}
@@ -149,6 +169,9 @@ func (t *transaction) proved(o Outcome) (*Outcome, error) {
 	case agentv1.InstallState_INSTALL_STATE_INSTALLED_UNPROVEN, agentv1.InstallState_INSTALL_STATE_FAILED:
 		r.State, r.Detail = agentv1.InstallState_INSTALL_STATE_PROVEN, ""
 	}
+	if r.Theirs {
+		r.State = agentv1.InstallState_INSTALL_STATE_FOREIGN
+	}
 	o.State = r.State
 	t.exempt = true
 	if err := t.f.saveRecord(r); err != nil {
@@ -167,7 +190,7 @@ func (t *transaction) retreat(ctx context.Context, cause error) (Outcome, error)
 	previous, err := t.fromKept(t.rec.History[1])
 	if err == nil {
 		t.old = previous
-		err = fatal("old", checkNow(previous, t.i.o.Clock.Now()))
+		err = fatal("old", checkNow(previous, t.i.o.Now()))
 	}
 	if err != nil {
 		return t.failedRestore(cause)
@@ -176,4 +199,26 @@ func (t *transaction) retreat(ctx context.Context, cause error) (Outcome, error)
 		Ours: t.rec.Ours, Back: fault.From(cause).Reason, Begun: t.begun}
 	t.proofs = nil
 	return t.back(ctx, cause, false)
+}
+
+// untrusted says whether none of our anchors is in a truststore.
+func (t *transaction) untrusted(p pair) bool {
+	return !slices.ContainsFunc(p.anchors, func(c *x509.Certificate) bool { return slices.Contains(t.rec.Ours, anchorID(c)) })
+}
+
+// follow takes files that their owner has changed for the pair in place, our anchors being in them still: Cassandra's polls
+// come for them as for ours.
+func (t *transaction) follow(disk pair) error {
+	s := disk.snapshot(t.rec.Generation)
+	if err := t.f.keep(&s, disk.keystore.data, disk.truststore.data); err != nil {
+		return unwritable(err, t.f.path("generations"))
+	}
+	t.changed = 2
+	r := t.recordFor(agentv1.InstallState_INSTALL_STATE_FOREIGN, t.i.o.Clock.Now())
+	r.succeed(s, true)
+	if err := t.f.saveRecord(r); err != nil {
+		return unwritable(err, t.f.dir)
+	}
+	t.rec = r
+	return t.f.prune(r)
 }

@@ -3,6 +3,7 @@ package install_test
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -210,5 +211,99 @@ func TestATrustOnlyMoveKilledBeforeItsReloadIsReloadedByTheRecovery(t *testing.T
 	n := w.node.Reloads()
 	if o, err := w.installer().Recover(context.Background(), w.site()); err != nil || o.Result != proven || w.node.Reloads() != n+1 {
 		t.Errorf("%+v %v, %d reloads", o, err, w.node.Reloads()-n)
+	}
+}
+
+// theirs is a node whose pair is another CA's, to which our anchor was added; it gives that anchor and their CA.
+func theirs(t *testing.T) (*world, *cassandratest.CA, *x509.Certificate) {
+	t.Helper()
+	w := newWorld(t, keystore.PEM)
+	ca := cassandratest.NewCA(t, "theirs")
+	cassandratest.Write(t, w.store, ca.Leaf(), ca.Root)
+	w.node.Restart(t)
+	p := install.Plan{Site: w.site(), Claim: "trust", Generation: 5, Anchors: []*x509.Certificate{w.ca.Root}}
+	if o, err := w.installer().Run(context.Background(), p); err != nil || o.State != agentv1.InstallState_INSTALL_STATE_FOREIGN {
+		t.Fatalf("trust first: %+v %v", o, err)
+	}
+	return w, ca, w.ca.Root
+}
+
+func TestFilesOfAnotherCAWithOurAnchorAreProvedAfterEachPollAndNeverTurnedBack(t *testing.T) {
+	w, ca, ours := theirs(t)
+	clock := clockwork.NewFakeClockAt(time.Now())
+	w.clock = clock
+	due := func() time.Time {
+		t.Helper()
+		at, err := w.installer().NextProof(w.site())
+		if err != nil || at.IsZero() {
+			t.Fatalf("due %v %v", at, err)
+		}
+		return at
+	}
+	if d := due().Sub(clock.Now()); d < install.Poll || d > install.Poll+time.Minute {
+		t.Fatalf("after the first poll: %s", d)
+	}
+	foreign := func(what string) {
+		t.Helper()
+		if o, err := w.installer().Reprove(context.Background(), w.site()); err != nil || o == nil || o.State != agentv1.InstallState_INSTALL_STATE_FOREIGN {
+			t.Fatalf("%s: %+v %v", what, o, err)
+		}
+		if f := w.installer().Facts(w.site()); f.State != agentv1.InstallState_INSTALL_STATE_FOREIGN || f.Generation != 5 {
+			t.Errorf("%s: %v, generation %d", what, f.State, f.Generation)
+		}
+	}
+	for range 3 {
+		clock.Advance(due().Sub(clock.Now()))
+		foreign("after a poll")
+	}
+	if d := due().Sub(clock.Now()); d != install.AtRest {
+		t.Errorf("at rest: %s", d)
+	}
+
+	// Their own renewal keeps our anchor: it is proved as it is, and its polls are awaited.
+	renewed := ca.Leaf()
+	cassandratest.Write(t, w.store, renewed, ca.Root, ours)
+	w.node.Restart(t)
+	foreign("their renewal")
+	if d := due().Sub(clock.Now()); d < install.Poll-time.Minute || d > install.Poll+time.Minute {
+		t.Errorf("after their renewal: %s", d)
+	}
+
+	// A poll breaks it: nothing of theirs is turned back, and it is well again when it is served again.
+	w.node.ServeOther(cassandratest.NewCA(t, "x").Leaf().TLS())
+	w.node.Set(cql, cassandratest.Other)
+	stepping := func(o *install.Options) { o.Clock = steppingClock{clock} }
+	if o, err := w.installer(stepping).Reprove(context.Background(), w.site()); o == nil || o.Result != failed || err == nil || w.leafOnDisk() != leafSum(renewed.Chain) {
+		t.Fatalf("%+v %v", o, err)
+	}
+	w.node.Set(cql, cassandratest.Honest)
+	foreign("healed")
+
+	// Without our anchor there is nothing of ours to prove.
+	cassandratest.Write(t, w.store, renewed, ca.Root)
+	if o, err := w.installer().Reprove(context.Background(), w.site()); o != nil || err != nil {
+		t.Errorf("our anchor is gone: %+v %v", o, err)
+	}
+}
+
+func TestAMoveThatFailsTwiceOverTheSameFilesCountsOneChange(t *testing.T) {
+	w, ca, _ := theirs(t)
+	l := ca.Leaf()
+	cassandratest.Write(t, w.store, l, ca.Root)
+	w.node.Restart(t)
+	p := install.Plan{Site: w.site(), Claim: "again", Generation: 6, Anchors: []*x509.Certificate{w.ca.Root}}
+	w.node.BreakReloads(errors.New("no nodetool"))
+	for range 3 {
+		if o, err := w.installer().Run(context.Background(), p); o.Result != rolledBack || err == nil {
+			t.Fatalf("%v %v", o.Result, err)
+		}
+	}
+	w.node.BreakReloads(nil)
+	if o, err := w.installer().Run(context.Background(), p); err != nil || o.Result != proven {
+		t.Fatalf("%v %v", o.Result, err)
+	}
+	cassandratest.Write(t, w.store, l, ca.Root)
+	if _, err := w.installer().Run(context.Background(), p); !fault.HasReason(err, "store-contested") {
+		t.Errorf("taken out twice within a day: %v", err)
 	}
 }

@@ -83,7 +83,7 @@ func (r *record) interrupted(disk pair) bool {
 
 // countForeign remembers a foreign change and decides whether the store is contested by it.
 func (r *record) countForeign(now time.Time) {
-	r.Foreign = slices.DeleteFunc(r.Foreign, func(at time.Time) bool { return now.Sub(at) >= ContestWindow })
+	r.Foreign = slices.DeleteFunc(r.Foreign, func(at time.Time) bool { return now.Sub(at).Abs() >= ContestWindow })
 	r.Foreign = append(r.Foreign, now)
 	if len(r.Foreign) >= 2 {
 		r.Contested, r.State = true, agentv1.InstallState_INSTALL_STATE_CONTESTED

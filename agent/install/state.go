@@ -54,7 +54,7 @@ type record struct {
 	// Foreign are the times at which somebody else's change was seen, within ContestWindow.
 	Foreign   []time.Time `json:"foreign,omitempty"`
 	Contested bool        `json:"contested,omitempty"`
-	// Restoring is the foreign pair that is being replaced: a restore that was interrupted is not a second foreign change.
+	// Restoring is the foreign pair that is being replaced: a restore or a move that was interrupted is not a second foreign change.
 	Restoring *snapshot `json:"restoring,omitempty"`
 	// Theirs says that the pair in place is somebody else's: adopted, or put back after a first install failed. It is
 	// never restored over a newer one of theirs.

@@ -86,7 +86,10 @@ func (i *Installer) held() error {
 	return nil
 }
 
-// stopped says why no effect may begin: HOLD or a freeze.
+// stops are the reasons of stopped: nothing is wrong with the store, and the matter waits.
+var stops = map[string]bool{"held": true, "frozen": true, "suspended": true, "mode-lowered": true}
+
+// stopped says why no effect may begin: HOLD, or what Options.Frozen says.
 func (i *Installer) stopped() error {
 	if err := i.held(); err != nil {
 		return err

@@ -381,7 +381,7 @@ func (t *transaction) commit(context.Context) (Outcome, error) {
 	}
 	now := t.i.o.Clock.Now()
 	r := t.recordFor(state, now)
-	r.Generation, r.Claim, r.Ours, r.Theirs = t.j.Generation, t.j.Claim, t.j.Ours, t.theirs()
+	r.Generation, r.Claim, r.Ours, r.Theirs, r.Restoring = t.j.Generation, t.j.Claim, t.j.Ours, t.theirs(), nil
 	if r.Theirs {
 		r.State = agentv1.InstallState_INSTALL_STATE_FOREIGN
 		state = r.State

@@ -81,7 +81,11 @@ func (n *Node) after(store string, a Action, err error) {
 	case unheard[f.Reason] && claimed(a):
 		// The controllers have not taken our newest report yet (they take one a second), or we not their newest target.
 		att.Again = now.Add(min(time.Second<<min(n.failures[store], 6), time.Minute))
-		n.failures[store]++
+		if n.failures[store]++; n.failures[store]%unheardFor == 0 {
+			// Perhaps they hold something else for our newest word: a new stream begins with all of it.
+			n.log.Warn("the controllers decide by other facts than this agent's; it tells them anew", "store", store, "reason", f.Reason)
+			n.client.Reconnect()
+		}
 	case f.Reason == "wave-busy":
 		att.Again = now.Add(20 * time.Second) // the controllers say sooner when it is free; this is for a word that was lost
 	case lacksProof(err) || f.Code == fault.Unavailable || f.Code == fault.Unknown || f.Code == fault.Stale:
@@ -93,6 +97,9 @@ func (n *Node) after(store string, a Action, err error) {
 	}
 	n.attempts[store] = att
 }
+
+// unheardFor is how many claims in a row are refused so until everything is told anew.
+const unheardFor = 4
 
 // unheard are refusals of a claim by what we have already told otherwise.
 var unheard = map[string]bool{"store-changed": true, "no-store": true, "generation-superseded": true, "generation-unknown": true,
@@ -216,9 +223,10 @@ func (n *Node) install(ctx context.Context, s *cassandra.Store, a Action) error 
 
 // plan makes key and certificate, or takes only the anchors.
 func (n *Node) plan(ctx context.Context, s *cassandra.Store, t *agentv1.StoreTarget, claim string, kind agentv1.MoveKind) (install.Plan, error) {
-	p := install.Plan{Site: n.site(s), Claim: claim, Generation: t.Generation}
-	if f := n.factsOf(s.Name); f.GetNotAfter() != nil {
-		p.NoWayBack = noWayBack(n.o.Config.Folder(n.o.Instance), f.NotAfter.AsTime(), n.o.Clock.Now())
+	f := n.factsOf(s.Name)
+	p := install.Plan{Site: n.site(s), Claim: claim, Generation: t.Generation, Given: len(f.LeafSha256) > 0 && bytes.Equal(f.LeafSha256, t.LeafSha256)}
+	if f.GetNotAfter() != nil {
+		p.NoWayBack = noWayBack(n.o.Config.Folder(n.o.Instance), f.NotAfter.AsTime(), n.now())
 	}
 	p.Neighbour = n.neighbour(claim, s.Name)
 	var err error
@@ -333,7 +341,7 @@ func (n *Node) settle(ctx context.Context, s *cassandra.Store) error {
 func (n *Node) settleAll(ctx context.Context) error {
 	var first error
 	for _, s := range n.storesNow() {
-		if n.factsOf(s.Name).State != agentv1.InstallState_INSTALL_STATE_MOVING || n.o.Config.AgentMode() != agentv1.Mode_MODE_MANAGE || n.folder.Copied() {
+		if n.factsOf(s.Name).State != agentv1.InstallState_INSTALL_STATE_MOVING || n.mode() != agentv1.Mode_MODE_MANAGE || n.folder.Copied() {
 			continue
 		}
 		if err := n.settle(ctx, s); err != nil && first == nil {

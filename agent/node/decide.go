@@ -132,7 +132,7 @@ func need(v View) Action {
 		return act(Restore, none, "store-changed", "the files are not as CSM left them")
 	case t != nil && t.TrustOnly:
 		return trustFirst(v)
-	case s.State == agentv1.InstallState_INSTALL_STATE_FOREIGN:
+	case s.State == agentv1.InstallState_INSTALL_STATE_FOREIGN && !given(v):
 		return act(Rest, none, "store-foreign", "the files were not written by CSM; they are observed")
 	case t == nil:
 		if a := due(v); a.Do == Reprove {
@@ -149,6 +149,12 @@ func need(v View) Action {
 	return due(v)
 }
 
+// given says whether the leaf in the files is one that the controllers gave this store, although this agent knows nothing of
+// it: its state folder was lost, or an operator released the store.
+func given(v View) bool {
+	return len(v.Store.Leaf) > 0 && string(v.Target.GetLeafSha256()) == string(v.Store.Leaf)
+}
+
 // trustFirst is all that may be done to files with another CA's leaf: our anchors are added beside theirs, and proved.
 func trustFirst(v View) Action {
 	s, trust := v.Store, agentv1.MoveKind_MOVE_KIND_TRUST
@@ -162,7 +168,11 @@ func trustFirst(v View) Action {
 	case v.Running && s.Generation > 0 && len(s.Leaf) > 0 && string(s.Acknowledged) != string(s.Leaf):
 		return Action{Do: Prove, Move: trust, Reason: "unproven", Message: "Cassandra is up and its new truststore is not proved yet"}
 	}
-	return Action{Do: Rest, Reason: "store-foreign", Message: "the truststore holds our CA; the certificate is another CA's and is observed"}
+	a := due(v) // Cassandra's polls come for a truststore of theirs as for one of ours
+	if a.Do == Reprove {
+		return a
+	}
+	return Action{Do: Rest, Reason: "store-foreign", Message: "the truststore holds our CA; the certificate is another CA's and is observed", Again: a.Again}
 }
 
 // move says whether the store must change, and how: the first cause counts.

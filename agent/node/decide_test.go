@@ -67,7 +67,24 @@ func TestWhatComesNext(t *testing.T) {
 		{"changed files are restored", func(v *View) { v.Store.Changed = true }, Restore, 0, "store-changed"},
 		{"changed files are restored without any controller", func(v *View) { v.Store.Changed, v.Connected, v.Target = true, false, nil }, Restore, 0, "store-changed"},
 		{"contested files are left alone", func(v *View) { v.Store.Changed, v.Store.State = true, agentv1.InstallState_INSTALL_STATE_CONTESTED }, Rest, 0, "store-contested"},
-		{"foreign files are left alone", func(v *View) { newer(v); v.Store.State = agentv1.InstallState_INSTALL_STATE_FOREIGN }, Rest, 0, "store-foreign"},
+		{"foreign files are left alone", func(v *View) {
+			newer(v)
+			v.Store.State, v.Target.LeafSha256 = agentv1.InstallState_INSTALL_STATE_FOREIGN, nil
+		}, Rest, 0, "store-foreign"},
+		{"files that CSM gave and the agent has forgotten are renewed", func(v *View) {
+			newer(v)
+			v.Store.State, v.Store.Generation = agentv1.InstallState_INSTALL_STATE_FOREIGN, 0
+		}, Install, renew, "new-generation"},
+		{"foreign files are left alone though a leaf is wanted", func(v *View) {
+			newer(v)
+			v.Store.State, v.Store.Leaf = agentv1.InstallState_INSTALL_STATE_FOREIGN, []byte{6}
+		}, Rest, 0, "store-foreign"},
+		{"our anchors in files of another CA are proved again", func(v *View) {
+			v.Store.State, v.Target.TrustOnly, v.NextProof = agentv1.InstallState_INSTALL_STATE_FOREIGN, true, at
+		}, Reprove, 0, "proof-due"},
+		{"and rest until then", func(v *View) {
+			v.Store.State, v.Target.TrustOnly = agentv1.InstallState_INSTALL_STATE_FOREIGN, true
+		}, Rest, 0, "store-foreign"},
 		{"an interrupted install goes before all", func(v *View) { newer(v); v.Store.Unsettled, v.Store.Changed = true, true }, Settle, 0, "interrupted-install"},
 		{"an interrupted install ends under a freeze", func(v *View) { v.Store.Unsettled = true; v.Frozen = &agentv1.Frozen{Active: true} }, Settle, 0, "interrupted-install"},
 

@@ -16,12 +16,18 @@ func inForce(f *agentv1.Frozen, now time.Time) *agentv1.Frozen {
 	return f
 }
 
-// frozen says why no effect may begin now. The installer asks it before each effect, so that a freeze that arrives in the
-// middle of a move stops it as a HOLD file does.
-func (n *Node) frozen() error {
+// halted says why no effect may begin now: suspension, a lowered mode, a freeze. The installer asks it before each effect, so
+// that one that arrives in the middle of a move stops it as a HOLD file does.
+func (n *Node) halted() error {
 	n.mu.Lock()
-	f := inForce(n.frozenBy, n.o.Clock.Now())
+	f, suspended := inForce(n.frozenBy, n.told()), n.suspended
 	n.mu.Unlock()
+	if suspended != "" {
+		return fault.New(fault.Refused, "suspended", "the controllers suspended this agent: %s", suspended).Do("see `csm node get`; then `csm node resume`")
+	}
+	if m := n.mode(); m != agentv1.Mode_MODE_MANAGE {
+		return fault.New(fault.Refused, "mode-lowered", "the mode in agent.yaml is %s now", modeWord(m)).Do("write mode: manage and restart csm-agent when it may act again")
+	}
 	if f == nil {
 		return nil
 	}

@@ -66,6 +66,10 @@ type Options struct {
 	Machine func() [32]byte
 	// ClaimFor is how long a claim, a report and the question for a neighbour are tried again while no controller answers; 0 is 10 s.
 	ClaimFor time.Duration
+	// Mode is the mode of agent.yaml as it is now; one below that of the start stops a running move. Nil: it stays as at the start.
+	Mode func() agentv1.Mode
+	// Watched is agent.yaml, looked at when it changes; may be empty.
+	Watched string
 	// Notify, if set, is told each action that was done, after it is done.
 	Notify func(store string, a Action, err error)
 }
@@ -98,8 +102,9 @@ type Node struct {
 	inventory inventory
 	flushAt   time.Time
 	renewAt   time.Time
-	// renewTries counts the renewals of the identity that brought nothing, since the last that did.
+	// renewTries counts the renewals of the identity that brought nothing, since the last that did; renewSaid is what was logged of them.
 	renewTries int
+	renewSaid  string
 	published  []byte
 	metrics    metrics
 
@@ -109,7 +114,7 @@ type Node struct {
 	frozenBy  *agentv1.Frozen // of the newest target; that of the last run until one comes
 	released  string
 	suspended string
-	skew      time.Duration
+	skew      skew
 	reopen    bool // claims may be asked again
 	wantScan  bool
 	waiting   map[string]chan *agentv1.Proof
@@ -156,7 +161,7 @@ func Open(o Options) (*Node, error) {
 	io := o.Install
 	io.StateDir, io.Hold, io.Reloader, io.Clock, io.Logger = f.InstallDir(), o.Config.HoldFile, o.Reloader, o.Clock, n.log
 	io.Budget = reload.NewBudget(filepath.Join(f.Dir(), "reloads.json"), o.Clock)
-	io.Detect, io.Frozen = o.Detect, n.frozen
+	io.Detect, io.Frozen, io.Now = o.Detect, n.halted, n.now
 	if n.installer, err = install.New(io); err != nil {
 		f.Close()
 		return nil, err
@@ -205,8 +210,8 @@ func (n *Node) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	n.client = sync.New(sync.Options{Controllers: n.o.Config.Controllers, TLS: sync.IdentityTLS(n.folder.Identity, n.o.Clock.Now),
-		Handler: n, Clock: n.o.Clock, Jitter: jitter, Logger: n.log})
+	n.client = sync.New(sync.Options{Controllers: n.o.Config.Controllers, TLS: sync.IdentityTLS(n.folder.Identity, n.now),
+		Handler: n, Clock: n.o.Clock, Jitter: jitter, Logger: n.log, Hopeless: n.expired})
 	n.prepareHello()
 	var wg stdsync.WaitGroup
 	wg.Go(func() { _ = n.client.Run(ctx) })
@@ -326,6 +331,7 @@ func (n *Node) look(ctx context.Context, full bool) {
 		}
 		n.looked = n.o.Clock.Now()
 	}
+	n.watchClock()
 	if n.inst == nil {
 		return
 	}
@@ -339,6 +345,9 @@ func (n *Node) look(ctx context.Context, full bool) {
 	if full {
 		n.stores = n.stores[:0]
 		watched := []string{n.o.Instance.Config, n.o.Config.HoldFile}
+		if n.o.Watched != "" {
+			watched = append(watched, n.o.Watched)
+		}
 		for _, s := range n.inst.Stores {
 			n.stores = append(n.stores, n.facts(s))
 			watched = append(watched, s.KeystorePath, s.TruststorePath)
@@ -403,7 +412,7 @@ func (n *Node) agentFacts() *agentv1.AgentFacts {
 	}
 	machine := n.o.Machine()
 	return &agentv1.AgentFacts{Version: cli.Version, Protocol: Protocol, Os: runtime.GOOS, Arch: runtime.GOARCH, Machine: machine[:],
-		GenerationCounter: n.folder.Counter(), Mode: n.o.Config.AgentMode(), Clock: timestamppb.New(n.o.Clock.Now()), Hold: hold}
+		GenerationCounter: n.folder.Counter(), Mode: n.mode(), Clock: timestamppb.New(n.o.Clock.Now()), Hold: hold}
 }
 
 func (n *Node) instanceFacts() *agentv1.InstanceFacts {
@@ -458,7 +467,7 @@ func (n *Node) tell() {
 // view gathers what Decide needs.
 func (n *Node) view(s *cassandra.Store) View {
 	f := n.factsOf(s.Name)
-	v := View{Now: n.o.Clock.Now(), Mode: n.o.Config.AgentMode(), Copied: n.folder.Copied(), Running: !n.presence.Down(), Settled: n.presence.Normal() || n.presence.Down(),
+	v := View{Now: n.o.Clock.Now(), Mode: n.mode(), Copied: n.folder.Copied(), Running: !n.presence.Down(), Settled: n.presence.Normal() || n.presence.Down(),
 		Last: n.attempts[s.Name]}
 	if why, held := install.Held(n.o.Config.HoldFile); held {
 		v.Hold = why
@@ -474,8 +483,8 @@ func (n *Node) view(s *cassandra.Store) View {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	v.Connected, v.Suspended, v.Skew = n.online.Connected, n.suspended, n.skew
-	v.Frozen, v.Released = inForce(n.frozenBy, v.Now), n.released
+	v.Connected, v.Suspended, v.Skew = n.online.Connected, n.suspended, n.skew.at(read(n.o.Clock))
+	v.Frozen, v.Released = inForce(n.frozenBy, n.told()), n.released
 	if n.target != nil {
 		for _, a := range n.target.Anchors {
 			v.Anchors = append(v.Anchors, fingerprint(a))

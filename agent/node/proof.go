@@ -117,7 +117,7 @@ func (n *Node) probeNeighbour(ctx context.Context, t *agentv1.ProofTask) *agentv
 	if id := n.folder.Identity(); id != nil {
 		p.Prober = id.Node
 	}
-	if t.Deadline != nil && n.o.Clock.Now().After(t.Deadline.AsTime()) {
+	if t.Deadline != nil && n.now().After(t.Deadline.AsTime()) {
 		p.Detail = "asked too late"
 		return p
 	}
@@ -126,7 +126,7 @@ func (n *Node) probeNeighbour(ctx context.Context, t *agentv1.ProofTask) *agentv
 		p.Detail = clip(err.Error(), 1024)
 		return p
 	}
-	q := probe.Request{Kind: t.GetPort().GetKind(), Address: t.GetPort().GetAddress(), Port: uint16(t.GetPort().GetPort()), Local: local(inst), Certificate: cert, Now: n.o.Clock.Now}
+	q := probe.Request{Kind: t.GetPort().GetKind(), Address: t.GetPort().GetAddress(), Port: uint16(t.GetPort().GetPort()), Local: local(inst), Certificate: cert, Now: n.now}
 	copy(q.ExpectLeaf[:], t.LeafSha256)
 	q.Roots, _ = certificate.ParseAll(roots)
 	if foreign { // the ring lives by another CA: what this node's Cassandra trusts is what counts

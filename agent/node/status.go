@@ -81,7 +81,7 @@ func (n *Node) note(store string, a Action) {
 }
 
 func (n *Node) status() Status {
-	s := Status{Instance: n.o.Instance.StateName(), Config: n.o.Instance.Config, Version: cli.Version, Mode: n.o.Config.Mode, Copied: n.folder.Copied(),
+	s := Status{Instance: n.o.Instance.StateName(), Config: n.o.Instance.Config, Version: cli.Version, Mode: modeWord(n.mode()), Copied: n.folder.Copied(),
 		Running: !n.presence.Down(), Unreported: len(n.folder.Reports())}
 	if id := n.folder.Identity(); id != nil {
 		s.Node, s.UID, s.Incarnation, s.IdentityNotAfter = id.Node, id.UID, id.Incarnation, id.Chain[0].NotAfter
@@ -94,7 +94,7 @@ func (n *Node) status() Status {
 	}
 	n.mu.Lock()
 	s.Link, s.Suspended, s.Wanted = n.online, n.suspended, n.wanted
-	if f := inForce(n.frozenBy, n.o.Clock.Now()); f != nil {
+	if f := inForce(n.frozenBy, n.told()); f != nil {
 		s.Frozen = freezeWords(f)
 	}
 	n.mu.Unlock()

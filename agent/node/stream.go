@@ -129,7 +129,7 @@ func (n *Node) Control(c *agentv1.Control) {
 		}
 	}
 	if c.ServerTime != nil {
-		n.skew = c.ServerTime.AsTime().Sub(now)
+		n.skew = measure(read(n.o.Clock), c.ServerTime.AsTime())
 	}
 	n.reopen = n.reopen || c.ClaimsOpen
 	n.wantScan = n.wantScan || c.SendInventory
@@ -145,8 +145,7 @@ func (n *Node) Control(c *agentv1.Control) {
 func (n *Node) Connected(controller string) {
 	now := n.o.Clock.Now()
 	n.mu.Lock()
-	// What a controller held against this identity it says again.
-	n.suspended = ""
+	// What a controller holds against this identity stays until its first word, which is a Control.
 	n.online = Link{Connected: true, Controller: controller, Since: now, LastContact: now}
 	n.mu.Unlock()
 	n.poke()
@@ -159,7 +158,7 @@ func (n *Node) Disconnected(why error) {
 	if n.online.Connected || n.online.Since.IsZero() {
 		n.online.Since = now
 	}
-	n.online.Connected, n.online.Controller = false, ""
+	n.online.Connected, n.online.Controller, n.skew = false, "", skew{}
 	if why != nil {
 		n.online.Error = why.Error()
 	}

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/sha256"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/cassandra"
 	"github.com/cassandra-security-manager/csm/agent/config"
 	"github.com/cassandra-security-manager/csm/agent/join"
+	"github.com/cassandra-security-manager/csm/agent/state"
 	"github.com/cassandra-security-manager/csm/agent/sync"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/resource"
@@ -19,35 +21,53 @@ import (
 
 // renewIdentity renews the agent's own identity when its drawn time has come.
 func (n *Node) renewIdentity(ctx context.Context) {
-	id, now := n.folder.Identity(), n.o.Clock.Now()
+	id, now, own := n.folder.Identity(), n.now(), n.o.Clock.Now()
 	n.mu.Lock()
 	connected := n.online.Connected
 	n.mu.Unlock()
-	if id == nil || now.Before(id.RenewAt) || now.Before(n.renewAt) {
+	if id == nil || now.Before(id.RenewAt) || own.Before(n.renewAt) {
 		return
 	}
 	expired := now.After(id.Chain[0].NotAfter)
 	if !connected && !expired {
 		return
 	}
-	n.renewAt = now.Add(identityPause(n.renewTries, jitter()))
+	n.renewAt = own.Add(identityPause(n.renewTries, jitter()))
 	n.renewTries++
 	var caller join.Caller = n.client
 	if expired { // no stream opens for it, but within the grace it may still be renewed
-		caller = sync.Apart{Controllers: n.o.Config.Controllers, TLS: sync.IdentityTLS(n.folder.Identity, n.o.Clock.Now)}
+		caller = sync.Apart{Controllers: n.o.Config.Controllers, TLS: sync.IdentityTLS(n.folder.Identity, n.now)}
 	}
 	next, err := join.Renew(ctx, n.folder, caller, now, jitter())
-	if err != nil && expired {
-		n.log.Error("the agent's identity has expired and was not renewed; it is asked for again", "expired", id.Chain[0].NotAfter, "error", err, "do", expiredRemedy(id.Node))
-		return
-	}
 	if err != nil {
-		n.log.Warn("the agent's identity was not renewed", "expires", id.Chain[0].NotAfter, "error", err)
+		n.notRenewed(id, expired, err)
 		return
 	}
-	n.renewTries = 0
+	n.renewTries, n.renewSaid = 0, ""
 	n.log.Info("identity renewed", "expires", next.Chain[0].NotAfter, "next", next.RenewAt)
 	n.client.Reconnect()
+}
+
+// notRenewed says once why the identity is not renewed; what is said each few minutes for months is read by nobody.
+func (n *Node) notRenewed(id *state.Identity, expired bool, err error) {
+	level, said := slog.LevelDebug, sync.Kind(err)
+	if said != n.renewSaid {
+		level, n.renewSaid = slog.LevelWarn, said
+		if expired {
+			level = slog.LevelError
+		}
+	}
+	if expired {
+		n.log.Log(context.Background(), level, "the agent's identity has expired and was not renewed; it is asked for again every few minutes", "expired", id.Chain[0].NotAfter, "error", err, "do", expiredRemedy(id.Node))
+		return
+	}
+	n.log.Log(context.Background(), level, "the agent's identity was not renewed", "expires", id.Chain[0].NotAfter, "error", err)
+}
+
+// expired says whether the agent's identity is over: then no stream opens, and only a renewal can help.
+func (n *Node) expired() bool {
+	id := n.folder.Identity()
+	return id != nil && n.now().After(id.Chain[0].NotAfter)
 }
 
 const (

@@ -68,11 +68,12 @@ func (b *Budget) Take() error {
 	return nil
 }
 
-// within drops what is older than the window; a clock set back does not free anything early.
+// within drops what is older than the window. A clock that is set back a little frees nothing early; what lies further ahead than the
+// window was written by a clock that was wrong, and would block the node until that time comes.
 func within(times []time.Time, now time.Time) []time.Time {
 	out := times[:0]
 	for _, t := range times {
-		if now.Sub(t) < BudgetWindow {
+		if now.Sub(t).Abs() < BudgetWindow {
 			out = append(out, t)
 		}
 	}

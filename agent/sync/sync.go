@@ -11,6 +11,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,6 +33,8 @@ const (
 	settled = 30 * time.Second
 	// openFor bounds connecting and the first answer of one controller.
 	openFor = 10 * time.Second
+	// hopelessPause is between rounds while no stream can open by itself.
+	hopelessPause = 2 * time.Minute
 )
 
 // Handler is told what comes over the stream. Its methods return soon.
@@ -56,12 +59,17 @@ type Options struct {
 	// Jitter draws from [0, 1).
 	Jitter func() float64
 	Logger *slog.Logger
+	// Hopeless says that no stream can open as things are, because the identity has expired: rounds are then minutes apart until
+	// Reconnect. It may be nil.
+	Hopeless func() bool
 }
 
 // Client is one stream and the calls beside it. It is safe for concurrent use.
 type Client struct {
 	o      Options
 	report chan *agentv1.Report
+	// again ends a pause.
+	again chan struct{}
 
 	mu    sync.Mutex
 	conn  *grpc.ClientConn
@@ -72,16 +80,17 @@ type Client struct {
 
 // New makes a client; Run makes it work.
 func New(o Options) *Client {
-	c := &Client{o: o, report: make(chan *agentv1.Report, 1), ready: make(chan struct{})}
+	c := &Client{o: o, report: make(chan *agentv1.Report, 1), again: make(chan struct{}, 1), ready: make(chan struct{})}
 	if n := len(o.Controllers); n > 0 {
 		c.start = int(o.Jitter() * float64(n))
 	}
 	return c
 }
 
-// Run keeps the stream until ctx ends. It returns nil then, and never otherwise.
+// Run keeps the stream until ctx ends. It returns nil then, and never otherwise. Why there is no stream is logged once for each
+// controller and cause.
 func (c *Client) Run(ctx context.Context) error {
-	round := 0
+	round, said := 0, map[string]string{}
 	for i := c.start; ctx.Err() == nil; i++ {
 		address := c.o.Controllers[i%len(c.o.Controllers)]
 		began := c.o.Clock.Now()
@@ -90,20 +99,42 @@ func (c *Client) Run(ctx context.Context) error {
 			return nil
 		}
 		c.o.Handler.Disconnected(err)
-		c.o.Logger.Warn("no stream", "controller", address, "error", err)
+		if opened {
+			delete(said, address)
+		}
+		level := slog.LevelDebug
+		if k := Kind(err); said[address] != k {
+			level, said[address] = slog.LevelWarn, k
+		}
+		c.o.Logger.Log(ctx, level, "no stream", "controller", address, "error", err)
 		if opened && c.o.Clock.Since(began) >= settled {
 			round = 0
 		}
 		// The next controller is tried at once; the pause comes after each round over all of them.
 		if (i-c.start+1)%len(c.o.Controllers) == 0 {
-			select {
-			case <-c.o.Clock.After(Pause(round, c.o.Jitter())):
-			case <-ctx.Done():
-			}
+			c.rest(ctx, round)
 			round++
 		}
 	}
 	return nil
+}
+
+// rest waits between two rounds: seconds, or minutes while it is hopeless, and not after Reconnect.
+func (c *Client) rest(ctx context.Context, round int) {
+	enough := time.Duration(float64(hopelessPause) * (0.5 + 0.5*c.o.Jitter()))
+	for waited := time.Duration(0); waited < enough; {
+		pause := Pause(round, c.o.Jitter())
+		select {
+		case <-c.o.Clock.After(pause):
+		case <-c.again:
+			return
+		case <-ctx.Done():
+			return
+		}
+		if waited += pause; c.o.Hopeless == nil || !c.o.Hopeless() {
+			return
+		}
+	}
 }
 
 // Pause is how long to wait after the given number of fruitless rounds. jitter is drawn from [0, 1).
@@ -113,8 +144,25 @@ func Pause(round int, jitter float64) time.Duration {
 	return time.Duration(float64(p) * (0.2 + 0.8*jitter))
 }
 
-// Reconnect ends the stream, so that the next one uses the identity as it is now.
+// Kind is an error without what differs each time: times, ports, counts. Two errors of one kind are told once.
+func Kind(err error) string {
+	if err == nil {
+		return ""
+	}
+	return strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return -1
+		}
+		return r
+	}, err.Error())
+}
+
+// Reconnect ends the stream, or the pause before the next, which uses the identity as it is now.
 func (c *Client) Reconnect() {
+	select {
+	case c.again <- struct{}{}:
+	default:
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.drop != nil {

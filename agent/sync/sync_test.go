@@ -3,6 +3,7 @@ package sync_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"testing"
 	"time"
@@ -67,5 +68,79 @@ func TestEveryControllerIsAskedAgainWithinFiveSecondsHoweverLongNoneAnswered(t *
 			}
 			return
 		}
+	}
+}
+
+// lines counts what is logged at each level.
+type lines struct {
+	slog.Handler
+	warned chan string
+}
+
+func (l lines) Enabled(context.Context, slog.Level) bool { return true }
+func (l lines) Handle(_ context.Context, r slog.Record) error {
+	if r.Level >= slog.LevelWarn {
+		l.warned <- r.Message
+	}
+	return nil
+}
+
+func TestWhyThereIsNoStreamIsSaidOnceAndAHopelessAgentAsksSeldom(t *testing.T) {
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	clock, d, log := clockwork.NewFakeClock(), deserted{make(chan error)}, lines{warned: make(chan string, 1000)}
+	c := sync.New(sync.Options{Controllers: []string{"127.0.0.1:1", "127.0.0.1:2"}, TLS: &tls.Config{}, Handler: d, Clock: clock, Jitter: func() float64 { return 0 },
+		Logger: slog.New(log), Hopeless: func() bool { return true }})
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx) }()
+	lost := func() {
+		t.Helper()
+		for range 2 {
+			select {
+			case <-d.lost:
+			case <-ctx.Done():
+				t.Fatal("nobody is asked")
+			}
+		}
+	}
+	for round := range 5 {
+		lost()
+		step := sync.Pause(round, 0)
+		for waited := time.Duration(0); waited < time.Minute; waited += step {
+			if err := clock.BlockUntilContext(ctx, 1); err != nil { // it is asleep, so it asks nobody
+				t.Fatal(err)
+			}
+			select {
+			case <-d.lost:
+				t.Fatalf("asked again after %s", waited)
+			default:
+			}
+			clock.Advance(step)
+		}
+	}
+	lost()
+	if n := len(log.warned); n != 2 {
+		t.Errorf("%d lines for two controllers that never answered", n)
+	}
+	c.Reconnect() // the identity is renewed
+	lost()
+	stop()
+	for {
+		select {
+		case <-d.lost:
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		}
+	}
+}
+
+func TestTwoErrorsThatDifferInNumbersAreOneKind(t *testing.T) {
+	a := errors.New("read tcp 127.0.0.1:40312->10.0.0.1:9641: the clock is 11m0s off: it says 2026-11-22T08:00:00Z")
+	b := errors.New("read tcp 127.0.0.1:40999->10.0.0.1:9641: the clock is 12m30s off: it says 2026-11-22T08:01:30Z")
+	if sync.Kind(a) != sync.Kind(b) || sync.Kind(a) == sync.Kind(errors.New("connection refused")) || sync.Kind(nil) != "" {
+		t.Errorf("%q, %q", sync.Kind(a), sync.Kind(b))
 	}
 }

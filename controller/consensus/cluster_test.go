@@ -393,14 +393,6 @@ func TestALeaderWithAWrongClockOrALowDiskHandsOver(t *testing.T) {
 	w.leader().mustWrite("room")
 }
 
-// offsetClock is a real clock that is wrong.
-type offsetClock struct {
-	clockwork.Clock
-	by atomic.Int64
-}
-
-func (c *offsetClock) Now() time.Time { return c.Clock.Now().Add(time.Duration(c.by.Load())) }
-
 func TestWritesGoOnAfterAClockThatWasAheadIsSetBack(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -417,24 +409,5 @@ func TestWritesGoOnAfterAClockThatWasAheadIsSetBack(t *testing.T) {
 	s, err := b.node.Status(context.Background())
 	if err != nil || !strings.Contains(strings.Join(s.Problems, "\n"), "ahead of the clock") {
 		t.Fatalf("%q %v", s.Problems, err)
-	}
-}
-
-func TestALeaderDatesWritesWhileMoreClocksAgreeThanDiffer(t *testing.T) {
-	for _, c := range []struct {
-		offsets []time.Duration
-		writes  bool
-	}{
-		{nil, true},
-		{[]time.Duration{time.Second, -time.Minute}, true},
-		{[]time.Duration{11 * time.Minute, 0}, true},
-		{[]time.Duration{-11 * time.Minute, 11 * time.Minute}, false},
-		{[]time.Duration{11 * time.Minute}, false},
-		{[]time.Duration{11 * time.Minute, 11 * time.Minute, 0, 0}, true},
-		{[]time.Duration{11 * time.Minute, 11 * time.Minute, 12 * time.Minute, 0}, false},
-	} {
-		if got := skewed(c.offsets) == 0; got != c.writes {
-			t.Errorf("%v: writes %v", c.offsets, got)
-		}
 	}
 }

@@ -257,12 +257,16 @@ func (n *Node) unfit() *fault.Error {
 	if f := n.diskLow.Load(); f != nil {
 		return f
 	}
-	return n.skewed.Load()
+	return n.mayDate()
 }
 
-// handOverIfUnfit tries to give leadership away, again and again while it is not fit to lead.
+// handOverIfUnfit tries to give leadership away, again and again while it is not fit to lead. A clock that was set a moment
+// ago is no reason yet: it is compared within a second.
 func (n *Node) handOverIfUnfit() {
-	f := n.unfit()
+	f := n.diskLow.Load()
+	if f == nil {
+		f = n.clockWrong()
+	}
 	if f == nil || len(n.peerAddresses()) == 0 {
 		return
 	}

@@ -55,7 +55,7 @@ type Node struct {
 	matched   matched
 
 	diskLow atomic.Pointer[fault.Error]
-	skewed  atomic.Pointer[fault.Error]
+	judged  atomic.Pointer[judgement]
 	shutOut atomic.Pointer[fault.Error]
 	free    atomic.Uint64 // parts per million of the disk
 }
@@ -124,6 +124,7 @@ func open(ctx context.Context, cfg Config, store *state.Store, bootstrap bool) (
 	}
 	n.started.Store(true)
 	n.lookAtDisk()
+	n.judgeClocks()
 	n.startServices()
 	if n.talk, err = gossip.Start(gossip.Config{Name: cfg.Name, ID: cfg.NodeID, Advertise: cfg.Advertise, WAN: cfg.Profile == WAN, Logger: cfg.Logger,
 		Listener: n.trans.Listener(transport.Gossip), Dial: n.dialGossip, Epoch: uint64(cfg.Clock.Now().UnixMilli())}); err != nil {

@@ -22,12 +22,17 @@ const (
 
 // contact is the last answer of a member to a ping.
 type contact struct {
-	at     time.Time
-	rtt    time.Duration
+	at  time.Time
+	rtt time.Duration
+	// offset of its wall clock against ours as it was at clock.
 	offset time.Duration
+	clock  reading
 	answer *clusterv1.PingResponse
 	failed error
 }
+
+// offsetAt is the offset against our clock as it is now, which may have been set since.
+func (c contact) offsetAt(now reading) time.Duration { return c.offset - c.clock.leapt(now) }
 
 type contacts struct {
 	mu   sync.Mutex
@@ -85,18 +90,18 @@ func (n *Node) ping(ctx context.Context, m Member) {
 	defer cancel()
 	cc, err := n.clients.get(m.Address)
 	var r *clusterv1.PingResponse
-	began, wall := time.Now(), n.cfg.Clock.Now()
+	began := n.readClock()
 	if err == nil {
 		r, err = clusterv1.NewClusterServiceClient(cc).Ping(ctx, &clusterv1.PingRequest{}, grpc.WaitForReady(true))
 	}
-	rtt := time.Since(began)
+	rtt := time.Since(began.mono)
 	if err == nil && r.GetId() != m.ID {
 		err = fault.New(fault.Unavailable, "wrong-controller", "%s answers as another installation", m.Address)
 	}
 	n.contacts.put(m.ID, func(c *contact) {
 		c.failed = err
 		if err == nil {
-			*c = contact{at: time.Now(), rtt: rtt, offset: r.GetNow().AsTime().Sub(wall.Add(rtt / 2)), answer: r}
+			*c = contact{at: time.Now(), rtt: rtt, offset: r.GetNow().AsTime().Sub(began.wall.Add(rtt / 2)), clock: began, answer: r}
 		}
 	})
 }
@@ -168,55 +173,6 @@ func (n *Node) judgeRefusals() {
 	if old == nil {
 		n.cfg.Logger.Error("this controller is shut out", "error", f)
 	}
-}
-
-// judgeClocks applies the rule of skewed to what was measured.
-func (n *Node) judgeClocks() {
-	var offsets []time.Duration
-	for _, m := range n.dir.trusted() {
-		if m.ID != n.cfg.NodeID && m.State != "approved" && n.contacts.fresh(m.ID) {
-			offsets = append(offsets, n.contacts.get(m.ID).offset)
-		}
-	}
-	old := n.skewed.Load()
-	if differ := skewed(offsets); differ == 0 {
-		n.skewed.Store(nil)
-	} else {
-		f := fault.New(fault.Unavailable, "clock-skew", "the clock of %s differs by more than %s from %d of the %d other controllers that answer, so it must not date writes",
-			n.cfg.Name, MaxClockOffset, differ, len(offsets)).Do("set the clocks (chrony, systemd-timesyncd); `csm status` shows each controller's offset")
-		n.skewed.Store(f)
-		if old == nil {
-			n.cfg.Logger.Error("clocks differ", "error", f)
-			n.leaders.wake()
-		}
-	}
-}
-
-// skewed is the rule: a leader may date writes while more measured clocks (its own among them) agree with it than differ.
-// One of three that is wrong never leads; of two nobody can tell which is wrong, so neither writes. It returns how many
-// differ when the leader must not write, else 0. Offsets are those of the other members.
-func skewed(offsets []time.Duration) int {
-	agree, differ := 1, 0
-	for _, o := range offsets {
-		if o.Abs() > MaxClockOffset {
-			differ++
-		} else {
-			agree++
-		}
-	}
-	if agree > differ {
-		return 0
-	}
-	return differ
-}
-
-// leaderNow is the leader's clock as far as it is known: the deadline of a command is judged by it.
-func (n *Node) leaderNow() time.Time {
-	now := n.cfg.Clock.Now()
-	if id := n.leaderID(); id != n.cfg.NodeID && n.contacts.fresh(id) {
-		return now.Add(n.contacts.get(id).offset)
-	}
-	return now
 }
 
 // watchDisk hands leadership over and refuses writes before the disk is full.

@@ -126,8 +126,9 @@ func (n *Node) gaveUp(ctx context.Context, last attempt, maybe bool, e *clusterv
 
 // append stamps the envelope and puts it into our own log, as the leader.
 func (n *Node) append(ctx context.Context, e *clusterv1.Envelope) attempt {
-	if f := n.unfit(); f != nil && e.Kind != termStart {
-		return attempt{class: notApplied, why: f}
+	unfit := n.unfit()
+	if unfit != nil && e.Kind != termStart {
+		return attempt{class: notApplied, why: unfit}
 	}
 	deadline, bounded := ctx.Deadline()
 	if !bounded {
@@ -136,6 +137,9 @@ func (n *Node) append(ctx context.Context, e *clusterv1.Envelope) attempt {
 	// The state clock never goes back: a stamp before it would only make deadlines look passed after a failover to a
 	// slower clock.
 	now := later(n.cfg.Clock.Now(), n.store.Now())
+	if unfit != nil { // a term begins with whatever clock: it must not move that of the state
+		now = n.store.Now()
+	}
 	if now.After(e.Deadline.AsTime()) {
 		return missed(notApplied, "deadline-passed", "the deadline of the write passed before it reached the log")
 	}

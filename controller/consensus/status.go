@@ -185,7 +185,7 @@ func (n *Node) problems(s Status) []string {
 	if ahead := n.store.Now().Sub(n.cfg.Clock.Now()); ahead > MaxClockOffset {
 		out = append(out, fmt.Sprintf("the clock of the state is %s ahead of the clock of %s: an earlier leader dated writes in the future", ahead.Round(time.Second), s.Name))
 	}
-	if f := n.skewed.Load(); f != nil {
+	if f := n.clockWrong(); f != nil {
 		out = append(out, f.Error())
 	}
 	return out

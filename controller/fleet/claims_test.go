@@ -1,6 +1,7 @@
 package fleet_test
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 	"time"
@@ -54,7 +55,7 @@ func TestEachGateRefusesAClaimByItsName(t *testing.T) {
 			return ask(func(*agentv1.ClaimMoveRequest) {})(w, r)
 		}},
 		"files of somebody else": {"store-foreign", func(w *world, r map[string]*member) error {
-			r["n1"].store.State = agentv1.InstallState_INSTALL_STATE_FOREIGN
+			r["n1"].store.State, r["n1"].store.LeafSha256 = agentv1.InstallState_INSTALL_STATE_FOREIGN, leafOf("somebody's")
 			r["n1"].must(r["n1"].connect())
 			return ask(func(*agentv1.ClaimMoveRequest) {})(w, r)
 		}},
@@ -85,6 +86,21 @@ func TestEachGateRefusesAClaimByItsName(t *testing.T) {
 			wantReason(t, c.try(w, w.ring("n1", "n2")), c.reason)
 		})
 	}
+}
+
+// An agent that has lost its state folder takes the files for somebody else's; the controllers know that they gave them.
+func TestFilesThatWereGivenAreOursWhoeverReportsThem(t *testing.T) {
+	w := newWorld(t)
+	m := w.ring("n1", "n2")["n1"]
+	m.store.State, m.store.Generation = agentv1.InstallState_INSTALL_STATE_FOREIGN, 0
+	m.must(m.connect())
+	tgt, _, err := w.Target(ctx, m.name)
+	m.must(err)
+	if s := tgt.Stores[0]; !bytes.Equal(s.LeafSha256, m.store.LeafSha256) || s.TrustOnly {
+		t.Errorf("target %v", s)
+	}
+	_, err = m.claim(renew)
+	m.must(err)
 }
 
 func TestAFreezeOfEachScopeStopsAClaimUntilItIsLiftedOrEnds(t *testing.T) {

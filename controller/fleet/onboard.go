@@ -47,10 +47,10 @@ func trustFirst(n nodeRow, s storeRow, l life, kind agentv1.MoveKind) error {
 }
 
 // theirs says whether the leaf in the files is somebody else's: they were reported as foreign, or there is a leaf and CSM
-// never gave one.
+// never gave one. What CSM gave is its own whoever reports it: an agent that has lost its state folder knows nothing of it.
 func (s storeRow) theirs() bool {
-	return s.state == agentv1.InstallState_INSTALL_STATE_FOREIGN ||
-		len(s.leaf) > 0 && len(s.wanted) == 0 && (s.installed > 0 || s.state == agentv1.InstallState_INSTALL_STATE_FAILED)
+	return !s.given && (s.state == agentv1.InstallState_INSTALL_STATE_FOREIGN ||
+		len(s.leaf) > 0 && len(s.wanted) == 0 && (s.installed > 0 || s.state == agentv1.InstallState_INSTALL_STATE_FAILED))
 }
 
 func applyOnboardCluster(a *state.Apply, c *clusterv1.OnboardCluster) (*clusterv1.Empty, error) {

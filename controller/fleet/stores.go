@@ -20,14 +20,20 @@ type storeRow struct {
 	keystore, truststore  []byte
 	wanted, leaf, proven  []byte
 	unproved              bool
-	move                  agentv1.MoveKind // what the newest generation asks for
-	plan                  []byte           // of the rollout that raised it
+	// given: the leaf in the files was issued for this store, perhaps to an earlier incarnation of the node.
+	given bool
+	move  agentv1.MoveKind // what the newest generation asks for
+	plan  []byte           // of the rollout that raised it
 }
 
+// givenLeaf says of a row of stores whether its leaf was issued under a claim for this store. Moves are kept for 90 days after
+// their end, as long as a node's certificate lives.
+const givenLeaf = `EXISTS (SELECT 1 FROM moves m WHERE m.node = stores.node AND m.store = stores.store AND m.issued_sha256 = stores.leaf_sha256)`
+
 func readStore(a *state.Apply, node, store string) (s storeRow, ok bool, err error) {
-	ok, err = found(a.QueryRow(`SELECT name, store, generation, installed, state, keystore_sha256, truststore_sha256, wanted_sha256, leaf_sha256, proven_sha256, unproved, wish_move, plan_hash
+	ok, err = found(a.QueryRow(`SELECT name, store, generation, installed, state, keystore_sha256, truststore_sha256, wanted_sha256, leaf_sha256, proven_sha256, unproved, wish_move, plan_hash, `+givenLeaf+`
 		FROM stores WHERE name = ?`, resource.Store(node, store)).
-		Scan(&s.name, &s.store, &s.generation, &s.installed, &s.state, &s.keystore, &s.truststore, &s.wanted, &s.leaf, &s.proven, &s.unproved, &s.move, &s.plan))
+		Scan(&s.name, &s.store, &s.generation, &s.installed, &s.state, &s.keystore, &s.truststore, &s.wanted, &s.leaf, &s.proven, &s.unproved, &s.move, &s.plan, &s.given))
 	return s, ok, err
 }
 

@@ -76,7 +76,7 @@ func lived(ctx context.Context, q state.Querier, cluster string, t *agentv1.Targ
 		return nil
 	}
 	theirs, err := collect(ctx, q, scanString, `SELECT store FROM stores WHERE node = ? AND leaf_sha256 IS NOT NULL AND wanted_sha256 IS NULL
-		AND (state IN (?,?) OR installed > 0) ORDER BY store`, t.Node, int(agentv1.InstallState_INSTALL_STATE_FOREIGN), int(agentv1.InstallState_INSTALL_STATE_FAILED))
+		AND (state IN (?,?) OR installed > 0) AND NOT `+givenLeaf+` ORDER BY store`, t.Node, int(agentv1.InstallState_INSTALL_STATE_FOREIGN), int(agentv1.InstallState_INSTALL_STATE_FAILED))
 	for _, s := range t.Stores {
 		s.TrustOnly = containsString(theirs, s.Store)
 	}
@@ -92,7 +92,7 @@ func storeTargets(ctx context.Context, q state.Querier, node string, n Names) ([
 			s.RenewAt = timestamppb.New(at(renewAt))
 		}
 		return s, err
-	}, `SELECT store, generation, renew_at_ms, wanted_sha256, reason, wish_move, plan_hash FROM stores WHERE node = ? ORDER BY store`, node)
+	}, `SELECT store, generation, renew_at_ms, coalesce(wanted_sha256, CASE WHEN `+givenLeaf+` THEN leaf_sha256 END), reason, wish_move, plan_hash FROM stores WHERE node = ? ORDER BY store`, node)
 }
 
 // targetGeneration is the index of the newest entry that changed what the node is told: it never goes back, because

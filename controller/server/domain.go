@@ -14,6 +14,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/backup"
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
 	"github.com/cassandra-security-manager/csm/controller/grace"
 	"github.com/cassandra-security-manager/csm/controller/issuance"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
@@ -31,7 +32,8 @@ func modules() []state.Module {
 		keyring.Module(),
 		authority.Module(),
 		ledger.Module(authority.Issuers{}, fleet.Guard),
-		fleet.Module(),
+		fleet.Module(rollout.Gate{}),
+		rollout.Module(),
 		people.Module(),
 		grace.Module(),
 		backup.Module(),
@@ -47,6 +49,7 @@ type domain struct {
 	ledger      ledger.Ledger
 	issuance    *issuance.Issuance
 	fleet       *fleet.Fleet
+	rollouts    *rollout.Rollouts
 	people      *people.People
 	grace       *grace.Grace
 	metrics     *metrics
@@ -105,6 +108,7 @@ func assembleOn(cfg Config, ring *keyring.Keyring, store *state.Store, log state
 	d.ledger = ledger.NewReplicated(store, clock)
 	d.issuance = issuance.New(d.authorities, log, clock, rand.Reader, issuance.Options{AllowBenchmark: benchmark, HourlyCap: hourlyCap, Observe: d.metrics.observeIssue})
 	d.fleet = fleet.New(store, log, clock, d.anchors)
+	d.rollouts = rollout.New(store, log, clock)
 	d.people = people.New(store, log)
 	d.grace = grace.New(store, log, clock)
 	return d

@@ -73,6 +73,19 @@ func (s *Server) freezeLoop(ctx context.Context) error {
 	return nil
 }
 
+// rolloutLoop lets the leader look whether a rollout can go on: most of them do so with an agent's report, the rest with time.
+func (s *Server) rolloutLoop(ctx context.Context) error {
+	for wait(ctx, nil, time.Second) {
+		if !s.dom.node.IsLeader() {
+			continue
+		}
+		if err := s.dom.rollouts.Watch(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("a rollout could not be looked at", "error", err)
+		}
+	}
+	return nil
+}
+
 // wait returns when the channel wakes or the time is over; false when the context ended.
 func wait(ctx context.Context, wake <-chan struct{}, d time.Duration) bool {
 	t := time.NewTimer(d)

@@ -46,6 +46,12 @@ func (w world) host(name string) host {
 	w.t.Helper()
 	program, err := agentProgram()
 	w.must(err)
+	return w.hostOf(program, name)
+}
+
+// hostOf is a host whose agent is of another build, with an environment of its own.
+func (w world) hostOf(program, name string, env ...string) host {
+	w.t.Helper()
 	dir := w.t.TempDir()
 	var token struct{ Token string }
 	w.must(w.API.Do(w.t.Context(), http.MethodPost, "/v1/tenants/default/clusters/prod/joinTokens",
@@ -69,7 +75,7 @@ func (w world) host(name string) host {
 		w.must(os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
 	h := host{w, name, filepath.Join(dir, "agent.log")}
-	p, err := process.Start(process.Spec{Name: "agent of " + name, Path: program, Args: []string{"run", "--config", filepath.Join(dir, "agent.yaml")}, Dir: dir, Log: h.log})
+	p, err := process.Start(process.Spec{Name: "agent of " + name, Path: program, Args: []string{"run", "--config", filepath.Join(dir, "agent.yaml")}, Env: env, Dir: dir, Log: h.log})
 	w.must(err)
 	w.t.Cleanup(p.Kill)
 	return h

@@ -35,6 +35,8 @@ type Options struct {
 	Extra string
 	// Administrator lets the controllers in; nil is one who does so over REST.
 	Administrator Administrator
+	// Env, if set, is added to the environment of controller n, from 1.
+	Env func(n int) []string
 	// Now is the clock by which the API judges certificates; time.Now when nil.
 	Now func() time.Time
 }
@@ -51,6 +53,7 @@ type Controller struct {
 	IP                        netip.Addr
 	process                   *process.Process
 	bin, dir                  string
+	env                       []string
 }
 
 // Address of a port of this controller.
@@ -124,6 +127,9 @@ func (p *Plane) Complete(ctx context.Context) error {
 func newController(o Options, n int) (*Controller, error) {
 	c := &Controller{Name: "csm" + strconv.Itoa(n), Region: o.Regions[n-1], IP: o.Host(n), bin: o.Bin}
 	c.dir = filepath.Join(o.Dir, c.Name)
+	if o.Env != nil {
+		c.env = o.Env(n)
+	}
 	c.Config, c.Log = filepath.Join(c.dir, "controller.yaml"), filepath.Join(c.dir, "controller.log")
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return nil, err
@@ -149,7 +155,7 @@ metrics: "%s"
 // Start starts the controller's process.
 func (c *Controller) Start() (err error) {
 	c.process, err = process.Start(process.Spec{Name: c.Name, Path: filepath.Join(c.bin, "csm-controller"),
-		Args: []string{"run", "--config", c.Config}, Dir: c.dir, Log: c.Log})
+		Args: []string{"run", "--config", c.Config}, Env: c.env, Dir: c.dir, Log: c.Log})
 	return err
 }
 

@@ -88,12 +88,12 @@ func (d *Distribution) daemonArgs(n *Node, record bool) ([]string, error) {
 			args = append(args, "-XX:SharedArchiveFile="+d.archive(), "-Xshare:auto")
 		}
 	}
-	return append(append(args, n.JVM...),
+	args = append(args,
 		"-Dcassandra-foreground=yes", "-Dcassandra.config=file://"+n.Config, "-Dcassandra-rackdc.properties=file://"+n.rackdc(),
 		"-Dcassandra.storagedir="+filepath.Join(n.Dir, "data"), "-Dcassandra.logdir="+filepath.Join(n.Dir, "logs"), "-Djava.io.tmpdir="+n.Dir, // a killed JVM leaves its native libraries there
 		"-Dlogback.configurationFile=file:"+filepath.Join(d.Dir, "logback.xml"), fmt.Sprintf("-Dcassandra.jmx.local.port=%d", n.JMX),
-		"-Dcassandra.ring_delay_ms=20000", "-Dcassandra.skip_wait_for_gossip_to_settle=0", "-Dcassandra.memtable.row_overhead_size=180",
-		"-cp", d.classpath(), "org.apache.cassandra.service.CassandraDaemon"), nil
+		"-Dcassandra.ring_delay_ms=20000", "-Dcassandra.skip_wait_for_gossip_to_settle=0", "-Dcassandra.memtable.row_overhead_size=180")
+	return append(append(args, n.JVM...), "-cp", d.classpath(), "org.apache.cassandra.service.CassandraDaemon"), nil
 }
 
 // WaitReady waits until the node started last takes clients.

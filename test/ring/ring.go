@@ -135,24 +135,41 @@ func (r *Ring) node(address netip.Addr, datacenter, token string) (*Node, error)
 		// Roles on each node, and the first of them at once.
 		n.JVM = []string{"-Dcassandra.superuser_setup_delay_ms=500", fmt.Sprintf("-Dcassandra.system_auth.default_rf=%d", len(r.Addresses))}
 	}
+	return n, r.write(n, token)
+}
+
+// Rebuild removes all that a node has that does not run, as a host has nothing that was set up anew; it bootstraps when it is
+// started.
+func (r *Ring) Rebuild(n *Node) error {
+	if n.Running() {
+		return fmt.Errorf("%s runs", n.Name)
+	}
+	if err := os.RemoveAll(n.Dir); err != nil {
+		return err
+	}
+	return r.write(n, "")
+}
+
+// write makes a node's folders and configuration.
+func (r *Ring) write(n *Node, token string) error {
 	for _, d := range []string{"conf", "tls", "logs", "data", "bin"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o750); err != nil {
-			return nil, err
+		if err := os.MkdirAll(filepath.Join(n.Dir, d), 0o750); err != nil {
+			return err
 		}
 	}
-	err = render("cassandra.yaml.tmpl", n.Config, map[string]any{
-		"Cluster": r.Cluster, "Token": token, "Address": address, "StoragePort": StoragePort, "NativePort": NativePort,
+	err := render("cassandra.yaml.tmpl", n.Config, map[string]any{
+		"Cluster": r.Cluster, "Token": token, "Address": n.Address, "StoragePort": StoragePort, "NativePort": NativePort,
 		"Seed":      netip.AddrPortFrom(r.Addresses[0], StoragePort),
 		"Passwords": r.Passwords, "PlaintextClients": r.PlaintextClients,
 		"Format": n.Format, "Keystore": n.Keystore, "Truststore": n.Truststore, "Password": n.Password,
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := os.WriteFile(n.rackdc(), fmt.Appendf(nil, "dc=%s\nrack=%s\n", n.Datacenter, n.Rack), 0o640); err != nil {
-		return nil, err
+		return err
 	}
-	return n, r.dist.writeNodetool(n)
+	return r.dist.writeNodetool(n)
 }
 
 // Start starts all nodes at once and waits until each one takes clients.

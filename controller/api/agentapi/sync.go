@@ -219,8 +219,8 @@ func (p *pusher) received(ctx context.Context, r received) error {
 	if err != nil {
 		return err
 	}
-	if proto.Equal(report, p.reported) {
-		p.pending = nil
+	// One that turns back to what was recorded before one that was not is recorded: a move may have told the other meanwhile.
+	if proto.Equal(report, p.reported) && p.pending == nil {
 		return nil
 	}
 	p.pending = report

@@ -7,6 +7,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
@@ -16,6 +17,8 @@ type Node struct {
 	fleet.Node
 	ETag   string            `json:"etag"`
 	Labels map[string]string `json:"labels,omitempty"`
+	// Rollout that it takes part in now; only where one node is read.
+	Rollout *rollout.Part `json:"rollout,omitempty"`
 }
 
 func nodeOf(n fleet.Node) Node { return Node{Node: n, ETag: frozenETag(n.Revision, n.Frozen)} }
@@ -178,6 +181,9 @@ func (s *server) nodeFreeze(id, verb, summary string, do func(ctx context.Contex
 func (s *server) oneNode(ctx context.Context, name string) (*One[Node], error) {
 	n, err := s.Fleet.GetNode(ctx, name)
 	out := nodeOf(n)
+	if err == nil {
+		err = s.inRollout(ctx, &out)
+	}
 	return &One[Node]{ETag: out.ETag, Body: out}, err
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/backup"
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
 	"github.com/cassandra-security-manager/csm/controller/grace"
 	"github.com/cassandra-security-manager/csm/controller/issuance"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
@@ -67,6 +68,7 @@ type Deps struct {
 	People      *people.People
 	Grace       *grace.Grace
 	Fleet       *fleet.Fleet
+	Rollouts    *rollout.Rollouts
 	Issuance    *issuance.Issuance
 	Authorities *authority.Authorities
 	Ledger      ledger.Ledger
@@ -177,6 +179,7 @@ func (s *server) routes() {
 	s.trust()
 	s.requests()
 	s.nodes()
+	s.rollouts()
 	s.authorities()
 	s.controllers()
 	s.backups()

@@ -1,0 +1,440 @@
+package rollout
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
+
+	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/resource"
+)
+
+func applyStart(a *state.Apply, c *clusterv1.StartRollout) (*clusterv1.RolloutReply, error) {
+	s := specOf(c.Spec)
+	switch {
+	case s.Owner != "":
+		return nil, fault.New(fault.Refused, "owned", "a rollout of %s is begun by it alone", s.Owner).Do("use `csm rotation`")
+	case s.Kind != Renew:
+		return nil, fault.New(fault.Refused, "step-of-rotation", "a rollout of kind %s is a step of a rotation, which proves what must be proved before", s.Kind).Do("use `csm rotation plan`")
+	}
+	p, err := planOf(a, s)
+	if err != nil {
+		return nil, err
+	}
+	if p.Hash != hex.EncodeToString(c.PlanHash) {
+		return nil, fault.New(fault.Stale, "plan-stale", "the plan is no longer what would be done: nodes, stores or their generations are others by now").
+			Do("make it again with `csm rollout plan`, look at it, then start that")
+	}
+	name, err := begin(a, p)
+	return &clusterv1.RolloutReply{Rollout: name}, err
+}
+
+// Begin starts a rollout that is a part of something greater, whose plan was looked at there. To be used in Apply only.
+func Begin(a *state.Apply, s Spec) (name string, err error) {
+	if s.Owner == "" {
+		return "", fault.New(fault.Internal, "no-owner", "a rollout begun in Apply needs an owner")
+	}
+	p, err := planOf(a, s)
+	if err != nil {
+		return "", err
+	}
+	return begin(a, p)
+}
+
+func planOf(a *state.Apply, s Spec) (Plan, error) {
+	if err := fleet.ClusterExists(a, s.Cluster); err != nil {
+		return Plan{}, err
+	}
+	if r, err := liveRow(a.Context(), a.Querier(), s.Cluster); err != nil {
+		return Plan{}, err
+	} else if r != nil {
+		return Plan{}, fault.New(fault.Conflict, "rollout-runs", "%s is %s on this ring, and there is one rollout at a time", short(r.name), r.state).
+			Do("wait for its end, or `csm rollout abort %s`", short(r.name))
+	}
+	nodes, err := fleet.Standings(a.Context(), a.Querier(), s.Cluster, a.Now)
+	if err != nil {
+		return Plan{}, err
+	}
+	return Make(s, nodes, a.Now, 0)
+}
+
+func begin(a *state.Apply, p Plan) (string, error) {
+	name := nameOf(p.Cluster, p.Kind+"-"+strconv.FormatUint(a.Index, 10))
+	spec, err := proto.MarshalOptions{Deterministic: true}.Marshal(p.Spec.wire())
+	if err != nil {
+		return "", fault.Wrap(err, fault.Internal, "bad-spec", "the spec cannot be encoded")
+	}
+	hash, err := hex.DecodeString(p.Hash)
+	if err != nil {
+		return "", fault.Wrap(err, fault.Internal, "bad-hash", "the plan's hash")
+	}
+	now := a.Now.UnixMilli()
+	if _, err := a.Exec(`INSERT INTO rollouts (name, cluster, kind, owner, state, back, spec, plan_hash, reason, note, creator, failures, awaits, awaits_ms, created_ms, state_ms, end_ms, revision)
+		VALUES (?,?,?,?,?,0,?,?,?,'',?,0,'',?,?,?,0,?)`, name, p.Cluster, p.Kind, p.Owner, Running, spec, hash, a.Envelope.GetReason(), a.Envelope.GetActor(), now, now, now, a.Index); err != nil {
+		return "", err
+	}
+	standing, err := fleet.Standings(a.Context(), a.Querier(), p.Cluster, a.Now)
+	if err != nil {
+		return "", err
+	}
+	signs := map[string]fleet.StoreStanding{}
+	for _, n := range standing {
+		for _, s := range n.Stores {
+			signs[resource.Store(n.Node, s.Store)] = s
+		}
+	}
+	for i, w := range p.Waves {
+		if _, err := a.Exec(`INSERT INTO rollout_waves (rollout, wave, title, why) VALUES (?,?,?,?)`, name, i, w.Title, w.Why); err != nil {
+			return "", err
+		}
+		for _, m := range w.Nodes {
+			for k, st := range m.Stores {
+				s := signs[resource.Store(m.Node, st)]
+				if _, err := a.Exec(`INSERT INTO rollout_stores (rollout, wave, node, store, incarnation, datacenter, rack, state, generation, before_generation, before_authority, named_before, refusals, since_ms, detail)
+					VALUES (?,?,?,?,?,?,?,?,0,?,?,?,0,?,'')`, name, i, m.Node, st, m.Incarnation, m.Datacenter, m.Rack, storePending, m.generations[k], s.Authority, s.Named, now); err != nil {
+					return "", err
+				}
+			}
+		}
+	}
+	a.Touch(state.Created, name)
+	r, err := readRow(a.Context(), a.Querier(), name)
+	if err != nil {
+		return "", err
+	}
+	return name, advance(a, &r)
+}
+
+func applyAdvance(a *state.Apply, c *clusterv1.AdvanceRollout) (*clusterv1.RolloutReply, error) {
+	r, err := readRow(a.Context(), a.Querier(), c.Rollout)
+	if err != nil {
+		return nil, err
+	}
+	return &clusterv1.RolloutReply{Rollout: r.name}, advance(a, &r)
+}
+
+// advance decides once and does it. It may be asked by anybody at any time.
+func advance(a *state.Apply, r *row) error {
+	if !live(r.state) {
+		return nil
+	}
+	if err := forgetGone(a, r); err != nil {
+		return err
+	}
+	f, stores, err := factsOf(a.Context(), a.Querier(), *r, a.Now)
+	if err != nil {
+		return err
+	}
+	act, reasons := decide(f)
+	switch act.Do {
+	case Open:
+		return open(a, r, stores, act.Nodes)
+	case Halt:
+		return setState(a, r, Halted, act.Why)
+	case Finish:
+		end := Done
+		if r.back {
+			end = RolledBack
+		}
+		// Who failed within the budget keeps what it has: it does not go on trying by itself.
+		for _, x := range stores {
+			if x.state == storeFailed {
+				if _, err := fleet.Withdraw(a, x.node, x.store, x.generation, x.before, x.named); err != nil {
+					return err
+				}
+			}
+		}
+		return setState(a, r, end, summary(f))
+	case Abort:
+		return setState(a, r, Aborted, r.note)
+	}
+	if k := key(reasons); k != r.awaits {
+		_, err := a.Exec(`UPDATE rollouts SET awaits = ?, awaits_ms = ?, revision = ? WHERE name = ?`, k, a.Now.UnixMilli(), a.Index, r.name)
+		a.Touch(state.Updated, r.name)
+		return err
+	}
+	return nil
+}
+
+// summary is the last word of a rollout.
+func summary(f Facts) string {
+	n := map[string]int{}
+	for _, x := range f.Nodes {
+		n[x.Phase]++
+	}
+	out := fmt.Sprintf("%d of %s proved", n[Proved], count(len(f.Nodes), "node"))
+	if n[Failed] > 0 {
+		out += fmt.Sprintf(", %d failed and serve what they served before", n[Failed])
+	}
+	if n[Gone] > 0 {
+		out += fmt.Sprintf(", %d are gone or joined anew", n[Gone])
+	}
+	return out
+}
+
+// forgetGone lets go of nodes that are no longer what the plan was made for: who joined anew got its certificate there.
+func forgetGone(a *state.Apply, r *row) error {
+	nodes, err := fleet.Standings(a.Context(), a.Querier(), r.spec.Cluster, a.Now)
+	if err != nil {
+		return err
+	}
+	stores, err := storesOf(a.Context(), a.Querier(), r.name)
+	if err != nil {
+		return err
+	}
+	for _, g := range gone(stores, nodes) {
+		if err := setStore(a, r.name, g.storeRow, storeGone, g.why); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type goneStore struct {
+	storeRow
+	why string
+}
+
+// gone are the stores whose node is another by now. Pure.
+func gone(stores []storeRow, nodes []fleet.Standing) (out []goneStore) {
+	byName := make(map[string]fleet.Standing, len(nodes))
+	for _, n := range nodes {
+		byName[n.Node] = n
+	}
+	for _, x := range stores {
+		if x.state != storePending && x.state != storeOpen {
+			continue
+		}
+		switch n := byName[x.node]; {
+		case n.Incarnation != x.incarnation:
+			out = append(out, goneStore{x, fmt.Sprintf("joined anew as incarnation %d", n.Incarnation)})
+		case n.Agent == fleet.Revoked:
+			out = append(out, goneStore{x, "its agent was revoked"})
+		case !has(n, x.store):
+			out = append(out, goneStore{x, "its cassandra.yaml no longer names store " + x.store})
+		}
+	}
+	return out
+}
+
+func has(n fleet.Standing, store string) bool {
+	for _, s := range n.Stores {
+		if s.Store == store {
+			return true
+		}
+	}
+	return false
+}
+
+// moves are what the stores of a kind are to do. A shrink is the move kind that only takes anchors away.
+var moves = map[string]agentv1.MoveKind{
+	Renew: agentv1.MoveKind_MOVE_KIND_RENEW, Leaf: agentv1.MoveKind_MOVE_KIND_RENEW, Trust: agentv1.MoveKind_MOVE_KIND_TRUST, Shrink: agentv1.MoveKind(4),
+}
+
+// open lets nodes begin: their stores' generations are raised.
+func open(a *state.Apply, r *row, stores []storeRow, nodes []string) error {
+	for _, x := range stores {
+		if x.state != storePending || !contains(nodes, x.node) {
+			continue
+		}
+		w := fleet.Wish{Node: x.node, Store: x.store, Move: moves[r.spec.Kind], Authority: r.spec.Authority, PlanHash: r.hash, Reason: r.spec.Kind + " by rollout " + resource.Last(r.name)}
+		if r.back {
+			w.Move, w.Authority, w.Reason = agentv1.MoveKind_MOVE_KIND_RENEW, x.authority, "rollback of "+resource.Last(r.name)
+		}
+		g, err := fleet.RaiseStore(a, w)
+		if err != nil {
+			return err
+		}
+		if _, err := a.Exec(`UPDATE rollout_stores SET state = ?, generation = ?, since_ms = ?, detail = '', refusals = 0 WHERE rollout = ? AND node = ? AND store = ?`,
+			storeOpen, g, a.Now.UnixMilli(), r.name, x.node, x.store); err != nil {
+			return err
+		}
+	}
+	_, err := a.Exec(`UPDATE rollouts SET awaits = '', awaits_ms = ?, revision = ? WHERE name = ?`, a.Now.UnixMilli(), a.Index, r.name)
+	a.Touch(state.Updated, r.name)
+	return err
+}
+
+// Verbs by which a rollout is stopped or goes on.
+const (
+	Pause    = "pause"
+	Resume   = "resume"
+	AbortIt  = "abort"
+	Rollback = "rollback"
+)
+
+func applySet(a *state.Apply, c *clusterv1.SetRollout) (*clusterv1.RolloutReply, error) {
+	r, err := readRow(a.Context(), a.Querier(), c.Rollout)
+	if err != nil {
+		return nil, err
+	}
+	if r.spec.Owner != "" && (c.Verb == AbortIt || c.Verb == Rollback) {
+		return nil, fault.New(fault.Refused, "owned", "%s is a step of %s, which alone ends it", short(r.name), resource.Last(r.spec.Owner)).Do("use `csm rotation rollback`")
+	}
+	return &clusterv1.RolloutReply{Rollout: r.name}, set(a, &r, c.Verb, c.Reason)
+}
+
+// SetState pauses, resumes, aborts or rolls back the rollout of an owner. To be used in Apply only.
+func SetState(a *state.Apply, name, verb, reason string) error {
+	r, err := readRow(a.Context(), a.Querier(), name)
+	if err != nil {
+		return err
+	}
+	return set(a, &r, verb, reason)
+}
+
+// set is the table of what may follow what.
+func set(a *state.Apply, r *row, verb, reason string) error {
+	note := fmt.Sprintf("%s (%s)", reason, actorOf(a))
+	allowed := map[string][]string{Pause: {Running, RollingBack}, Resume: {Paused, Halted}, AbortIt: {Running, Paused, Halted, RollingBack}, Rollback: {Running, Paused, Halted, Aborting, Aborted, Done}}
+	from, known := allowed[verb]
+	if !known {
+		return fault.New(fault.Invalid, "bad-verb", "a rollout cannot be told to %.20q", verb).Do("use pause, resume, abort or rollback")
+	}
+	if !contains(from, r.state) {
+		return fault.New(fault.Refused, "bad-state", "%s is %s: it cannot %s now", short(r.name), r.state, verb).Do("see `csm rollout explain %s`", short(r.name))
+	}
+	switch verb {
+	case Pause:
+		return setState(a, r, Paused, note)
+	case Resume:
+		return resume(a, r)
+	case AbortIt:
+		if err := withdraw(a, r); err != nil {
+			return err
+		}
+		if err := setState(a, r, Aborting, note); err != nil {
+			return err
+		}
+		return advance(a, r)
+	}
+	return rollback(a, r, note)
+}
+
+// resume lets it go on: what failed is tried again, and the failures until now are forgiven.
+func resume(a *state.Apply, r *row) error {
+	if _, err := a.Exec(`UPDATE rollout_stores SET state = ?, detail = '', refusals = 0, since_ms = ? WHERE rollout = ? AND state IN (?,?)`,
+		storePending, a.Now.UnixMilli(), r.name, storeFailed, storeBroken); err != nil {
+		return err
+	}
+	r.failures = 0
+	st := Running
+	if r.back {
+		st = RollingBack
+	}
+	if err := setState(a, r, st, ""); err != nil {
+		return err
+	}
+	fleet.SignalWave(a, r.spec.Cluster)
+	return advance(a, r)
+}
+
+// withdraw takes back what no node has taken up: pending stores are let go, told ones are as if they had never been.
+func withdraw(a *state.Apply, r *row) error {
+	stores, err := storesOf(a.Context(), a.Querier(), r.name)
+	if err != nil {
+		return err
+	}
+	for _, x := range stores {
+		switch x.state {
+		case storeOpen, storeFailed, storeBroken:
+			back, err := fleet.Withdraw(a, x.node, x.store, x.generation, x.before, x.named)
+			if err != nil {
+				return err
+			}
+			if !back || x.state != storeOpen {
+				continue
+			}
+		case storePending:
+		default:
+			continue
+		}
+		if err := setStore(a, r.name, x, storeGone, "not begun: it was aborted"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rollback takes back what has not begun, and lets the nodes that moved move once more, in reverse order, to a leaf of the
+// authority that signed for them before. The keys of before are not used again.
+func rollback(a *state.Apply, r *row, note string) error {
+	if r.spec.Kind == Trust || r.spec.Kind == Shrink {
+		return fault.New(fault.Refused, "no-rollback", "a rollout of kind %s goes back by the rotation that it is a step of", r.spec.Kind).Do("use `csm rotation rollback`")
+	}
+	if r.back {
+		return fault.New(fault.Refused, "bad-state", "%s goes back already", short(r.name)).Do("see `csm rollout explain %s`", short(r.name))
+	}
+	if other, err := liveRow(a.Context(), a.Querier(), r.spec.Cluster); err != nil {
+		return err
+	} else if other != nil && other.name != r.name {
+		return fault.New(fault.Conflict, "rollout-runs", "%s is %s on this ring", short(other.name), other.state).Do("wait for its end, or abort it")
+	}
+	if err := withdraw(a, r); err != nil {
+		return err
+	}
+	var top int
+	if err := a.QueryRow(`SELECT coalesce(max(wave), 0) FROM rollout_stores WHERE rollout = ?`, r.name).Scan(&top); err != nil {
+		return err
+	}
+	// What is written and not proved goes back too; what failed is back already, or needs a person.
+	if _, err := a.Exec(`UPDATE rollout_stores SET state = ?, since_ms = ? WHERE rollout = ? AND state IN (?,?)`, storePending, a.Now.UnixMilli(), r.name, storeDone, storeOpen); err != nil {
+		return err
+	}
+	for _, t := range []string{"rollout_stores", "rollout_waves"} {
+		// In two steps: the waves' numbers are unique.
+		if _, err := a.Exec(`UPDATE `+t+` SET wave = -1 - wave WHERE rollout = ?`, r.name); err != nil {
+			return err
+		}
+		if _, err := a.Exec(`UPDATE `+t+` SET wave = ? + wave + 1 WHERE rollout = ?`, top, r.name); err != nil {
+			return err
+		}
+	}
+	r.back, r.failures, r.endMs = true, 0, 0
+	if err := setState(a, r, RollingBack, note); err != nil {
+		return err
+	}
+	return advance(a, r)
+}
+
+func actorOf(a *state.Apply) string { return resource.Last(a.Envelope.GetActor()) }
+
+func short(name string) string { return resource.Last(name) }
+
+func contains(all []string, s string) bool {
+	for _, x := range all {
+		if x == s {
+			return true
+		}
+	}
+	return false
+}
+
+// dueNow are the live rollouts that would not simply go on waiting for what they wait for.
+func dueNow(ctx context.Context, q state.Querier, now time.Time) ([]string, error) {
+	rows, err := collect(ctx, q, scanRow, rowColumns+`WHERE end_ms = 0 ORDER BY name`)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, r := range rows {
+		f, _, err := factsOf(ctx, q, r, now)
+		if err != nil {
+			return nil, err
+		}
+		act, reasons := decide(f)
+		if act.Do != Wait || key(reasons) != r.awaits || f.gone {
+			out = append(out, r.name)
+		}
+	}
+	return out, nil
+}
