@@ -207,7 +207,7 @@ func readFrame(r io.Reader, limit uint32) (stream uint16, op byte, b []byte, err
 	h := make([]byte, 9)
 	if n, err := io.ReadFull(r, h); err != nil {
 		if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
-			err = ErrLate
+			err = fmt.Errorf("%w: %w", ErrLate, err)
 		}
 		return 0, 0, nil, err
 	}

@@ -203,6 +203,9 @@ func probe(ctx context.Context, r Reader, t table, self, m member) (*agentv1.Ran
 		}
 		if a.Ok = err == nil; !a.Ok {
 			a.Error = clip(err.Error(), 512)
+			if errors.Is(err, cql.ErrLate) {
+				a.Error = "no answer within " + readFor.String()
+			}
 			if cql.NotGranted(err) {
 				a.Error = notGrantedText
 			}
