@@ -53,6 +53,8 @@ type world struct {
 	log     *statetest.Log
 	fleet   *fleet.Fleet
 	door    *issuance.Issuance
+	cas     *authority.Authorities
+	above   *rotator
 	roots   []*x509.Certificate
 	domain  string
 	address string
@@ -103,7 +105,8 @@ func must(t *testing.T, err error) {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	ctx := t.Context()
-	w := &world{t: t, log: statetest.New(t, keyring.Module(), authority.Module(), ledger.Module(authority.Issuers{}, fleet.Guard), fleet.Module())}
+	above := &rotator{}
+	w := &world{t: t, above: above, log: statetest.New(t, keyring.Module(), authority.Module(), ledger.Module(authority.Issuers{}, fleet.Guard), fleet.Module(above), above.module())}
 	// The controller's clock is a fake one; it is made to follow the real one, which the agent has.
 	w.log.Clock.Advance(time.Since(statetest.Start))
 	follow, stopClock := context.WithCancel(context.Background())
@@ -134,6 +137,7 @@ func newWorld(t *testing.T) *world {
 	must(t, err)
 	_, err = cas.CreateIssuer(ctx, ca.Name, "eu", ann)
 	must(t, err)
+	w.cas = cas
 	w.roots, err = cas.SystemBundle(ctx)
 	must(t, err)
 	w.domain, err = cas.TrustDomain(ctx)

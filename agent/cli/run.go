@@ -13,6 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cassandra-security-manager/csm/agent/config"
+	"github.com/cassandra-security-manager/csm/agent/install"
+	"github.com/cassandra-security-manager/csm/agent/links"
 	"github.com/cassandra-security-manager/csm/agent/node"
 	"github.com/cassandra-security-manager/csm/agent/reload"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
@@ -71,6 +73,11 @@ func run(ctx context.Context, conf config.Config, path string, mode func() agent
 			shared.Close()
 		}
 	}()
+	cutter := links.Spawn(self, "helper", "links", "--config", path)
+	if conf.LinksSocket != "" {
+		cutter = links.Dial(conf.LinksSocket)
+	}
+	defer cutter.Close()
 	var nodes []*node.Node
 	defer func() {
 		for _, n := range nodes {
@@ -95,7 +102,7 @@ func run(ctx context.Context, conf config.Config, path string, mode func() agent
 			}
 			r = shared.Reloader(in.Config)
 		}
-		n, err := node.Open(node.Options{Config: conf, Instance: in, Reloader: r, Clock: clockwork.NewRealClock(), Logger: log, Mode: mode, Watched: path})
+		n, err := node.Open(node.Options{Config: conf, Instance: in, Reloader: r, Cutter: cutter, Clock: clockwork.NewRealClock(), Logger: log, Mode: mode, Watched: path})
 		if err != nil {
 			return err
 		}
@@ -166,16 +173,49 @@ func (noReload) Reload(context.Context) (reload.Output, error) {
 }
 
 func helperCommand() *cobra.Command {
-	return &cobra.Command{Use: "helper", Short: "Run the reload commands of agent.yaml for the agent (started by it)", Args: cobra.NoArgs, Hidden: true,
+	return &cobra.Command{Use: "helper [links]", Short: "Do for the agent the one thing that it may not (started by it)", Args: cobra.MaximumNArgs(1), ValidArgs: []string{"links"}, Hidden: true,
 		Long: "helper reads requests from standard input and runs nothing but the reload commands in its own agent.yaml. The agent starts it\n" +
-			"once, so that the agent itself never starts a program.",
-		RunE: func(cmd *cobra.Command, _ []string) error {
+			"once, so that the agent itself never starts a program. `helper links` starts nothing at all: it ends connections of the\n" +
+			"internode port of the Cassandras in its own agent.yaml, and needs CAP_NET_ADMIN.",
+		RunE: func(cmd *cobra.Command, args []string) error {
 			conf, err := load(cmd)
 			if err != nil {
 				return err
 			}
-			return reload.Serve(cmd.Context(), pipe{cli.Of(cmd).In, cli.Of(cmd).Out}, conf.Commands())
+			rw := pipe{cli.Of(cmd).In, cli.Of(cmd).Out}
+			switch {
+			case len(args) == 0:
+				return reload.Serve(cmd.Context(), rw, conf.Commands())
+			case args[0] == "links":
+				return links.Serve(rw, linkSites(conf), links.Kernel())
+			}
+			return fault.New(fault.Invalid, "no-such-helper", "there is no helper %.40q", args[0]).Do("csm-agent helper, or csm-agent helper links")
 		}}
+}
+
+// linkSites are the Cassandras whose connections a helper may end, as the local files tell.
+func linkSites(conf config.Config) map[string]links.Site {
+	out := map[string]links.Site{}
+	for _, in := range conf.Cassandra {
+		out[in.Config] = links.Site{
+			Port: func() (links.Port, error) {
+				inst, _, err := in.ReadOptions().Read(in.Config)
+				if err != nil {
+					return links.Port{}, err
+				}
+				return links.PortOf(inst), nil
+			},
+			Stopped: func() error {
+				if why, held := install.Held(conf.HoldFile); held {
+					return fault.New(fault.Refused, "held", "held by the HOLD file: %s", why).Do("`csm-agent release` when it may act again")
+				}
+				if conf.Mode != "manage" {
+					return fault.New(fault.Refused, "mode", "mode in agent.yaml is %s", conf.Mode).Do("write mode: manage")
+				}
+				return nil
+			}}
+	}
+	return out
 }
 
 type pipe struct {

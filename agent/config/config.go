@@ -46,6 +46,9 @@ type Config struct {
 	// ReloadSocket is where systemd starts the helper that reloads, for instances that name no socket of their own. Empty: the
 	// agent starts the helper itself. The packaged unit sets it by CSM_RELOAD_SOCKET.
 	ReloadSocket string `yaml:"reload_socket"`
+	// LinksSocket is where systemd starts the helper that may end connections. Empty: the agent starts it itself, and it may do what
+	// the agent's user may. The packaged unit sets it by CSM_LINKS_SOCKET.
+	LinksSocket string `yaml:"links_socket"`
 	// HoldFile is the kill switch: while it is there, nothing is changed.
 	HoldFile string `yaml:"hold_file"`
 	// Scan is the inventory.
@@ -157,6 +160,9 @@ func (c *Config) Check(p *config.Problems) {
 	}
 	if c.ReloadSocket != "" && !filepath.IsAbs(c.ReloadSocket) {
 		p.Add("reload_socket", "the path of the helper's socket is not absolute", "write /run/csm-agent/reload.sock, or leave it out")
+	}
+	if c.LinksSocket != "" && !filepath.IsAbs(c.LinksSocket) {
+		p.Add("links_socket", "the path of the helper's socket is not absolute", "write /run/csm-agent/links.sock, or leave it out")
 	}
 	if c.Scan.Every < time.Hour {
 		p.Add("scan.every", "scanning more often than each hour costs more than it tells", "write 24h; changes in store folders are seen at once")

@@ -41,6 +41,11 @@ func Dial(remedy, socket string) *Client {
 	return &Client{open: dial, remedy: remedy, turn: make(chan struct{}, 1), once: true}
 }
 
+// Spawn starts program as a child for each request.
+func Spawn(remedy, program string, args ...string) *Client {
+	return &Client{open: func() (io.ReadWriteCloser, error) { return startChild(program, args) }, remedy: remedy, turn: make(chan struct{}, 1), once: true}
+}
+
 // Over uses any connection maker, and makes the first connection at once.
 func Over(remedy string, dial func() (io.ReadWriteCloser, error)) (*Client, error) {
 	c := &Client{open: dial, remedy: remedy, turn: make(chan struct{}, 1)}

@@ -88,6 +88,7 @@ func proofOf(port cassandra.Port, r probe.Result, now time.Time) *agentv1.Proof 
 	if r.Untrusted != "" {
 		p.Verdict, p.Detail = agentv1.Verdict_VERDICT_UNKNOWN, "untrusted chain: "+r.Untrusted
 	}
+	r.Tell(p)
 	return p
 }
 

@@ -29,6 +29,7 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/config"
 	"github.com/cassandra-security-manager/csm/agent/install"
 	"github.com/cassandra-security-manager/csm/agent/join"
+	"github.com/cassandra-security-manager/csm/agent/links"
 	"github.com/cassandra-security-manager/csm/agent/reload"
 	"github.com/cassandra-security-manager/csm/agent/state"
 	"github.com/cassandra-security-manager/csm/agent/sync"
@@ -66,6 +67,9 @@ type Options struct {
 	Machine func() [32]byte
 	// ClaimFor is how long a claim, a report and the question for a neighbour are tried again while no controller answers; 0 is 10 s.
 	ClaimFor time.Duration
+	// Links is the table of connections; nil is the kernel's. Cutter ends some of them; nil can end none.
+	Links  links.Table
+	Cutter *links.Cutter
 	// Mode is the mode of agent.yaml as it is now; one below that of the start stops a running move. Nil: it stays as at the start.
 	Mode func() agentv1.Mode
 	// Watched is agent.yaml, looked at when it changes; may be empty.
@@ -107,6 +111,7 @@ type Node struct {
 	renewSaid  string
 	published  []byte
 	metrics    metrics
+	links      linkWork
 
 	mu        stdsync.Mutex
 	online    Link
@@ -126,6 +131,7 @@ type Node struct {
 	wanted    []string // fingerprints of roots; those of the last run until a target comes
 	up        bool     // all of Cassandra's ports listen
 	ring      ring
+	offers    offers
 	health    health
 
 	// login is of the goroutine that looks at the ring.
@@ -159,7 +165,7 @@ func Open(o Options) (*Node, error) {
 		births: map[string]time.Time{}, attempts: map[string]*Attempt{}, failures: map[string]int{}, rest: map[string]time.Time{}, actions: map[string]Action{},
 		stamps: map[string]string{}, waiting: map[string]chan *agentv1.Proof{}, early: map[string]*agentv1.Proof{}, doing: map[string]bool{}, pace: firstTick, ring: ring{soon: make(chan struct{}, 1)}, health: health{soon: make(chan struct{}, 1)}}
 	io := o.Install
-	io.StateDir, io.Hold, io.Reloader, io.Clock, io.Logger = f.InstallDir(), o.Config.HoldFile, o.Reloader, o.Clock, n.log
+	io.StateDir, io.Hold, io.Reloader, io.Clock, io.Logger = f.InstallDir(), o.Config.HoldFile, noting{o.Reloader, n}, o.Clock, n.log
 	io.Budget = reload.NewBudget(filepath.Join(f.Dir(), "reloads.json"), o.Clock)
 	io.Detect, io.Frozen, io.Now = o.Detect, n.halted, n.now
 	if n.installer, err = install.New(io); err != nil {
@@ -170,6 +176,7 @@ func Open(o Options) (*Node, error) {
 		n.wanted = last.Wanted
 	}
 	n.frozenBy, n.released = f.Stop()
+	n.openLinks()
 	n.watch = watch.New(n.log)
 	n.inventory = inventory{every: o.Config.Scan.Every}
 	return n, nil
@@ -290,6 +297,10 @@ func (n *Node) step(ctx context.Context) time.Time {
 			next = a.Again
 		}
 	}
+	if again := n.cycle(ctx); !again.IsZero() && (next.IsZero() || again.Before(next)) {
+		next = again
+	}
+	n.tell()
 	n.scan(ctx)
 	n.publish()
 	if acted {
@@ -432,6 +443,7 @@ func (n *Node) instanceFacts() *agentv1.InstanceFacts {
 	}
 	n.mu.Unlock()
 	f.HostId = n.inst.HostID(f.Ring)
+	f.Links = n.linkFacts()
 	if n.folder.Copied() {
 		f.Findings = append(f.Findings, &agentv1.Finding{Code: "copied-state", Severity: "error",
 			Message: "the agent's state folder was copied from another machine", Remedy: "remove it on the copy and join again with a new token"})

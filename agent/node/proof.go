@@ -121,11 +121,12 @@ func (n *Node) probeNeighbour(ctx context.Context, t *agentv1.ProofTask) *agentv
 		p.Detail = "asked too late"
 		return p
 	}
-	cert, err := ownCertificate(inst, t.GetPort().GetKind())
+	cert, err := n.offered(ctx, inst, t)
 	if err != nil {
 		p.Detail = clip(err.Error(), 1024)
 		return p
 	}
+	p.Authority = t.Authority
 	q := probe.Request{Kind: t.GetPort().GetKind(), Address: t.GetPort().GetAddress(), Port: uint16(t.GetPort().GetPort()), Local: local(inst), Certificate: cert, Now: n.now}
 	copy(q.ExpectLeaf[:], t.LeafSha256)
 	q.Roots, _ = certificate.ParseAll(roots)
@@ -142,8 +143,12 @@ func (n *Node) probeNeighbour(ctx context.Context, t *agentv1.ProofTask) *agentv
 	if r.Served != ([32]byte{}) {
 		p.ServedSha256 = r.Served[:]
 	}
-	if r.Untrusted != "" {
+	r.Tell(p)
+	switch {
+	case r.Untrusted != "":
 		p.Verdict, p.Detail = agentv1.Verdict_VERDICT_UNKNOWN, clip("untrusted chain: "+r.Untrusted, 1024)
+	case t.Authority != "" && r.Verdict == agentv1.Verdict_VERDICT_ACCEPTED && !r.Asked:
+		p.Verdict, p.Detail = agentv1.Verdict_VERDICT_UNKNOWN, "the port asked for no certificate, so it says nothing of whom it trusts"
 	}
 	return p
 }

@@ -40,6 +40,8 @@ type Status struct {
 	Problem          string        `json:"problem,omitempty"`
 	Findings         int           `json:"findings"`
 	Stores           []StoreStatus `json:"stores"`
+	// Links are internode connections that live on certificates of before the last reload.
+	Links *LinkStatus `json:"links,omitempty"`
 	// Wanted are the anchors that the newest target wants trusted, as far as one came: `csm-agent ensure` compares.
 	Wanted []string `json:"wantedAnchors,omitempty"`
 	// Unreported outcomes wait for a controller.
@@ -92,6 +94,7 @@ func (n *Node) status() Status {
 	if n.instErr != nil {
 		s.Problem = n.instErr.Error()
 	}
+	s.Links = n.linkStatus()
 	n.mu.Lock()
 	s.Link, s.Suspended, s.Wanted = n.online, n.suspended, n.wanted
 	if f := inForce(n.frozenBy, n.told()); f != nil {
@@ -220,6 +223,7 @@ func Health(s Status, running bool, now time.Time) (Level, []Note) {
 	for _, st := range s.Stores {
 		storeHealth(st, now, add)
 	}
+	linkHealth(s.Links, add)
 	return level, notes
 }
 

@@ -58,6 +58,10 @@ type Result struct {
 	Served [32]byte
 	// Chain is what was served, leaf first.
 	Chain []*x509.Certificate
+	// Anchor is the one of Roots that the served chain leads to; nil when none was given or found.
+	Anchor *x509.Certificate
+	// Asked says that the server asked for a client certificate. Only then does its answer say that it trusts ours.
+	Asked bool
 	// Untrusted says why the served chain does not verify against Roots; empty when it does or when none were given.
 	Untrusted string
 	// Accepted says that the peer answered at application level, whatever leaf it served.
@@ -154,10 +158,11 @@ func (q Request) config(r *Result) *tls.Config {
 			}
 			r.Chain = cs.PeerCertificates
 			r.Served = sha256.Sum256(cs.PeerCertificates[0].Raw)
-			r.Untrusted = q.untrusted(cs.PeerCertificates)
+			r.Anchor, r.Untrusted = q.leads(cs.PeerCertificates)
 			return nil
 		},
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			r.Asked = true
 			if q.Certificate == nil {
 				return &tls.Certificate{}, nil
 			}
@@ -166,9 +171,10 @@ func (q Request) config(r *Result) *tls.Config {
 	}
 }
 
-func (q Request) untrusted(chain []*x509.Certificate) string {
+// leads finds the anchor of a served chain, or says why there is none.
+func (q Request) leads(chain []*x509.Certificate) (anchor *x509.Certificate, untrusted string) {
 	if len(q.Roots) == 0 {
-		return ""
+		return nil, ""
 	}
 	roots, inter := x509.NewCertPool(), x509.NewCertPool()
 	for _, c := range q.Roots {
@@ -181,10 +187,20 @@ func (q Request) untrusted(chain []*x509.Certificate) string {
 	if q.Now != nil {
 		o.CurrentTime = q.Now()
 	}
-	if _, err := chain[0].Verify(o); err != nil {
-		return clip(err.Error())
+	found, err := chain[0].Verify(o)
+	if err != nil {
+		return nil, clip(err.Error())
 	}
-	return ""
+	return found[0][len(found[0])-1], ""
+}
+
+// Issuer is the certificate in the served chain that signed the leaf; the anchor where nothing was served between the two.
+// Nil when neither is known.
+func (r Result) Issuer() *x509.Certificate {
+	if len(r.Chain) > 1 {
+		return r.Chain[1]
+	}
+	return r.Anchor
 }
 
 // judge turns an error after the connection stood into a verdict: an alert is a refusal, all else is not known.

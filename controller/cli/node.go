@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) nodeCommand() *cobra.Command {
-	return group("node", "Cassandra nodes", a.nodeList(), a.nodeGet(), a.nodeApprove(), a.nodeRenew(), a.nodeSetNames(), a.nodeMoves(),
+	return group("node", "Cassandra nodes", a.nodeList(), a.nodeGet(), a.nodeApprove(), a.nodeRenew(), a.nodeCycleLinks(), a.nodeSetNames(), a.nodeMoves(),
 		a.nodeVerb("suspend", "Close a node's agent out until it is resumed; files stay", "its agent's streams close and its claims are refused", false),
 		a.nodeResume(), a.nodeReplace(), a.nodeRejoin(),
 		a.nodeVerb("remove", "Revoke the agent's identity for good; files stay", "the node comes back only with a token made with --rejoin", true),

@@ -64,9 +64,18 @@ type nodeView struct {
 		Findings                                                      []struct{ Code, Severity, Message, Remedy string }
 	}
 	Stores     []storeView
+	Links      *linksView
 	Claim      *moveView
 	Frozen     *freezeView
 	Conditions []conditionView
+}
+
+type linksView struct {
+	Unseen, Uncuttable, Result, Detail, Waits, WaitsFor string
+	Old                                                 uint32
+	Peers                                               []string
+	SinceTime, RecordTime                               time.Time
+	Cycled                                              uint64
 }
 
 type storeView struct {

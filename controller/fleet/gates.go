@@ -1,6 +1,8 @@
 package fleet
 
 import (
+	"slices"
+
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 
 	"github.com/cassandra-security-manager/csm/controller/state"
@@ -32,7 +34,32 @@ type Gates interface {
 	MayRaise(a *state.Apply, node, store string) error
 }
 
+// TrustGates is what one of the Gates may be besides: it knows which authorities are to be trusted by now.
+type TrustGates interface {
+	// TrustToProve names the authorities whose certificates each port of the store that asks for client certificates must
+	// accept, beside the neighbour's own: those whose anchors came with the wave that raised the store, or before. A store
+	// whose wave has not opened has none of them to prove.
+	TrustToProve(a *state.Apply, node, store string) (authorities []string, err error)
+}
+
 type gates []Gates
+
+// trustToProve names the authorities, sorted, each once.
+func (g gates) trustToProve(a *state.Apply, node, store string) (out []string, err error) {
+	for _, x := range g {
+		t, ok := x.(TrustGates)
+		if !ok {
+			continue
+		}
+		list, err := t.TrustToProve(a, node, store)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, list...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}
 
 func (g gates) mayMove(a *state.Apply, m Moving) (owned bool, err error) {
 	for _, x := range g {

@@ -22,6 +22,9 @@ func Guard(a *state.Apply, c *clusterv1.RecordCertificate) error {
 	if c.GetNode() == "" {
 		return identityAllowed(a, c.GetIdentity())
 	}
+	if c.GetTask() != "" || c.GetTemplate() == TemplateProbe {
+		return probeAllowed(a, c)
+	}
 	m, err := readMove(a, c.Claim)
 	if err != nil {
 		return err
@@ -51,7 +54,7 @@ func Guard(a *state.Apply, c *clusterv1.RecordCertificate) error {
 		return err
 	}
 	leaf := sha256.Sum256(c.Der)
-	if _, err := a.Exec(`UPDATE moves SET issued_sha256 = ?, issued_renew_at_ms = ? WHERE claim = ?`, leaf[:], c.RenewAtMs, m.claim); err != nil {
+	if _, err := a.Exec(`UPDATE moves SET issued_sha256 = ?, issued_renew_at_ms = ?, issued_issuer = ?, issued_issuer_sha256 = ? WHERE claim = ?`, leaf[:], c.RenewAtMs, c.Issuer, c.IssuerSha256, m.claim); err != nil {
 		return err
 	}
 	if m.alone && m.kind != agentv1.MoveKind_MOVE_KIND_FIRST {

@@ -15,6 +15,8 @@ func Module(asked ...Gates) state.Module {
 			{Number: 531, SQL: freezeSchema},
 			{Number: 532, SQL: livesSchema},
 			{Number: 540, SQL: withdrawnSchema},
+			{Number: 541, SQL: provenSchema},
+			{Number: 550, SQL: linksSchema},
 			{Number: 555, SQL: healthSchema},
 		},
 		Commands: func(r *state.Registry) {
@@ -31,12 +33,13 @@ func Module(asked ...Gates) state.Module {
 			state.Handle(r, applySetNodeNames)
 			state.Handle(r, g.applyClaimMove)
 			state.Handle(r, g.applyCompleteMove)
-			state.Handle(r, applyAskProofs)
+			state.Handle(r, g.applyAskProofs)
 			state.Handle(r, applyRecordProof)
 			state.Handle(r, applySetFreeze)
 			state.Handle(r, applyRaiseTargets)
 			state.Handle(r, applyAlarmFreeze)
 			state.Handle(r, applyReplaceNode)
+			state.Handle(r, applyCycleLinks)
 			state.Handle(r, applyAskHealth)
 			joinCommands(r)
 		},
@@ -123,6 +126,7 @@ CREATE TABLE node_token_uses (
 	uid TEXT NOT NULL,
 	incarnation INTEGER NOT NULL,
 	used_ms INTEGER NOT NULL,
+	confirmed TEXT NOT NULL,
 	PRIMARY KEY (token, key_sha256)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE stores (
@@ -138,6 +142,7 @@ CREATE TABLE stores (
 	wanted_sha256 BLOB,
 	leaf_sha256 BLOB,
 	proven_sha256 BLOB,
+	issuer TEXT NOT NULL DEFAULT '',
 	not_after_ms INTEGER NOT NULL,
 	renew_at_ms INTEGER NOT NULL,
 	unproved INTEGER NOT NULL,
@@ -166,6 +171,8 @@ CREATE TABLE moves (
 	expires_ms INTEGER NOT NULL,
 	closed_ms INTEGER NOT NULL,
 	issued_sha256 BLOB,
+	issued_issuer TEXT NOT NULL DEFAULT '',
+	issued_issuer_sha256 BLOB,
 	issued_renew_at_ms INTEGER NOT NULL,
 	outcome INTEGER NOT NULL,
 	before_sha256 BLOB,
@@ -195,7 +202,12 @@ CREATE TABLE proof_tasks (
 	served_sha256 BLOB,
 	took_ms INTEGER NOT NULL,
 	detail TEXT NOT NULL,
-	time_ms INTEGER NOT NULL
+	time_ms INTEGER NOT NULL,
+	store TEXT NOT NULL DEFAULT '',
+	authority TEXT NOT NULL DEFAULT '',
+	asks INTEGER NOT NULL DEFAULT 0,
+	issuer_sha256 BLOB,
+	anchor_sha256 BLOB
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX proof_tasks_claim ON proof_tasks (claim, asked, task);
 CREATE INDEX proof_tasks_prober ON proof_tasks (prober, recorded, asked);

@@ -37,13 +37,15 @@ type moveRow struct {
 	opened                    uint64
 	expires, issuedRenewAt    int64
 	issued, plan              []byte
+	issuer                    string // of what was issued under the claim, and the SHA-256 of its certificate
+	issuerSum                 []byte
 	outcome                   agentv1.MoveOutcome
 }
 
 func readMove(a *state.Apply, claim string) (m moveRow, err error) {
-	ok, err := found(a.QueryRow(`SELECT claim, node, store, state, kind, generation, incarnation, alone, unproved_before, opened, expires_ms, issued_renew_at_ms, issued_sha256, outcome, plan_hash
+	ok, err := found(a.QueryRow(`SELECT claim, node, store, state, kind, generation, incarnation, alone, unproved_before, opened, expires_ms, issued_renew_at_ms, issued_sha256, outcome, plan_hash, issued_issuer, issued_issuer_sha256
 		FROM moves WHERE claim = ?`, claim).Scan(&m.claim, &m.node, &m.store, &m.state, &m.kind, &m.generation, &m.incarnation, &m.alone, &m.unprovedBefore,
-		&m.opened, &m.expires, &m.issuedRenewAt, &m.issued, &m.outcome, &m.plan))
+		&m.opened, &m.expires, &m.issuedRenewAt, &m.issued, &m.outcome, &m.plan, &m.issuer, &m.issuerSum))
 	if err == nil && !ok {
 		err = noClaim()
 	}
@@ -84,7 +86,7 @@ func (g gates) applyCompleteMove(a *state.Apply, c *clusterv1.CompleteMove) (*cl
 		return nil, err
 	}
 	if c.Outcome == agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN {
-		if err := proved(a, n, c, m, s, facts); err != nil {
+		if err := g.proved(a, n, c, m, s, facts); err != nil {
 			return nil, err
 		}
 	}
@@ -181,8 +183,9 @@ func closeMove(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m moveRow, 
 			return err
 		}
 	}
-	if _, err := a.Exec(`UPDATE stores SET state = ?, installed = ?, wanted_sha256 = ?, proven_sha256 = ?, unproved = ?, renew_at_ms = CASE WHEN ? THEN ? ELSE renew_at_ms END WHERE name = ?`,
-		int(t.state), t.installed, t.wanted, t.proven, flag(t.unproved), t.newRenew, t.renewAt, s.name); err != nil {
+	if _, err := a.Exec(`UPDATE stores SET state = ?, installed = ?, wanted_sha256 = ?, proven_sha256 = ?, unproved = ?, renew_at_ms = CASE WHEN ?6 THEN ?7 ELSE renew_at_ms END,
+		issuer = CASE WHEN ?6 THEN ?8 ELSE issuer END WHERE name = ?9`,
+		int(t.state), t.installed, t.wanted, t.proven, flag(t.unproved), t.newRenew, t.renewAt, m.issuer, s.name); err != nil {
 		return err
 	}
 	if _, err := a.Exec(`UPDATE moves SET state = ?, closed_ms = ?, outcome = ?, before_sha256 = coalesce(?, before_sha256), after_sha256 = ?, detail = ?, took_ms = ? WHERE claim = ?`,
@@ -190,9 +193,15 @@ func closeMove(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m moveRow, 
 		return err
 	}
 	for i, p := range c.Proofs {
+		if p.GetProber() != "" && p.GetProber() != n.name {
+			continue // what others saw they have told themselves
+		}
 		if err := recordOwn(a, n, m, i, p, c.AfterSha256); err != nil {
 			return err
 		}
+	}
+	if err := keepProofs(a, n, c, m); err != nil {
+		return err
 	}
 	if _, err := a.Exec(`UPDATE nodes SET changed = ?, updated_ms = ?, revision = ? WHERE name = ?`, a.Index, now, a.Index, n.name); err != nil {
 		return err

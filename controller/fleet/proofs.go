@@ -86,7 +86,7 @@ func neighbourExists(a *state.Apply, n nodeRow) (bool, error) {
 	return count > 0, err
 }
 
-func applyAskProofs(a *state.Apply, c *clusterv1.AskProofs) (*clusterv1.AskProofsReply, error) {
+func (g gates) applyAskProofs(a *state.Apply, c *clusterv1.AskProofs) (*clusterv1.AskProofsReply, error) {
 	n, err := activeAgent(a, c.Uid, c.Incarnation)
 	if err != nil {
 		return nil, err
@@ -107,28 +107,94 @@ func applyAskProofs(a *state.Apply, c *clusterv1.AskProofs) (*clusterv1.AskProof
 	if err != nil {
 		return nil, err
 	}
-	prober, err := chooseProber(a, n, c)
+	prober, err := chooseProber(a, n, c.Claim, c.Present)
 	if err != nil || prober == "" {
 		return &clusterv1.AskProofsReply{NeighbourExists: exists}, err
 	}
-	now := a.Now.UnixMilli()
-	for i, p := range c.Ports {
-		if _, err := a.Exec(`INSERT INTO proof_tasks (task, claim, node, prober, kind, address, port, leaf_sha256, asked, asked_ms, deadline_ms, recorded, verdict, took_ms, detail, time_ms)
-			VALUES (?,?,?,?,?,?,?,?,?,?,?,0,0,0,'',0)`, c.Tasks[i], m.claim, n.name, prober, int(p.GetKind()), p.GetAddress(), p.GetPort(), c.LeafSha256, a.Index, now, now+c.TtlMs); err != nil {
-			return nil, err
-		}
-	}
-	if _, err := a.Exec(`UPDATE agents SET asked = ? WHERE node = ? AND state = ?`, a.Index, prober, Active); err != nil {
+	trust, err := g.trustToProve(a, n.name, m.store)
+	if err != nil {
 		return nil, err
 	}
-	signalProofs(a, prober)
-	return &clusterv1.AskProofsReply{Prober: prober, Tasks: c.Tasks, NeighbourExists: exists}, nil
+	tasks, err := ask(a, asking{node: n, store: m.store, claim: m.claim, prober: prober, leaf: c.LeafSha256, ports: c.Ports, ids: c.Tasks, trust: trust, ttl: c.TtlMs})
+	return &clusterv1.AskProofsReply{Prober: prober, Tasks: tasks, NeighbourExists: exists}, err
+}
+
+// asking is what one prober is asked for.
+type asking struct {
+	node                 nodeRow
+	store, claim, prober string
+	leaf                 []byte
+	ports                []*agentv1.Port
+	ids                  []string // one for each port
+	trust                []string // authorities
+	ttl                  int64    // milliseconds
+}
+
+// maxAuthorities is how many authorities beside the neighbour's own are proved on a port at once.
+const maxAuthorities = 4
+
+// ask gives the prober a task for each port, and one more for each authority that must be trusted there: their ids are
+// those of the ports with a number behind.
+func ask(a *state.Apply, q asking) (tasks []string, err error) {
+	if len(q.trust) > maxAuthorities {
+		return nil, fault.New(fault.Refused, "too-many-authorities", "%d authorities are to be trusted by store %s of %s, at most %d are proved at once", len(q.trust), q.store, short(q.node.name), maxAuthorities).
+			Do("finish a rotation first")
+	}
+	asks, err := asksFor(a, q.node.name)
+	if err != nil {
+		return nil, err
+	}
+	now := a.Now.UnixMilli()
+	for i, p := range q.ports {
+		offered := []string{""}
+		if asks(p.GetKind()) {
+			offered = append(offered, q.trust...)
+		}
+		for k, authority := range offered {
+			id := q.ids[i]
+			if k > 0 {
+				id = fmt.Sprintf("%s-%d", id, k)
+			}
+			if _, err := a.Exec(`INSERT INTO proof_tasks (task, claim, node, store, prober, kind, address, port, authority, leaf_sha256, asked, asked_ms, deadline_ms, recorded, verdict, took_ms, detail, time_ms)
+				VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,0,0,0,'',0)`, id, q.claim, q.node.name, q.store, q.prober, int(p.GetKind()), p.GetAddress(), p.GetPort(), authority, q.leaf, a.Index, now, now+q.ttl); err != nil {
+				return nil, err
+			}
+			tasks = append(tasks, id)
+		}
+	}
+	if _, err := a.Exec(`UPDATE agents SET asked = ? WHERE node = ? AND state = ?`, a.Index, q.prober, Active); err != nil {
+		return nil, err
+	}
+	signalProofs(a, q.prober)
+	return tasks, nil
+}
+
+// asksFor says which kinds of ports of a node ask for client certificates, as its cassandra.yaml was reported. What is not
+// known counts as asking: then it must be proved.
+func asksFor(a *state.Apply, node string) (func(agentv1.PortKind) bool, error) {
+	var b []byte
+	if err := a.QueryRow(`SELECT instance FROM nodes WHERE name = ?`, node).Scan(&b); err != nil {
+		return nil, err
+	}
+	var i agentv1.InstanceFacts
+	if err := proto.Unmarshal(b, &i); err != nil {
+		return nil, fault.Wrap(err, fault.Internal, "bad-row", "facts of %s cannot be read", node)
+	}
+	return func(k agentv1.PortKind) bool { return asksOf(&i, k) }, nil
+}
+
+func asksOf(i *agentv1.InstanceFacts, k agentv1.PortKind) bool {
+	s := i.GetInternode()
+	if k == agentv1.PortKind_PORT_KIND_CQL {
+		s = i.GetClient()
+	}
+	return s == nil || s.ClientAuth != "false"
 }
 
 // chooseProber takes the neighbour that is present, was asked least under this claim, and has rested longest: one that
 // did not answer gets its turn last.
-func chooseProber(a *state.Apply, n nodeRow, c *clusterv1.AskProofs) (string, error) {
-	args := append([]any{c.Claim}, neighbourArgs(n.name, n.cluster)...)
+func chooseProber(a *state.Apply, n nodeRow, claim string, present []string) (string, error) {
+	args := append([]any{claim}, neighbourArgs(n.name, n.cluster)...)
 	list, err := collect(a.Context(), a.Querier(), scanString,
 		`SELECT name FROM (SELECT g.node AS name, g.asked AS asked, (SELECT count(*) FROM proof_tasks t WHERE t.claim = ? AND t.prober = g.node) AS here `+neighbours+`)
 		ORDER BY here, asked, name`, args...)
@@ -136,7 +202,7 @@ func chooseProber(a *state.Apply, n nodeRow, c *clusterv1.AskProofs) (string, er
 		return "", err
 	}
 	for _, name := range list {
-		if containsString(c.Present, name) {
+		if containsString(present, name) {
 			return name, nil
 		}
 	}
@@ -154,44 +220,68 @@ func applyRecordProof(a *state.Apply, c *clusterv1.RecordProof) (*clusterv1.Empt
 	if err != nil {
 		return nil, err
 	}
-	var prober, target string
-	var leaf []byte
-	var recorded uint64
-	ok, err := found(a.QueryRow(`SELECT prober, node, leaf_sha256, recorded FROM proof_tasks WHERE task = ?`, c.Task).Scan(&prober, &target, &leaf, &recorded))
+	t, ok, err := readTask(a, c.Task)
 	p := c.GetProof()
 	switch {
 	case err != nil:
 		return nil, err
-	case !ok || prober != n.name:
+	case !ok || t.prober != n.name:
 		return nil, fault.New(fault.Refused, "not-your-task", "%s was not asked for this proof", short(n.name))
-	case recorded != 0:
+	case t.recorded != 0:
 		return &clusterv1.Empty{}, nil
 	case p.GetVerdict() == agentv1.Verdict_VERDICT_UNSPECIFIED:
 		return nil, fault.New(fault.Invalid, "no-verdict", "a proof needs a verdict")
-	case p.GetVerdict() == agentv1.Verdict_VERDICT_ACCEPTED && !bytes.Equal(p.GetServedSha256(), leaf):
+	case p.GetVerdict() == agentv1.Verdict_VERDICT_ACCEPTED && !bytes.Equal(p.GetServedSha256(), t.leaf):
 		return nil, fault.New(fault.Invalid, "proof-contradicts", "accepted, yet another leaf was served than the expected one")
+	case p.GetVerdict() == agentv1.Verdict_VERDICT_ACCEPTED && p.GetAuthority() != t.authority:
+		return nil, fault.New(fault.Invalid, "proof-contradicts", "accepted, yet the certificate that was offered is of another authority than the one asked for").
+			Do("an agent too old to offer it must be updated")
+	case p.GetVerdict() == agentv1.Verdict_VERDICT_ACCEPTED && t.authority != "" && !p.GetAsked():
+		return nil, fault.New(fault.Invalid, "proof-contradicts", "accepted, yet the port asked for no certificate: then nothing is said of trust")
 	}
-	if _, err := a.Exec(`UPDATE proof_tasks SET recorded = ?, verdict = ?, served_sha256 = ?, took_ms = ?, detail = ?, time_ms = ? WHERE task = ?`,
-		a.Index, int(p.Verdict), p.ServedSha256, p.Took.AsDuration().Milliseconds(), p.Detail, a.Now.UnixMilli(), c.Task); err != nil {
+	if _, err := a.Exec(`UPDATE proof_tasks SET recorded = ?, verdict = ?, served_sha256 = ?, took_ms = ?, detail = ?, time_ms = ?, asks = ?, issuer_sha256 = ?, anchor_sha256 = ? WHERE task = ?`,
+		a.Index, int(p.Verdict), p.ServedSha256, p.Took.AsDuration().Milliseconds(), p.Detail, a.Now.UnixMilli(), flag(p.Asked), p.IssuerSha256, p.AnchorSha256, c.Task); err != nil {
 		return nil, err
 	}
-	a.Touch(state.Updated, target)
-	signalProofs(a, target)
+	if t.claim == "" {
+		if err := judgeAgain(a, c.Task, t, p); err != nil {
+			return nil, err
+		}
+	}
+	a.Touch(state.Updated, t.node)
+	signalProofs(a, t.node)
 	return &clusterv1.Empty{}, nil
+}
+
+// taskRow is a proof that somebody was asked for.
+type taskRow struct {
+	claim, node, store, prober, authority string
+	leaf                                  []byte
+	recorded                              uint64
+	deadline                              int64
+	port                                  *agentv1.Port
+}
+
+func readTask(a *state.Apply, task string) (t taskRow, ok bool, err error) {
+	t.port = &agentv1.Port{}
+	ok, err = found(a.QueryRow(`SELECT claim, node, store, prober, authority, leaf_sha256, recorded, deadline_ms, kind, address, port FROM proof_tasks WHERE task = ?`, task).
+		Scan(&t.claim, &t.node, &t.store, &t.prober, &t.authority, &t.leaf, &t.recorded, &t.deadline, &t.port.Kind, &t.port.Address, &t.port.Port))
+	return t, ok, err
 }
 
 // recordOwn keeps what a node saw of itself beside what its neighbours saw.
 func recordOwn(a *state.Apply, n nodeRow, m moveRow, i int, p *agentv1.Proof, leaf []byte) error {
-	_, err := a.Exec(`INSERT INTO proof_tasks (task, claim, node, prober, kind, address, port, leaf_sha256, asked, asked_ms, deadline_ms, recorded, verdict, served_sha256, took_ms, detail, time_ms)
-		VALUES (?,?,?,?,?,?,?,?,?,?,0,?,?,?,?,?,?) ON CONFLICT DO NOTHING`, fmt.Sprintf("%s-own-%d", m.claim, i), m.claim, n.name, n.name,
+	_, err := a.Exec(`INSERT INTO proof_tasks (task, claim, node, store, prober, kind, address, port, leaf_sha256, asked, asked_ms, deadline_ms, recorded, verdict, served_sha256, took_ms, detail, time_ms, asks, issuer_sha256, anchor_sha256)
+		VALUES (?,?,?,?,?,?,?,?,?,?,?,0,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING`, fmt.Sprintf("%s-own-%d", m.claim, i), m.claim, n.name, m.store, n.name,
 		int(p.GetPort().GetKind()), p.GetPort().GetAddress(), p.GetPort().GetPort(), leaf, a.Index, a.Now.UnixMilli(), a.Index, int(p.Verdict), p.ServedSha256,
-		p.Took.AsDuration().Milliseconds(), p.Detail, a.Now.UnixMilli())
+		p.Took.AsDuration().Milliseconds(), p.Detail, a.Now.UnixMilli(), flag(p.Asked), p.IssuerSha256, p.AnchorSha256)
 	return err
 }
 
 // proved refuses an outcome that calls itself proven and is not: each TLS port of the store needs the proof of a
-// neighbour for this leaf under this claim, or, while there is no neighbour, of the node itself.
-func proved(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m moveRow, s storeRow, facts *agentv1.StoreFacts) error {
+// neighbour for this leaf under this claim, with the neighbour's own certificate and, where the port asks for one, with one
+// of each authority that is to be trusted by now. While there is no neighbour, the node's own proof of the leaf is all there is.
+func (g gates) proved(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m moveRow, s storeRow, facts *agentv1.StoreFacts) error {
 	ports, err := portsOf(a, s.name, facts)
 	if err != nil {
 		return err
@@ -203,25 +293,62 @@ func proved(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m moveRow, s s
 	if err != nil {
 		return err
 	}
-	for _, p := range ports {
-		good := false
-		if exists {
-			if good, err = neighbourSaw(a, m, p, c.AfterSha256); err != nil {
-				return err
+	if !exists {
+		for _, p := range ports {
+			if !selfSaw(c.Proofs, p, c.AfterSha256) {
+				return notProved(n, p, "no accepted proof of this leaf by the node itself")
 			}
-		} else {
-			good = selfSaw(c.Proofs, p, c.AfterSha256)
 		}
-		if !good {
-			who := "a neighbour"
-			if !exists {
-				who = "the node itself"
+		return nil
+	}
+	trust, err := g.trustToProve(a, n.name, m.store)
+	if err != nil {
+		return err
+	}
+	asks, err := asksFor(a, n.name)
+	if err != nil {
+		return err
+	}
+	for _, p := range ports {
+		if err := servedRight(a, n, m, p, c.AfterSha256); err != nil {
+			return err
+		}
+		for _, authority := range trust {
+			if !asks(p.Kind) {
+				break
 			}
-			return fault.New(fault.Refused, "not-proved", "%s port %s:%d of %s has no accepted proof of this leaf by %s", portName(p.Kind), p.Address, p.Port, short(n.name), who).
-				Do("ask for proofs and wait for them, or report the move as unproven")
+			if good, err := neighbourSaw(a, m, p, c.AfterSha256, authority); err != nil {
+				return err
+			} else if !good {
+				return notProved(n, p, "no accepted proof by a neighbour's certificate of "+authority)
+			}
 		}
 	}
 	return nil
+}
+
+// servedRight: a neighbour was answered with the leaf, and the chain that came with it leads to the issuer that signed it.
+func servedRight(a *state.Apply, n nodeRow, m moveRow, p *agentv1.Port, leaf []byte) error {
+	if good, err := neighbourSaw(a, m, p, leaf, ""); err != nil || !good {
+		if err == nil {
+			err = notProved(n, p, "no accepted proof of this leaf by a neighbour")
+		}
+		return err
+	}
+	if len(m.issuerSum) == 0 || !bytes.Equal(leaf, m.issued) {
+		return nil
+	}
+	var other int
+	if err := a.QueryRow(`SELECT count(*) FROM proof_tasks WHERE claim = ? AND kind = ? AND address = ? AND port = ? AND leaf_sha256 = ? AND verdict = ?
+		AND issuer_sha256 IS NOT NULL AND length(issuer_sha256) > 0 AND issuer_sha256 <> ?`, m.claim, int(p.Kind), p.Address, p.Port, leaf, int(agentv1.Verdict_VERDICT_ACCEPTED), m.issuerSum).Scan(&other); err != nil || other == 0 {
+		return err
+	}
+	return notProved(n, p, "its leaf with the chain of another issuer")
+}
+
+func notProved(n nodeRow, p *agentv1.Port, what string) error {
+	return fault.New(fault.Refused, "not-proved", "%s port %s:%d of %s has %s", portName(p.Kind), p.Address, p.Port, short(n.name), what).
+		Do("ask for proofs and wait for them, or report the move as unproven")
 }
 
 // portsOf are the ports that the store was reported with, before and now: leaving one out does not prove it.
@@ -256,10 +383,10 @@ func samePort(x, y *agentv1.Port) bool {
 	return x.GetKind() == y.GetKind() && x.GetAddress() == y.GetAddress() && x.GetPort() == y.GetPort()
 }
 
-func neighbourSaw(a *state.Apply, m moveRow, p *agentv1.Port, leaf []byte) (bool, error) {
+func neighbourSaw(a *state.Apply, m moveRow, p *agentv1.Port, leaf []byte, authority string) (bool, error) {
 	var n int
-	err := a.QueryRow(`SELECT count(*) FROM proof_tasks WHERE claim = ? AND prober <> ? AND kind = ? AND address = ? AND port = ? AND leaf_sha256 = ? AND verdict = ?`,
-		m.claim, m.node, int(p.Kind), p.Address, p.Port, leaf, int(agentv1.Verdict_VERDICT_ACCEPTED)).Scan(&n)
+	err := a.QueryRow(`SELECT count(*) FROM proof_tasks WHERE claim = ? AND prober <> ? AND kind = ? AND address = ? AND port = ? AND leaf_sha256 = ? AND verdict = ? AND authority = ?`,
+		m.claim, m.node, int(p.Kind), p.Address, p.Port, leaf, int(agentv1.Verdict_VERDICT_ACCEPTED), authority).Scan(&n)
 	return n > 0, err
 }
 
@@ -279,10 +406,10 @@ func (f *Fleet) OpenTasks(ctx context.Context, prober string) ([]*agentv1.ProofT
 		return collect(ctx, q, func(r *sql.Rows) (*agentv1.ProofTask, error) {
 			t := &agentv1.ProofTask{Port: &agentv1.Port{}}
 			var deadline int64
-			err := r.Scan(&t.Task, &t.TargetNode, &t.Port.Kind, &t.Port.Address, &t.Port.Port, &t.LeafSha256, &deadline)
+			err := r.Scan(&t.Task, &t.TargetNode, &t.Port.Kind, &t.Port.Address, &t.Port.Port, &t.LeafSha256, &deadline, &t.Authority)
 			t.Deadline = timestamppb.New(at(deadline))
 			return t, err
-		}, `SELECT task, node, kind, address, port, leaf_sha256, deadline_ms FROM proof_tasks WHERE prober = ? AND recorded = 0 AND deadline_ms > ? ORDER BY asked, task LIMIT 64`, prober, now)
+		}, `SELECT task, node, kind, address, port, leaf_sha256, deadline_ms, authority FROM proof_tasks WHERE prober = ? AND recorded = 0 AND deadline_ms > ? ORDER BY asked, task LIMIT 64`, prober, now)
 	})
 }
 
@@ -302,10 +429,10 @@ func (f *Fleet) Results(ctx context.Context, node string, after uint64) ([]*agen
 			p := &agentv1.Proof{Port: &agentv1.Port{}}
 			t := &agentv1.ProofResult{Proof: p}
 			var took, ms int64
-			err := r.Scan(&t.Task, &p.Prober, &p.Port.Kind, &p.Port.Address, &p.Port.Port, &p.Verdict, &p.ServedSha256, &took, &p.Detail, &ms, &last)
+			err := r.Scan(&t.Task, &p.Prober, &p.Port.Kind, &p.Port.Address, &p.Port.Port, &p.Verdict, &p.ServedSha256, &took, &p.Detail, &ms, &last, &p.Authority, &p.Asked, &p.IssuerSha256, &p.AnchorSha256)
 			p.Took, p.Time = durationpb.New(time.Duration(took)*time.Millisecond), timestamppb.New(at(ms))
 			return t, err
-		}, `SELECT task, prober, kind, address, port, verdict, served_sha256, took_ms, detail, time_ms, recorded FROM proof_tasks
+		}, `SELECT task, prober, kind, address, port, verdict, served_sha256, took_ms, detail, time_ms, recorded, authority, asks, issuer_sha256, anchor_sha256 FROM proof_tasks
 			WHERE node = ? AND prober <> node AND recorded > ? ORDER BY recorded, task LIMIT 64`, node, after)
 	})
 	return out, last, err

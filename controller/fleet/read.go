@@ -167,6 +167,7 @@ func scanNodeView(r *sql.Rows) (n Node, err error) {
 	n.Agent.Version, n.Agent.Protocol, n.Agent.OS, n.Agent.Arch, n.Agent.Mode, n.Agent.Hold = a.Version, a.Protocol, a.Os, a.Arch, modeName(a.Mode), a.Hold
 	n.Instance = Instance{ClusterName: c.ClusterName, HostID: c.HostId, ConfigPath: c.ConfigPath, ListenAddress: c.ListenAddress, BroadcastAddress: c.BroadcastAddress,
 		RPCAddress: c.RpcAddress, StoragePort: c.StoragePort, NativePort: c.NativePort, Datacenter: c.Datacenter, Rack: c.Rack, Version: c.CassandraVersion, Running: c.Running}
+	n.Links = linksOf(n.Name, c.Links)
 	for _, x := range c.Findings {
 		n.Instance.Findings = append(n.Instance.Findings, Finding{Code: x.Code, Severity: x.Severity, Message: x.Message, Remedy: x.Remedy})
 	}
@@ -181,6 +182,11 @@ func (f *Fleet) complete(ctx context.Context, q state.Querier, n *Node) (err err
 	}
 	if n.Stores, err = storeViews(ctx, q, n.Name); err != nil {
 		return err
+	}
+	if n.Links != nil {
+		if n.Links.Wish, err = linkWish(ctx, q, n.Name, n.Incarnation); err != nil {
+			return err
+		}
 	}
 	if n.Frozen, err = frozen(ctx, q, n.Name, now.UnixMilli()); err != nil {
 		return err
@@ -294,13 +300,13 @@ func proofViews(ctx context.Context, q state.Querier, claim string) ([]Proof, er
 	return collect(ctx, q, func(r *sql.Rows) (p Proof, err error) {
 		var kind agentv1.PortKind
 		var verdict agentv1.Verdict
-		var leaf, served []byte
+		var leaf, served, anchor []byte
 		var asked, deadline, ms int64
-		err = r.Scan(&p.Task, &p.Prober, &kind, &p.Port.Address, &p.Port.Port, &verdict, &leaf, &served, &p.Millis, &p.Detail, &asked, &deadline, &ms)
+		err = r.Scan(&p.Task, &p.Prober, &kind, &p.Port.Address, &p.Port.Port, &verdict, &leaf, &served, &p.Millis, &p.Detail, &asked, &deadline, &ms, &p.Authority, &p.Asked, &anchor)
 		p.Port.Kind, p.Verdict, p.Expected, p.Served = portName(kind), verdictName(verdict), hexOf(leaf), hexOf(served)
-		p.Asked, p.Deadline, p.Time = at(asked), at(deadline), at(ms)
+		p.Begun, p.Deadline, p.Time, p.Anchor = at(asked), at(deadline), at(ms), hexOf(anchor)
 		return p, err
-	}, `SELECT task, prober, kind, address, port, verdict, leaf_sha256, served_sha256, took_ms, detail, asked_ms, deadline_ms, time_ms FROM proof_tasks WHERE claim = ? ORDER BY asked, task`, claim)
+	}, `SELECT task, prober, kind, address, port, verdict, leaf_sha256, served_sha256, took_ms, detail, asked_ms, deadline_ms, time_ms, authority, asks, anchor_sha256 FROM proof_tasks WHERE claim = ? ORDER BY asked, task`, claim)
 }
 
 // Alarms reads the newest alarms, at most limit.

@@ -92,7 +92,11 @@ func believable(s *agentv1.StoreFacts, held storeRow) agentv1.InstallState {
 	return s.State
 }
 
+// writeFacts takes what the agent says of the files. Trust that was proved with another truststore is proved no longer.
 func writeFacts(a *state.Apply, n nodeRow, s *agentv1.StoreFacts, facts []byte, to agentv1.InstallState) error {
+	if err := forgetProofs(a, n.name, s.Store, s.TruststoreSha256); err != nil {
+		return err
+	}
 	_, err := a.Exec(`UPDATE stores SET state = ?, keystore_sha256 = ?, truststore_sha256 = ?, leaf_sha256 = ?, not_after_ms = ?, facts = ? WHERE name = ?`,
 		int(to), s.KeystoreSha256, s.TruststoreSha256, s.LeafSha256, millis(s.NotAfter), facts, resource.Store(n.name, s.Store))
 	return err
@@ -117,6 +121,9 @@ func forgetStores(a *state.Apply, n nodeRow, seen []string) (bool, error) {
 			return false, err
 		} else if k > 0 {
 			gone = true
+			if err := forgetProofs(a, n.name, h, nil); err != nil {
+				return false, err
+			}
 		}
 	}
 	return gone, nil

@@ -55,6 +55,9 @@ func (f *Fleet) Target(ctx context.Context, node string) (t *agentv1.Target, rec
 		if t.Stores, err = storeTargets(ctx, q, node, n); err != nil {
 			return nil, err
 		}
+		if err := wishedCycle(ctx, q, t, f.clock.Now()); err != nil {
+			return nil, err
+		}
 		if t.Look, err = lookOf(ctx, q, cluster); err != nil {
 			return nil, err
 		}

@@ -62,6 +62,7 @@ type Node struct {
 	Agent      AgentView   `json:"agent"`
 	Instance   Instance    `json:"instance"`
 	Stores     []Store     `json:"stores,omitempty"`
+	Links      *NodeLinks  `json:"links,omitempty" doc:"internode connections that live on certificates of before the last reload"`
 	Claim      *Move       `json:"claim,omitempty" doc:"the open claim, if there is one"`
 	Frozen     *Freeze     `json:"frozen,omitempty"`
 	Conditions []Condition `json:"conditions,omitempty"`
@@ -175,17 +176,20 @@ type Move struct {
 
 // Proof is one probe of one port.
 type Proof struct {
-	Task     string    `json:"task"`
-	Prober   string    `json:"prober" doc:"node whose agent probed; the node itself for its own proofs"`
-	Port     Port      `json:"port"`
-	Verdict  string    `json:"verdict" doc:"accepted, refused, unknown, wrong-leaf, down; pending while not answered"`
-	Expected string    `json:"expectedSha256,omitempty"`
-	Served   string    `json:"servedSha256,omitempty"`
-	Millis   int64     `json:"millis,omitempty"`
-	Detail   string    `json:"detail,omitempty"`
-	Asked    time.Time `json:"askTime,omitzero"`
-	Deadline time.Time `json:"deadline,omitzero"`
-	Time     time.Time `json:"time,omitzero"`
+	Task      string    `json:"task"`
+	Prober    string    `json:"prober" doc:"node whose agent probed; the node itself for its own proofs"`
+	Port      Port      `json:"port"`
+	Verdict   string    `json:"verdict" doc:"accepted, refused, unknown, wrong-leaf, down; pending while not answered"`
+	Authority string    `json:"authority,omitempty" doc:"authority whose certificate was offered; empty: the prober's own"`
+	Asked     bool      `json:"certificateAsked,omitempty" doc:"the port asked for a client certificate"`
+	Anchor    string    `json:"anchorSha256,omitempty" doc:"anchor that the served chain led to"`
+	Expected  string    `json:"expectedSha256,omitempty"`
+	Served    string    `json:"servedSha256,omitempty"`
+	Millis    int64     `json:"millis,omitempty"`
+	Detail    string    `json:"detail,omitempty"`
+	Begun     time.Time `json:"askTime,omitzero"`
+	Deadline  time.Time `json:"deadline,omitzero"`
+	Time      time.Time `json:"time,omitzero"`
 }
 
 // TokenSpec asks for a join token. Node is the short name of the node that it is bound to, Names what that node's
@@ -202,17 +206,19 @@ type TokenSpec struct {
 
 // Token is what is known of a join token, which is never the token itself.
 type Token struct {
-	Name    string    `json:"name"`
-	Node    string    `json:"node"`
-	Method  string    `json:"method"`
-	Names   Names     `json:"names"`
-	Uses    int       `json:"uses"`
-	Used    int       `json:"used"`
-	State   string    `json:"state" enum:"open,used,expired,revoked"`
-	Rejoin  bool      `json:"rejoin,omitempty"`
-	Creator string    `json:"creator"`
-	Created time.Time `json:"createTime"`
-	Expires time.Time `json:"expireTime"`
+	Name   string `json:"name"`
+	Node   string `json:"node"`
+	Method string `json:"method"`
+	Names  Names  `json:"names"`
+	Uses   int    `json:"uses"`
+	Used   int    `json:"used"`
+	State  string `json:"state" enum:"open,used,expired,revoked"`
+	Rejoin bool   `json:"rejoin,omitempty"`
+	// Confirmed is how the addresses of who joined by it last were confirmed.
+	Confirmed string    `json:"confirmed,omitempty" doc:"how the addresses of who joined by it were confirmed: by the gossip of peers, by a person, or by the token alone, and why"`
+	Creator   string    `json:"creator"`
+	Created   time.Time `json:"createTime"`
+	Expires   time.Time `json:"expireTime"`
 }
 
 // Freeze says that no effect may begin in a scope.

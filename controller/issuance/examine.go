@@ -62,7 +62,7 @@ func grant(wished, allowed certificate.Names, fromCSR bool) (certificate.Names, 
 const maxCommonName = 64 // ub-common-name, RFC 5280, A.1
 
 func (r *Request) check(t Template) error {
-	if len(r.RequestID) > 64 || (r.RequestID == "" && t.Name == nodeTemplate.Name) {
+	if len(r.RequestID) > 64 || (r.RequestID == "" && t.Name != appTemplate.Name) {
 		return fault.New(fault.Invalid, "bad-request-id", "a request id has 1 to 64 bytes; only who asks for an application may do without").Do("use a fresh UUID, and the same one when asking again")
 	}
 	if resource.Segment(r.Authority, "tenants") != r.Tenant || r.Tenant == "" {
@@ -71,8 +71,11 @@ func (r *Request) check(t Template) error {
 	if r.Node != "" && resource.Segment(r.Node, "tenants") != r.Tenant {
 		return fault.New(fault.Refused, "wrong-tenant", "%.200s is not a node of tenant %.63q", r.Node, r.Tenant)
 	}
-	if t.Name == nodeTemplate.Name && r.Node == "" {
-		return fault.New(fault.Invalid, "no-node", "template node needs a node").Do("use template application for what is not a node")
+	if t.Name != appTemplate.Name && r.Node == "" {
+		return fault.New(fault.Invalid, "no-node", "template %s needs a node", t.Name).Do("use template application for what is not a node")
+	}
+	if (t.Name == probeTemplate.Name) != (r.Task != "") {
+		return fault.New(fault.Invalid, "no-task", "a probe is for a task, and nothing else is").Do("ask through the agents' protocol")
 	}
 	if len(r.Subject) > maxCommonName || strings.ContainsFunc(r.Subject, func(c rune) bool { return c < ' ' || c == 0x7f || c == 0xFFFD }) {
 		return fault.New(fault.Invalid, "bad-subject", "the common name is longer than %d bytes or holds control characters", maxCommonName).Do("use a shorter one; names belong among the DNS names")

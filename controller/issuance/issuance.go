@@ -35,7 +35,7 @@ type Request struct {
 	Tenant string
 	// Authority is a full resource name; Region prefers one of its issuers.
 	Authority, Region string
-	// Template is "node" or "application".
+	// Template is "node", "application" or "probe".
 	Template string
 	// CSR is a PKCS#10 request, DER, at most 16 KiB. Its key counts; each of its names must be one of Names.
 	CSR []byte
@@ -51,6 +51,8 @@ type Request struct {
 	Incarnation uint64
 	Store       string
 	Claim       string
+	// Task that a certificate of template "probe" is for: Apply looks at it again.
+	Task string
 	// Validity is the template's when zero. Below 24 h is refused; it is cut at the issuer's end.
 	Validity time.Duration
 	Zone     string

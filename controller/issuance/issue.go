@@ -96,10 +96,13 @@ func (s *Issuance) order(r Request) (order, error) {
 	if scope == "" {
 		scope = resource.Tenant(r.Tenant) + "/" + t.Name + "/" + cn
 	}
+	if t.Name == probeTemplate.Name { // counted apart: proving neighbours must not use up a node's own certificates
+		scope += "/probes"
+	}
 	return order{template: t, wish: w, names: names, authority: r.Authority, region: r.Region, validity: r.Validity,
 		subject: pkix.Name{CommonName: cn, Organization: []string{r.Tenant}}, actor: r.Actor, reason: r.Reason,
 		record: &clusterv1.RecordCertificate{RequestId: r.RequestID, Scope: scope, Tenant: r.Tenant, Zone: r.Zone, Node: r.Node,
-			Incarnation: r.Incarnation, Store: r.Store, Claim: r.Claim}}, nil
+			Incarnation: r.Incarnation, Store: r.Store, Claim: r.Claim, Task: r.Task}}, nil
 }
 
 // order is a request that was found lawful.

@@ -31,7 +31,9 @@ var clientOnly = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 var (
 	nodeTemplate = Template{Name: "node", Version: 1, Usages: both, Validity: 90 * day, Max: 398 * day, Min: day, HourlyCap: 60, NeedsHost: true}
 	appTemplate  = Template{Name: "application", Version: 1, Usages: clientOnly, Validity: 30 * day, Max: 398 * day, Min: day, HourlyCap: 60}
-	idTemplate   = Template{Name: "identity", Version: 1, Usages: clientOnly, Validity: 30 * day, Max: 30 * day, Min: day, HourlyCap: 60}
+	// A probe is what a prober offers to a neighbour's port: it shows that an authority is trusted there, and serves nothing.
+	probeTemplate = Template{Name: "probe", Version: 1, Usages: clientOnly, Validity: 10 * time.Minute, Max: time.Hour, Min: 5 * time.Minute, HourlyCap: 600, NeedsHost: true}
+	idTemplate    = Template{Name: "identity", Version: 1, Usages: clientOnly, Validity: 30 * day, Max: 30 * day, Min: day, HourlyCap: 60}
 )
 
 func templateOf(name string) (Template, error) {
@@ -40,6 +42,8 @@ func templateOf(name string) (Template, error) {
 		return nodeTemplate, nil
 	case appTemplate.Name:
 		return appTemplate, nil
+	case probeTemplate.Name:
+		return probeTemplate, nil
 	}
 	return Template{}, fault.New(fault.Invalid, "no-template", "there is no template %.60q", name).Do("use node or application")
 }

@@ -14,8 +14,9 @@ import (
 
 // want is what each package must hold besides pages and completions.
 var want = map[string][]string{
-	"csm":       {"/usr/bin/csm"},
-	"csm-agent": {"/usr/bin/csm-agent", "/etc/csm/agent.yaml", "/usr/lib/systemd/system/csm-agent.service", "/usr/lib/systemd/system/csm-agent-reload.socket", "/usr/lib/systemd/system/csm-agent-reload@.service", "/usr/lib/sysusers.d/csm-agent.conf"},
+	"csm": {"/usr/bin/csm"},
+	"csm-agent": {"/usr/bin/csm-agent", "/etc/csm/agent.yaml", "/usr/lib/systemd/system/csm-agent.service", "/usr/lib/systemd/system/csm-agent-reload.socket", "/usr/lib/systemd/system/csm-agent-reload@.service",
+		"/usr/lib/systemd/system/csm-agent-links.socket", "/usr/lib/systemd/system/csm-agent-links@.service", "/usr/lib/sysusers.d/csm-agent.conf"},
 	"csm-controller": {"/usr/bin/csm-controller", "/etc/csm/controller.yaml", "/usr/lib/systemd/system/csm-controller.service",
 		"/usr/lib/sysusers.d/csm-controller.conf"},
 }
@@ -100,12 +101,12 @@ func TestTheScriptsAreShell(t *testing.T) {
 }
 
 // exposure is the most that `systemd-analyze security` may find, in tenths: 0 is closed, 100 open.
-var exposure = map[string]int{"csm-agent.service": 18, "csm-agent-reload@.service": 18, "csm-controller.service": 14}
+var exposure = map[string]int{"csm-agent.service": 18, "csm-agent-reload@.service": 18, "csm-agent-links@.service": 15, "csm-controller.service": 14}
 
 func TestUnitsAreSoundAndClosed(t *testing.T) {
 	units := filepath.Join(unpacked(t), "usr/lib/systemd/system")
 	root := strings.TrimSuffix(units, "/usr/lib/systemd/system")
-	for _, u := range []string{"csm-agent.service", "csm-agent-reload.socket", "csm-agent-reload@.service", "csm-controller.service"} {
+	for _, u := range []string{"csm-agent.service", "csm-agent-reload.socket", "csm-agent-reload@.service", "csm-agent-links.socket", "csm-agent-links@.service", "csm-controller.service"} {
 		run(t, "systemd-analyze", "verify", "--root="+root, "--man=no", filepath.Join(units, u))
 		if most, is := exposure[u]; is {
 			run(t, "systemd-analyze", "security", "--offline=yes", fmt.Sprintf("--threshold=%d", most), filepath.Join(units, u))

@@ -50,7 +50,7 @@ func (s *Server) IssueCertificate(ctx context.Context, r *agentv1.IssueCertifica
 	if err != nil {
 		return nil, err
 	}
-	names, err := s.allowed(o, certificate.OfRequest(csr))
+	names, err := s.allowed(o.Node, o.Names, certificate.OfRequest(csr))
 	if err != nil {
 		return nil, err
 	}
@@ -63,15 +63,15 @@ func (s *Server) IssueCertificate(ctx context.Context, r *agentv1.IssueCertifica
 }
 
 // allowed gives the names of the certificate: those of the node, and its SPIFFE ID.
-func (s *Server) allowed(o fleet.OpenClaim, asked certificate.Names) (certificate.Names, error) {
-	names, err := o.Names.Certificate()
+func (s *Server) allowed(node string, held fleet.Names, asked certificate.Names) (certificate.Names, error) {
+	names, err := held.Certificate()
 	if err != nil {
 		return names, err
 	}
-	names.URIs = []string{identity.NodeID(s.TrustDomain, resource.Segment(o.Node, "tenants"), resource.Segment(o.Node, "clusters"), resource.Last(o.Node)).String()}
+	names.URIs = []string{identity.NodeID(s.TrustDomain, resource.Segment(node, "tenants"), resource.Segment(node, "clusters"), resource.Last(node)).String()}
 	if missing := names.Missing(asked); !missing.Empty() {
 		return names, fault.New(fault.Refused, "name-not-allowed", "this node may not carry %.300s", missing).
-			Do("an administrator sets its names: `csm node set-names %s/%s`", resource.Segment(o.Node, "clusters"), resource.Last(o.Node))
+			Do("an administrator sets its names: `csm node set-names %s/%s`", resource.Segment(node, "clusters"), resource.Last(node))
 	}
 	return names, nil
 }
@@ -83,6 +83,32 @@ func (s *Server) RequestProofs(ctx context.Context, r *agentv1.RequestProofsRequ
 		return nil, err
 	}
 	return &agentv1.RequestProofsResponse{Tasks: tasks, Prober: prober}, nil
+}
+
+// IssueProbe signs what an open task of the caller is answered with.
+func (s *Server) IssueProbe(ctx context.Context, r *agentv1.IssueProbeRequest) (*agentv1.IssueProbeResponse, error) {
+	c := callerOf(ctx)
+	t, err := fresh(ctx, s, func() (fleet.ProbeTask, error) { return s.Fleet.OpenProbe(ctx, r.Task) })
+	if err != nil {
+		return nil, err
+	}
+	if t.Prober != c.Node || t.Incarnation != c.Incarnation {
+		return nil, fault.New(fault.Refused, "not-your-task", "this node was not asked for this proof")
+	}
+	csr, err := certificate.ParseRequest(r.Csr)
+	if err != nil {
+		return nil, err
+	}
+	names, err := s.allowed(t.Prober, t.Names, certificate.OfRequest(csr))
+	if err != nil {
+		return nil, err
+	}
+	out, err := s.Issuer.Issue(ctx, issuance.Request{RequestID: t.Task, Actor: c.id.String(), Tenant: resource.Segment(t.Prober, "tenants"), Authority: t.Authority,
+		Region: t.Region, Template: fleet.TemplateProbe, CSR: r.Csr, Names: names, Node: t.Prober, Incarnation: t.Incarnation, Task: t.Task})
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.IssueProbeResponse{Chain: out.Chain}, nil
 }
 
 // ReportProof records what this agent saw of its neighbour.

@@ -42,6 +42,11 @@ type RenewBody struct {
 	Reason string `json:"reason,omitempty" maxLength:"1024"`
 }
 
+// CycleLinksBody asks for old connections to be ended.
+type CycleLinksBody struct {
+	Reason string `json:"reason,omitempty" maxLength:"1024"`
+}
+
 // NamesBody are names to carry.
 type NamesBody struct {
 	DNS []string `json:"dns,omitempty" maxItems:"64"`
@@ -94,6 +99,28 @@ func (s *server) nodes() {
 				return nil, err
 			}
 			n, err = s.Fleet.GetNode(ctx, in.name())
+			return &body[Renewal]{Renewal{Node: nodeOf(n), Generation: g}}, err
+		})
+	handle(s, huma.Operation{OperationID: "cycleNodeLinks", Method: http.MethodPost, Path: base + "/{node}:cycleLinks", Tags: tags, DefaultStatus: http.StatusAccepted,
+		Summary:     "Ask a node to end its internode connections that live on certificates of before its last reload",
+		Description: "One peer at a time, never while Cassandra streams; each peer must come back before the next one's turn. One node of a cluster at a time. Done when links.cycled of the node has reached the generation."}, "node:cycleLinks",
+		func(ctx context.Context, in *struct {
+			NodePath
+			Created
+			Body CycleLinksBody
+		}) (*body[Renewal], error) {
+			if in.ValidateOnly {
+				if err := s.Fleet.MayCycleLinks(ctx, in.name()); err != nil {
+					return nil, err
+				}
+				n, err := s.Fleet.GetNode(ctx, in.name())
+				return &body[Renewal]{Renewal{Node: nodeOf(n), Generation: n.Generation}}, err
+			}
+			g, err := s.Fleet.CycleLinks(ctx, in.name(), in.Body.Reason, actor(ctx))
+			if err != nil {
+				return nil, err
+			}
+			n, err := s.Fleet.GetNode(ctx, in.name())
 			return &body[Renewal]{Renewal{Node: nodeOf(n), Generation: g}}, err
 		})
 	handle(s, huma.Operation{OperationID: "setNodeNames", Method: http.MethodPost, Path: base + "/{node}:setNames", Tags: tags,

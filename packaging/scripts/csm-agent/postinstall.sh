@@ -13,11 +13,13 @@ systemd-sysusers csm-agent.conf
 [ -e /var/lib/csm-agent ] || install -d -o cassandra -g cassandra -m 0700 /var/lib/csm-agent
 [ -e /etc/cassandra/tls ] || { install -d -m 0755 /etc/cassandra && install -d -o cassandra -g cassandra -m 0750 /etc/cassandra/tls; }
 
-[ "$first" = no ] || systemctl --no-reload preset csm-agent.service csm-agent-reload.socket || :
+[ "$first" = no ] || systemctl --no-reload preset csm-agent.service csm-agent-reload.socket csm-agent-links.socket || :
 [ -d /run/systemd/system ] || exit 0
 systemctl daemon-reload
 do_unit() { if command -v deb-systemd-invoke >/dev/null; then deb-systemd-invoke "$@"; else systemctl "$@"; fi }
-if systemctl --quiet is-enabled csm-agent-reload.socket; then do_unit start csm-agent-reload.socket || :; fi
+for socket in csm-agent-reload.socket csm-agent-links.socket; do
+  if systemctl --quiet is-enabled "$socket"; then do_unit start "$socket" || :; fi
+done
 # The unit's own condition keeps an agent that has not joined from starting.
 if systemctl --quiet is-active csm-agent.service; then
   do_unit restart csm-agent.service || :

@@ -4,7 +4,7 @@ set -e
 [ ! -d /run/systemd/system ] || systemctl daemon-reload || :
 case "${1:-}" in
   purge)
-    rm -f /etc/systemd/system/multi-user.target.wants/csm-agent.service /etc/systemd/system/sockets.target.wants/csm-agent-reload.socket
+    rm -f /etc/systemd/system/multi-user.target.wants/csm-agent.service /etc/systemd/system/sockets.target.wants/csm-agent-reload.socket /etc/systemd/system/sockets.target.wants/csm-agent-links.socket
     rm -rf /var/lib/csm-agent
     echo "csm-agent: its identity and journal in /var/lib/csm-agent are gone. Cassandra's keystores and truststores, in /etc/cassandra/tls and"
     echo "csm-agent: wherever cassandra.yaml names them, are left as they are: they hold the keys that Cassandra serves with."

@@ -3,8 +3,8 @@
 # one is in place.
 set -e
 case "${1:-}" in remove | 0) ;; *) exit 0 ;; esac
-[ "$1" != 0 ] || systemctl --no-reload disable csm-agent.service csm-agent-reload.socket || :
+[ "$1" != 0 ] || systemctl --no-reload disable csm-agent.service csm-agent-reload.socket csm-agent-links.socket || :
 [ -d /run/systemd/system ] || exit 0
-systemctl stop csm-agent.service csm-agent-reload.socket || :
+systemctl stop csm-agent.service csm-agent-reload.socket csm-agent-links.socket || :
 # A nodetool that the agent did not wait for.
-systemctl stop 'csm-agent-reload@*.service' || :
+systemctl stop 'csm-agent-reload@*.service' 'csm-agent-links@*.service' || :

@@ -10,6 +10,8 @@ esac
 
 systemd-sysusers csm-controller.conf
 [ -e /var/lib/csm ] || install -d -o csm -g csm -m 0700 /var/lib/csm
+# Where backups go unless the schedule says otherwise. A disk that is mounted there keeps its owner and mode.
+[ -e /var/backups/csm ] || { install -d -m 0755 /var/backups && install -d -o csm -g csm -m 0700 /var/backups/csm; }
 
 [ "$first" = no ] || systemctl --no-reload preset csm-controller.service || :
 [ -d /run/systemd/system ] || exit 0

@@ -641,6 +641,8 @@ type InstanceFacts struct {
 	Clients             *ClientFacts `protobuf:"bytes,55,opt,name=clients,proto3" json:"clients,omitempty"`
 	// The ring as this Cassandra sees it; absent while it is not known.
 	Ring *RingView `protobuf:"bytes,60,opt,name=ring,proto3" json:"ring,omitempty"`
+	// Internode connections that live on certificates of before the last reload; absent from agents that do not tell.
+	Links *LinkFacts `protobuf:"bytes,100,opt,name=links,proto3" json:"links,omitempty"`
 	// How this Cassandra finds its ring, and what it is busy with; absent until it was looked at.
 	Health        *HealthFacts `protobuf:"bytes,110,opt,name=health,proto3" json:"health,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -817,11 +819,152 @@ func (x *InstanceFacts) GetRing() *RingView {
 	return nil
 }
 
+func (x *InstanceFacts) GetLinks() *LinkFacts {
+	if x != nil {
+		return x.Links
+	}
+	return nil
+}
+
 func (x *InstanceFacts) GetHealth() *HealthFacts {
 	if x != nil {
 		return x.Health
 	}
 	return nil
+}
+
+// LinkFacts is what is known of internode connections (TCP) that were there when the stores were last reloaded, in both directions: a
+// reload changes none of them.
+type LinkFacts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why they are not known; empty when they are.
+	Unseen string `protobuf:"bytes,1,opt,name=unseen,proto3" json:"unseen,omitempty"`
+	// How many of them are left.
+	Old uint32 `protobuf:"varint,2,opt,name=old,proto3" json:"old,omitempty"`
+	// Addresses of the peers with which they are, sorted, 4 or 16 bytes each.
+	Peers [][]byte `protobuf:"bytes,3,rep,name=peers,proto3" json:"peers,omitempty"`
+	// End of the reload that the oldest of them has outlived; absent where none is left.
+	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	// End of the newest reload at which they were noted; absent before the first.
+	Recorded *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=recorded,proto3" json:"recorded,omitempty"`
+	// Why this host cannot end a connection; empty where it can.
+	Uncuttable string `protobuf:"bytes,6,opt,name=uncuttable,proto3" json:"uncuttable,omitempty"`
+	// The newest wish to cycle that came to its end: Target.cycle, a stable word ("done" when none is left) and a sentence.
+	Cycled uint64 `protobuf:"varint,7,opt,name=cycled,proto3" json:"cycled,omitempty"`
+	Result string `protobuf:"bytes,8,opt,name=result,proto3" json:"result,omitempty"`
+	Detail string `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
+	// What a wish that is under way waits for: a stable word and a sentence.
+	Waits         string `protobuf:"bytes,10,opt,name=waits,proto3" json:"waits,omitempty"`
+	WaitsFor      string `protobuf:"bytes,11,opt,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LinkFacts) Reset() {
+	*x = LinkFacts{}
+	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LinkFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LinkFacts) ProtoMessage() {}
+
+func (x *LinkFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LinkFacts.ProtoReflect.Descriptor instead.
+func (*LinkFacts) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *LinkFacts) GetUnseen() string {
+	if x != nil {
+		return x.Unseen
+	}
+	return ""
+}
+
+func (x *LinkFacts) GetOld() uint32 {
+	if x != nil {
+		return x.Old
+	}
+	return 0
+}
+
+func (x *LinkFacts) GetPeers() [][]byte {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *LinkFacts) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *LinkFacts) GetRecorded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Recorded
+	}
+	return nil
+}
+
+func (x *LinkFacts) GetUncuttable() string {
+	if x != nil {
+		return x.Uncuttable
+	}
+	return ""
+}
+
+func (x *LinkFacts) GetCycled() uint64 {
+	if x != nil {
+		return x.Cycled
+	}
+	return 0
+}
+
+func (x *LinkFacts) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *LinkFacts) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *LinkFacts) GetWaits() string {
+	if x != nil {
+		return x.Waits
+	}
+	return ""
+}
+
+func (x *LinkFacts) GetWaitsFor() string {
+	if x != nil {
+		return x.WaitsFor
+	}
+	return ""
 }
 
 // RingView is the ring as one Cassandra sees it by gossip.
@@ -841,7 +984,7 @@ type RingView struct {
 
 func (x *RingView) Reset() {
 	*x = RingView{}
-	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +996,7 @@ func (x *RingView) String() string {
 func (*RingView) ProtoMessage() {}
 
 func (x *RingView) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +1009,7 @@ func (x *RingView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingView.ProtoReflect.Descriptor instead.
 func (*RingView) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RingView) GetSource() string {
@@ -912,7 +1055,7 @@ type RingMember struct {
 
 func (x *RingMember) Reset() {
 	*x = RingMember{}
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1067,7 @@ func (x *RingMember) String() string {
 func (*RingMember) ProtoMessage() {}
 
 func (x *RingMember) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1080,7 @@ func (x *RingMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingMember.ProtoReflect.Descriptor instead.
 func (*RingMember) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RingMember) GetHostId() []byte {
@@ -987,7 +1130,7 @@ type TLSSection struct {
 
 func (x *TLSSection) Reset() {
 	*x = TLSSection{}
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1142,7 @@ func (x *TLSSection) String() string {
 func (*TLSSection) ProtoMessage() {}
 
 func (x *TLSSection) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1155,7 @@ func (x *TLSSection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TLSSection.ProtoReflect.Descriptor instead.
 func (*TLSSection) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TLSSection) GetEnabled() bool {
@@ -1073,7 +1216,7 @@ type JMXFacts struct {
 
 func (x *JMXFacts) Reset() {
 	*x = JMXFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1085,7 +1228,7 @@ func (x *JMXFacts) String() string {
 func (*JMXFacts) ProtoMessage() {}
 
 func (x *JMXFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1098,7 +1241,7 @@ func (x *JMXFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JMXFacts.ProtoReflect.Descriptor instead.
 func (*JMXFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *JMXFacts) GetSeen() bool {
@@ -1166,7 +1309,7 @@ type ClientFacts struct {
 
 func (x *ClientFacts) Reset() {
 	*x = ClientFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1321,7 @@ func (x *ClientFacts) String() string {
 func (*ClientFacts) ProtoMessage() {}
 
 func (x *ClientFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1334,7 @@ func (x *ClientFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientFacts.ProtoReflect.Descriptor instead.
 func (*ClientFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ClientFacts) GetUnseen() string {
@@ -1270,7 +1413,7 @@ type SeenClient struct {
 
 func (x *SeenClient) Reset() {
 	*x = SeenClient{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1425,7 @@ func (x *SeenClient) String() string {
 func (*SeenClient) ProtoMessage() {}
 
 func (x *SeenClient) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1438,7 @@ func (x *SeenClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeenClient.ProtoReflect.Descriptor instead.
 func (*SeenClient) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SeenClient) GetAddress() []byte {
@@ -1371,7 +1514,7 @@ type HealthFacts struct {
 
 func (x *HealthFacts) Reset() {
 	*x = HealthFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +1526,7 @@ func (x *HealthFacts) String() string {
 func (*HealthFacts) ProtoMessage() {}
 
 func (x *HealthFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +1539,7 @@ func (x *HealthFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthFacts.ProtoReflect.Descriptor instead.
 func (*HealthFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *HealthFacts) GetTime() *timestamppb.Timestamp {
@@ -1477,7 +1620,7 @@ type RangeProbe struct {
 
 func (x *RangeProbe) Reset() {
 	*x = RangeProbe{}
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1632,7 @@ func (x *RangeProbe) String() string {
 func (*RangeProbe) ProtoMessage() {}
 
 func (x *RangeProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1645,7 @@ func (x *RangeProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeProbe.ProtoReflect.Descriptor instead.
 func (*RangeProbe) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RangeProbe) GetHostId() []byte {
@@ -1554,7 +1697,7 @@ type ProbeAnswer struct {
 
 func (x *ProbeAnswer) Reset() {
 	*x = ProbeAnswer{}
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1709,7 @@ func (x *ProbeAnswer) String() string {
 func (*ProbeAnswer) ProtoMessage() {}
 
 func (x *ProbeAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1722,7 @@ func (x *ProbeAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeAnswer.ProtoReflect.Descriptor instead.
 func (*ProbeAnswer) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ProbeAnswer) GetConsistency() string {
@@ -1615,7 +1758,7 @@ type Work struct {
 
 func (x *Work) Reset() {
 	*x = Work{}
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +1770,7 @@ func (x *Work) String() string {
 func (*Work) ProtoMessage() {}
 
 func (x *Work) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +1783,7 @@ func (x *Work) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Work.ProtoReflect.Descriptor instead.
 func (*Work) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Work) GetKind() string {
@@ -1669,7 +1812,7 @@ type PlaintextClient struct {
 
 func (x *PlaintextClient) Reset() {
 	*x = PlaintextClient{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1681,7 +1824,7 @@ func (x *PlaintextClient) String() string {
 func (*PlaintextClient) ProtoMessage() {}
 
 func (x *PlaintextClient) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1694,7 +1837,7 @@ func (x *PlaintextClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaintextClient.ProtoReflect.Descriptor instead.
 func (*PlaintextClient) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PlaintextClient) GetAddress() string {
@@ -1739,7 +1882,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +1894,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +1907,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Finding) GetCode() string {
@@ -1828,7 +1971,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1840,7 +1983,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1853,7 +1996,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Port) GetKind() PortKind {
@@ -1905,7 +2048,7 @@ type StoreFacts struct {
 
 func (x *StoreFacts) Reset() {
 	*x = StoreFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +2060,7 @@ func (x *StoreFacts) String() string {
 func (*StoreFacts) ProtoMessage() {}
 
 func (x *StoreFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +2073,7 @@ func (x *StoreFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreFacts.ProtoReflect.Descriptor instead.
 func (*StoreFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StoreFacts) GetStore() string {
@@ -2060,7 +2203,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2215,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2228,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *JoinRequest) GetMethod() string {
@@ -2183,7 +2326,7 @@ type Possession struct {
 
 func (x *Possession) Reset() {
 	*x = Possession{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2338,7 @@ func (x *Possession) String() string {
 func (*Possession) ProtoMessage() {}
 
 func (x *Possession) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2351,7 @@ func (x *Possession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Possession.ProtoReflect.Descriptor instead.
 func (*Possession) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Possession) GetChain() [][]byte {
@@ -2243,7 +2386,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2255,7 +2398,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2268,7 +2411,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *JoinResponse) GetNode() string {
@@ -2323,7 +2466,7 @@ type RenewIdentityRequest struct {
 
 func (x *RenewIdentityRequest) Reset() {
 	*x = RenewIdentityRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2335,7 +2478,7 @@ func (x *RenewIdentityRequest) String() string {
 func (*RenewIdentityRequest) ProtoMessage() {}
 
 func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2348,7 +2491,7 @@ func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityRequest.ProtoReflect.Descriptor instead.
 func (*RenewIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RenewIdentityRequest) GetCsr() []byte {
@@ -2369,7 +2512,7 @@ type RenewIdentityResponse struct {
 
 func (x *RenewIdentityResponse) Reset() {
 	*x = RenewIdentityResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +2524,7 @@ func (x *RenewIdentityResponse) String() string {
 func (*RenewIdentityResponse) ProtoMessage() {}
 
 func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +2537,7 @@ func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityResponse.ProtoReflect.Descriptor instead.
 func (*RenewIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RenewIdentityResponse) GetChain() [][]byte {
@@ -2425,7 +2568,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2437,7 +2580,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2450,7 +2593,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SyncRequest) GetMessage() isSyncRequest_Message {
@@ -2508,7 +2651,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2520,7 +2663,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2533,7 +2676,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Hello) GetAgent() *AgentFacts {
@@ -2576,7 +2719,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2588,7 +2731,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2601,7 +2744,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Report) GetAgent() *AgentFacts {
@@ -2641,7 +2784,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2653,7 +2796,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2666,7 +2809,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SyncResponse) GetMessage() isSyncResponse_Message {
@@ -2756,6 +2899,10 @@ type Target struct {
 	Frozen  *Frozen  `protobuf:"bytes,8,opt,name=frozen,proto3" json:"frozen,omitempty"`
 	// The cluster was let go: files stay as they are from now on. The reason, for people; empty: it was not.
 	Released string `protobuf:"bytes,40,opt,name=released,proto3" json:"released,omitempty"`
+	// Wish to end the internode connections of before the last reload, one peer after the other: the generation of the wish, until it has
+	// come to its end or lapses. Needs no claim.
+	Cycle      uint64                 `protobuf:"varint,100,opt,name=cycle,proto3" json:"cycle,omitempty"`
+	CycleUntil *timestamppb.Timestamp `protobuf:"bytes,101,opt,name=cycle_until,json=cycleUntil,proto3" json:"cycle_until,omitempty"`
 	// SHA-256 of anchors of ours that a MOVE_KIND_SHRINK takes out. An anchor that is not named here, or that the agent did
 	// not place, stays.
 	Withdrawn [][]byte `protobuf:"bytes,90,rep,name=withdrawn,proto3" json:"withdrawn,omitempty"`
@@ -2767,7 +2914,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2779,7 +2926,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2792,7 +2939,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Target) GetNode() string {
@@ -2858,6 +3005,20 @@ func (x *Target) GetReleased() string {
 	return ""
 }
 
+func (x *Target) GetCycle() uint64 {
+	if x != nil {
+		return x.Cycle
+	}
+	return 0
+}
+
+func (x *Target) GetCycleUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CycleUntil
+	}
+	return nil
+}
+
 func (x *Target) GetWithdrawn() [][]byte {
 	if x != nil {
 		return x.Withdrawn
@@ -2888,7 +3049,7 @@ type Frozen struct {
 
 func (x *Frozen) Reset() {
 	*x = Frozen{}
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2900,7 +3061,7 @@ func (x *Frozen) String() string {
 func (*Frozen) ProtoMessage() {}
 
 func (x *Frozen) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2913,7 +3074,7 @@ func (x *Frozen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frozen.ProtoReflect.Descriptor instead.
 func (*Frozen) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Frozen) GetActive() bool {
@@ -2986,7 +3147,7 @@ type StoreTarget struct {
 
 func (x *StoreTarget) Reset() {
 	*x = StoreTarget{}
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2998,7 +3159,7 @@ func (x *StoreTarget) String() string {
 func (*StoreTarget) ProtoMessage() {}
 
 func (x *StoreTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3011,7 +3172,7 @@ func (x *StoreTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreTarget.ProtoReflect.Descriptor instead.
 func (*StoreTarget) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StoreTarget) GetStore() string {
@@ -3103,7 +3264,7 @@ type Names struct {
 
 func (x *Names) Reset() {
 	*x = Names{}
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3115,7 +3276,7 @@ func (x *Names) String() string {
 func (*Names) ProtoMessage() {}
 
 func (x *Names) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3128,7 +3289,7 @@ func (x *Names) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Names.ProtoReflect.Descriptor instead.
 func (*Names) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Names) GetDns() []string {
@@ -3169,7 +3330,7 @@ type Control struct {
 
 func (x *Control) Reset() {
 	*x = Control{}
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3181,7 +3342,7 @@ func (x *Control) String() string {
 func (*Control) ProtoMessage() {}
 
 func (x *Control) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3194,7 +3355,7 @@ func (x *Control) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Control.ProtoReflect.Descriptor instead.
 func (*Control) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Control) GetSuspended() bool {
@@ -3253,7 +3414,7 @@ type ClaimMoveRequest struct {
 
 func (x *ClaimMoveRequest) Reset() {
 	*x = ClaimMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3265,7 +3426,7 @@ func (x *ClaimMoveRequest) String() string {
 func (*ClaimMoveRequest) ProtoMessage() {}
 
 func (x *ClaimMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3278,7 +3439,7 @@ func (x *ClaimMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveRequest.ProtoReflect.Descriptor instead.
 func (*ClaimMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ClaimMoveRequest) GetNode() string {
@@ -3355,7 +3516,7 @@ type ClaimMoveResponse struct {
 
 func (x *ClaimMoveResponse) Reset() {
 	*x = ClaimMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3367,7 +3528,7 @@ func (x *ClaimMoveResponse) String() string {
 func (*ClaimMoveResponse) ProtoMessage() {}
 
 func (x *ClaimMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3380,7 +3541,7 @@ func (x *ClaimMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveResponse.ProtoReflect.Descriptor instead.
 func (*ClaimMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ClaimMoveResponse) GetClaim() string {
@@ -3410,7 +3571,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3422,7 +3583,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3435,7 +3596,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *IssueCertificateRequest) GetClaim() string {
@@ -3480,7 +3641,7 @@ type IssueCertificateResponse struct {
 
 func (x *IssueCertificateResponse) Reset() {
 	*x = IssueCertificateResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3492,7 +3653,7 @@ func (x *IssueCertificateResponse) String() string {
 func (*IssueCertificateResponse) ProtoMessage() {}
 
 func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3505,7 +3666,7 @@ func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *IssueCertificateResponse) GetChain() [][]byte {
@@ -3542,7 +3703,7 @@ type RequestProofsRequest struct {
 
 func (x *RequestProofsRequest) Reset() {
 	*x = RequestProofsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3554,7 +3715,7 @@ func (x *RequestProofsRequest) String() string {
 func (*RequestProofsRequest) ProtoMessage() {}
 
 func (x *RequestProofsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3567,7 +3728,7 @@ func (x *RequestProofsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProofsRequest.ProtoReflect.Descriptor instead.
 func (*RequestProofsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RequestProofsRequest) GetClaim() string {
@@ -3601,7 +3762,8 @@ func (x *RequestProofsRequest) GetLeafSha256() []byte {
 // RequestProofsResponse says who was asked.
 type RequestProofsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One task for each port. Empty when the cluster has no other enrolled node that could prove.
+	// One task for each port, and more where certificates of other authorities must be accepted too. Empty when the cluster
+	// has no other enrolled node that could prove.
 	Tasks         []string `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	Prober        string   `protobuf:"bytes,2,opt,name=prober,proto3" json:"prober,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3610,7 +3772,7 @@ type RequestProofsResponse struct {
 
 func (x *RequestProofsResponse) Reset() {
 	*x = RequestProofsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3622,7 +3784,7 @@ func (x *RequestProofsResponse) String() string {
 func (*RequestProofsResponse) ProtoMessage() {}
 
 func (x *RequestProofsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3635,7 +3797,7 @@ func (x *RequestProofsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProofsResponse.ProtoReflect.Descriptor instead.
 func (*RequestProofsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RequestProofsResponse) GetTasks() []string {
@@ -3652,21 +3814,23 @@ func (x *RequestProofsResponse) GetProber() string {
 	return ""
 }
 
-// ProofTask asks this agent to prove a neighbour's port with its own node's certificate.
+// ProofTask asks this agent to prove a neighbour's port with its own node's certificate, or with one of a named authority.
 type ProofTask struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Task          string                 `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
-	TargetNode    string                 `protobuf:"bytes,2,opt,name=target_node,json=targetNode,proto3" json:"target_node,omitempty"`
-	Port          *Port                  `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`
-	LeafSha256    []byte                 `protobuf:"bytes,4,opt,name=leaf_sha256,json=leafSha256,proto3" json:"leaf_sha256,omitempty"`
-	Deadline      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Task       string                 `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	TargetNode string                 `protobuf:"bytes,2,opt,name=target_node,json=targetNode,proto3" json:"target_node,omitempty"`
+	Port       *Port                  `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`
+	LeafSha256 []byte                 `protobuf:"bytes,4,opt,name=leaf_sha256,json=leafSha256,proto3" json:"leaf_sha256,omitempty"`
+	Deadline   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Full name of the authority whose certificate is to be offered (IssueProbe); empty: the node's own.
+	Authority     string `protobuf:"bytes,90,opt,name=authority,proto3" json:"authority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProofTask) Reset() {
 	*x = ProofTask{}
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3678,7 +3842,7 @@ func (x *ProofTask) String() string {
 func (*ProofTask) ProtoMessage() {}
 
 func (x *ProofTask) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3691,7 +3855,7 @@ func (x *ProofTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofTask.ProtoReflect.Descriptor instead.
 func (*ProofTask) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ProofTask) GetTask() string {
@@ -3729,6 +3893,113 @@ func (x *ProofTask) GetDeadline() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ProofTask) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+// IssueProbeRequest asks for a certificate to answer a task with.
+type IssueProbeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Task  string                 `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	// PKCS#10 request; only its key and signature count.
+	Csr           []byte `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueProbeRequest) Reset() {
+	*x = IssueProbeRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueProbeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueProbeRequest) ProtoMessage() {}
+
+func (x *IssueProbeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueProbeRequest.ProtoReflect.Descriptor instead.
+func (*IssueProbeRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *IssueProbeRequest) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *IssueProbeRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+// IssueProbeResponse is a certificate for clients only, with the names of the prober's node, that lives for minutes.
+type IssueProbeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Leaf first, without the root, DER.
+	Chain         [][]byte `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueProbeResponse) Reset() {
+	*x = IssueProbeResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueProbeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueProbeResponse) ProtoMessage() {}
+
+func (x *IssueProbeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueProbeResponse.ProtoReflect.Descriptor instead.
+func (*IssueProbeResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *IssueProbeResponse) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
 // Proof is the outcome of one probe.
 type Proof struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -3739,15 +4010,22 @@ type Proof struct {
 	Took         *durationpb.Duration `protobuf:"bytes,4,opt,name=took,proto3" json:"took,omitempty"`
 	Detail       string               `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
 	// Full name of the node whose agent probed.
-	Prober        string                 `protobuf:"bytes,6,opt,name=prober,proto3" json:"prober,omitempty"`
-	Time          *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=time,proto3" json:"time,omitempty"`
+	Prober string                 `protobuf:"bytes,6,opt,name=prober,proto3" json:"prober,omitempty"`
+	Time   *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=time,proto3" json:"time,omitempty"`
+	// Authority whose certificate was offered; empty: the prober's own.
+	Authority string `protobuf:"bytes,90,opt,name=authority,proto3" json:"authority,omitempty"`
+	// The port asked for a client certificate: only then does an answer say that ours is trusted.
+	Asked bool `protobuf:"varint,91,opt,name=asked,proto3" json:"asked,omitempty"`
+	// Where the served chain leads: SHA-256 of the certificate that signed the leaf, and of the anchor that the prober found.
+	IssuerSha256  []byte `protobuf:"bytes,92,opt,name=issuer_sha256,json=issuerSha256,proto3" json:"issuer_sha256,omitempty"`
+	AnchorSha256  []byte `protobuf:"bytes,93,opt,name=anchor_sha256,json=anchorSha256,proto3" json:"anchor_sha256,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Proof) Reset() {
 	*x = Proof{}
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3759,7 +4037,7 @@ func (x *Proof) String() string {
 func (*Proof) ProtoMessage() {}
 
 func (x *Proof) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3772,7 +4050,7 @@ func (x *Proof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proof.ProtoReflect.Descriptor instead.
 func (*Proof) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Proof) GetPort() *Port {
@@ -3824,6 +4102,34 @@ func (x *Proof) GetTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Proof) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *Proof) GetAsked() bool {
+	if x != nil {
+		return x.Asked
+	}
+	return false
+}
+
+func (x *Proof) GetIssuerSha256() []byte {
+	if x != nil {
+		return x.IssuerSha256
+	}
+	return nil
+}
+
+func (x *Proof) GetAnchorSha256() []byte {
+	if x != nil {
+		return x.AnchorSha256
+	}
+	return nil
+}
+
 // ReportProofRequest answers a ProofTask.
 type ReportProofRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3835,7 +4141,7 @@ type ReportProofRequest struct {
 
 func (x *ReportProofRequest) Reset() {
 	*x = ReportProofRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3847,7 +4153,7 @@ func (x *ReportProofRequest) String() string {
 func (*ReportProofRequest) ProtoMessage() {}
 
 func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3860,7 +4166,7 @@ func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofRequest.ProtoReflect.Descriptor instead.
 func (*ReportProofRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ReportProofRequest) GetTask() string {
@@ -3886,7 +4192,7 @@ type ReportProofResponse struct {
 
 func (x *ReportProofResponse) Reset() {
 	*x = ReportProofResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3898,7 +4204,7 @@ func (x *ReportProofResponse) String() string {
 func (*ReportProofResponse) ProtoMessage() {}
 
 func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3911,7 +4217,7 @@ func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofResponse.ProtoReflect.Descriptor instead.
 func (*ReportProofResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 // ProofResult tells the node what a neighbour saw.
@@ -3925,7 +4231,7 @@ type ProofResult struct {
 
 func (x *ProofResult) Reset() {
 	*x = ProofResult{}
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3937,7 +4243,7 @@ func (x *ProofResult) String() string {
 func (*ProofResult) ProtoMessage() {}
 
 func (x *ProofResult) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3950,7 +4256,7 @@ func (x *ProofResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofResult.ProtoReflect.Descriptor instead.
 func (*ProofResult) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ProofResult) GetTask() string {
@@ -3985,7 +4291,7 @@ type ReportMoveRequest struct {
 
 func (x *ReportMoveRequest) Reset() {
 	*x = ReportMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3997,7 +4303,7 @@ func (x *ReportMoveRequest) String() string {
 func (*ReportMoveRequest) ProtoMessage() {}
 
 func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4010,7 +4316,7 @@ func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveRequest.ProtoReflect.Descriptor instead.
 func (*ReportMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ReportMoveRequest) GetClaim() string {
@@ -4078,7 +4384,7 @@ type ReportMoveResponse struct {
 
 func (x *ReportMoveResponse) Reset() {
 	*x = ReportMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4090,7 +4396,7 @@ func (x *ReportMoveResponse) String() string {
 func (*ReportMoveResponse) ProtoMessage() {}
 
 func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4103,7 +4409,7 @@ func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveResponse.ProtoReflect.Descriptor instead.
 func (*ReportMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 // ReportInventoryRequest is everything the node's scan sees now.
@@ -4116,7 +4422,7 @@ type ReportInventoryRequest struct {
 
 func (x *ReportInventoryRequest) Reset() {
 	*x = ReportInventoryRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4128,7 +4434,7 @@ func (x *ReportInventoryRequest) String() string {
 func (*ReportInventoryRequest) ProtoMessage() {}
 
 func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4141,7 +4447,7 @@ func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryRequest.ProtoReflect.Descriptor instead.
 func (*ReportInventoryRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ReportInventoryRequest) GetFound() []*FoundCertificate {
@@ -4169,7 +4475,7 @@ type FoundCertificate struct {
 
 func (x *FoundCertificate) Reset() {
 	*x = FoundCertificate{}
-	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4181,7 +4487,7 @@ func (x *FoundCertificate) String() string {
 func (*FoundCertificate) ProtoMessage() {}
 
 func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4194,7 +4500,7 @@ func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundCertificate.ProtoReflect.Descriptor instead.
 func (*FoundCertificate) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *FoundCertificate) GetDer() []byte {
@@ -4255,7 +4561,7 @@ type ReportInventoryResponse struct {
 
 func (x *ReportInventoryResponse) Reset() {
 	*x = ReportInventoryResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4267,7 +4573,7 @@ func (x *ReportInventoryResponse) String() string {
 func (*ReportInventoryResponse) ProtoMessage() {}
 
 func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4280,7 +4586,7 @@ func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryResponse.ProtoReflect.Descriptor instead.
 func (*ReportInventoryResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 var File_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -4298,7 +4604,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x12generation_counter\x18\x06 \x01(\x04R\x11generationCounter\x12&\n" +
 	"\x04mode\x18\a \x01(\x0e2\x12.csm.agent.v1.ModeR\x04mode\x120\n" +
 	"\x05clock\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\x12\x1b\n" +
-	"\x04hold\x18\t \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x04hold\"\xbe\a\n" +
+	"\x04hold\x18\t \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x04hold\"\xed\a\n" +
 	"\rInstanceFacts\x12*\n" +
 	"\fcluster_name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\vclusterName\x12\x1f\n" +
 	"\ahost_id\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06hostId\x12(\n" +
@@ -4325,8 +4631,24 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\rauthenticator\x185 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\rauthenticator\x12;\n" +
 	"\x15broadcast_rpc_address\x186 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\x13broadcastRpcAddress\x123\n" +
 	"\aclients\x187 \x01(\v2\x19.csm.agent.v1.ClientFactsR\aclients\x12*\n" +
-	"\x04ring\x18< \x01(\v2\x16.csm.agent.v1.RingViewR\x04ring\x121\n" +
-	"\x06health\x18n \x01(\v2\x19.csm.agent.v1.HealthFactsR\x06health\"\xa4\x01\n" +
+	"\x04ring\x18< \x01(\v2\x16.csm.agent.v1.RingViewR\x04ring\x12-\n" +
+	"\x05links\x18d \x01(\v2\x17.csm.agent.v1.LinkFactsR\x05links\x121\n" +
+	"\x06health\x18n \x01(\v2\x19.csm.agent.v1.HealthFactsR\x06health\"\x8f\x03\n" +
+	"\tLinkFacts\x12\x1f\n" +
+	"\x06unseen\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x06unseen\x12\x10\n" +
+	"\x03old\x18\x02 \x01(\rR\x03old\x12\x1f\n" +
+	"\x05peers\x18\x03 \x03(\fB\t\xea\xe0\x18\x05\b\x10\x10\xe8\aR\x05peers\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x126\n" +
+	"\brecorded\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\brecorded\x12'\n" +
+	"\n" +
+	"uncuttable\x18\x06 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\n" +
+	"uncuttable\x12\x16\n" +
+	"\x06cycled\x18\a \x01(\x04R\x06cycled\x12\x1e\n" +
+	"\x06result\x18\b \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06result\x12\x1f\n" +
+	"\x06detail\x18\t \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x06detail\x12\x1c\n" +
+	"\x05waits\x18\n" +
+	" \x01(\tB\x06\xea\xe0\x18\x02\b@R\x05waits\x12$\n" +
+	"\twaits_for\x18\v \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\bwaitsFor\"\xa4\x01\n" +
 	"\bRingView\x12\x1e\n" +
 	"\x06source\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x06source\x12;\n" +
 	"\amembers\x18\x02 \x03(\v2\x18.csm.agent.v1.RingMemberB\a\xea\xe0\x18\x03\x10\xe8\aR\amembers\x12\x1c\n" +
@@ -4486,7 +4808,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"proof_task\x18\x02 \x01(\v2\x17.csm.agent.v1.ProofTaskH\x00R\tproofTask\x12>\n" +
 	"\fproof_result\x18\x03 \x01(\v2\x19.csm.agent.v1.ProofResultH\x00R\vproofResult\x121\n" +
 	"\acontrol\x18\x04 \x01(\v2\x15.csm.agent.v1.ControlH\x00R\acontrolB\t\n" +
-	"\amessage\"\xaa\x03\n" +
+	"\amessage\"\xfd\x03\n" +
 	"\x06Target\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1e\n" +
@@ -4499,7 +4821,10 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\aanchors\x18\a \x03(\fB\n" +
 	"\xea\xe0\x18\x06\b\x80\x80\x04\x10@R\aanchors\x12,\n" +
 	"\x06frozen\x18\b \x01(\v2\x14.csm.agent.v1.FrozenR\x06frozen\x12#\n" +
-	"\breleased\x18( \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\breleased\x12&\n" +
+	"\breleased\x18( \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\breleased\x12\x14\n" +
+	"\x05cycle\x18d \x01(\x04R\x05cycle\x12;\n" +
+	"\vcycle_until\x18e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"cycleUntil\x12&\n" +
 	"\twithdrawn\x18Z \x03(\fB\b\xea\xe0\x18\x04\b \x10@R\twithdrawn\x12\x12\n" +
 	"\x04look\x18n \x01(\x04R\x04look\"\xe3\x01\n" +
 	"\x06Frozen\x12\x16\n" +
@@ -4571,8 +4896,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\vleaf_sha256\x18\x04 \x01(\fB\x06\xea\xe0\x18\x02\b R\n" +
 	"leafSha256\"X\n" +
 	"\x15RequestProofsResponse\x12\x1e\n" +
-	"\x05tasks\x18\x01 \x03(\tB\b\xea\xe0\x18\x04\b@\x10\bR\x05tasks\x12\x1f\n" +
-	"\x06prober\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x06prober\"\xda\x01\n" +
+	"\x05tasks\x18\x01 \x03(\tB\b\xea\xe0\x18\x04\b@\x10(R\x05tasks\x12\x1f\n" +
+	"\x06prober\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x06prober\"\x81\x02\n" +
 	"\tProofTask\x12\x1a\n" +
 	"\x04task\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x04task\x12(\n" +
 	"\vtarget_node\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\n" +
@@ -4580,7 +4905,14 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x04port\x18\x03 \x01(\v2\x12.csm.agent.v1.PortR\x04port\x12'\n" +
 	"\vleaf_sha256\x18\x04 \x01(\fB\x06\xea\xe0\x18\x02\b R\n" +
 	"leafSha256\x126\n" +
-	"\bdeadline\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\"\xae\x02\n" +
+	"\bdeadline\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12%\n" +
+	"\tauthority\x18Z \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\tauthority\"K\n" +
+	"\x11IssueProbeRequest\x12\x1a\n" +
+	"\x04task\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x04task\x12\x1a\n" +
+	"\x03csr\x18\x02 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x01R\x03csr\"6\n" +
+	"\x12IssueProbeResponse\x12 \n" +
+	"\x05chain\x18\x01 \x03(\fB\n" +
+	"\xea\xe0\x18\x06\b\x80\x80\x04\x10\bR\x05chain\"\xc5\x03\n" +
 	"\x05Proof\x12&\n" +
 	"\x04port\x18\x01 \x01(\v2\x12.csm.agent.v1.PortR\x04port\x12/\n" +
 	"\averdict\x18\x02 \x01(\x0e2\x15.csm.agent.v1.VerdictR\averdict\x12+\n" +
@@ -4588,7 +4920,11 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12\x1f\n" +
 	"\x06detail\x18\x05 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06detail\x12\x1f\n" +
 	"\x06prober\x18\x06 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x06prober\x12.\n" +
-	"\x04time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"[\n" +
+	"\x04time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12%\n" +
+	"\tauthority\x18Z \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\tauthority\x12\x14\n" +
+	"\x05asked\x18[ \x01(\bR\x05asked\x12+\n" +
+	"\rissuer_sha256\x18\\ \x01(\fB\x06\xea\xe0\x18\x02\b R\fissuerSha256\x12+\n" +
+	"\ranchor_sha256\x18] \x01(\fB\x06\xea\xe0\x18\x02\b R\fanchorSha256\"[\n" +
 	"\x12ReportProofRequest\x12\x1a\n" +
 	"\x04task\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x04task\x12)\n" +
 	"\x05proof\x18\x02 \x01(\v2\x13.csm.agent.v1.ProofR\x05proof\"\x15\n" +
@@ -4667,14 +5003,16 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x15MOVE_OUTCOME_UNPROVEN\x10\x02\x12\x1c\n" +
 	"\x18MOVE_OUTCOME_ROLLED_BACK\x10\x03\x12\x18\n" +
 	"\x14MOVE_OUTCOME_REFUSED\x10\x04\x12\x17\n" +
-	"\x13MOVE_OUTCOME_FAILED\x10\x052\xfa\x05\n" +
+	"\x13MOVE_OUTCOME_FAILED\x10\x052\xcb\x06\n" +
 	"\fAgentService\x12=\n" +
 	"\x04Join\x12\x19.csm.agent.v1.JoinRequest\x1a\x1a.csm.agent.v1.JoinResponse\x12X\n" +
 	"\rRenewIdentity\x12\".csm.agent.v1.RenewIdentityRequest\x1a#.csm.agent.v1.RenewIdentityResponse\x12A\n" +
 	"\x04Sync\x12\x19.csm.agent.v1.SyncRequest\x1a\x1a.csm.agent.v1.SyncResponse(\x010\x01\x12L\n" +
 	"\tClaimMove\x12\x1e.csm.agent.v1.ClaimMoveRequest\x1a\x1f.csm.agent.v1.ClaimMoveResponse\x12a\n" +
 	"\x10IssueCertificate\x12%.csm.agent.v1.IssueCertificateRequest\x1a&.csm.agent.v1.IssueCertificateResponse\x12X\n" +
-	"\rRequestProofs\x12\".csm.agent.v1.RequestProofsRequest\x1a#.csm.agent.v1.RequestProofsResponse\x12R\n" +
+	"\rRequestProofs\x12\".csm.agent.v1.RequestProofsRequest\x1a#.csm.agent.v1.RequestProofsResponse\x12O\n" +
+	"\n" +
+	"IssueProbe\x12\x1f.csm.agent.v1.IssueProbeRequest\x1a .csm.agent.v1.IssueProbeResponse\x12R\n" +
 	"\vReportProof\x12 .csm.agent.v1.ReportProofRequest\x1a!.csm.agent.v1.ReportProofResponse\x12O\n" +
 	"\n" +
 	"ReportMove\x12\x1f.csm.agent.v1.ReportMoveRequest\x1a .csm.agent.v1.ReportMoveResponse\x12^\n" +
@@ -4693,7 +5031,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(Mode)(0),                        // 0: csm.agent.v1.Mode
 	(StoreFormat)(0),                 // 1: csm.agent.v1.StoreFormat
@@ -4705,142 +5043,151 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(MoveOutcome)(0),                 // 7: csm.agent.v1.MoveOutcome
 	(*AgentFacts)(nil),               // 8: csm.agent.v1.AgentFacts
 	(*InstanceFacts)(nil),            // 9: csm.agent.v1.InstanceFacts
-	(*RingView)(nil),                 // 10: csm.agent.v1.RingView
-	(*RingMember)(nil),               // 11: csm.agent.v1.RingMember
-	(*TLSSection)(nil),               // 12: csm.agent.v1.TLSSection
-	(*JMXFacts)(nil),                 // 13: csm.agent.v1.JMXFacts
-	(*ClientFacts)(nil),              // 14: csm.agent.v1.ClientFacts
-	(*SeenClient)(nil),               // 15: csm.agent.v1.SeenClient
-	(*HealthFacts)(nil),              // 16: csm.agent.v1.HealthFacts
-	(*RangeProbe)(nil),               // 17: csm.agent.v1.RangeProbe
-	(*ProbeAnswer)(nil),              // 18: csm.agent.v1.ProbeAnswer
-	(*Work)(nil),                     // 19: csm.agent.v1.Work
-	(*PlaintextClient)(nil),          // 20: csm.agent.v1.PlaintextClient
-	(*Finding)(nil),                  // 21: csm.agent.v1.Finding
-	(*Port)(nil),                     // 22: csm.agent.v1.Port
-	(*StoreFacts)(nil),               // 23: csm.agent.v1.StoreFacts
-	(*JoinRequest)(nil),              // 24: csm.agent.v1.JoinRequest
-	(*Possession)(nil),               // 25: csm.agent.v1.Possession
-	(*JoinResponse)(nil),             // 26: csm.agent.v1.JoinResponse
-	(*RenewIdentityRequest)(nil),     // 27: csm.agent.v1.RenewIdentityRequest
-	(*RenewIdentityResponse)(nil),    // 28: csm.agent.v1.RenewIdentityResponse
-	(*SyncRequest)(nil),              // 29: csm.agent.v1.SyncRequest
-	(*Hello)(nil),                    // 30: csm.agent.v1.Hello
-	(*Report)(nil),                   // 31: csm.agent.v1.Report
-	(*SyncResponse)(nil),             // 32: csm.agent.v1.SyncResponse
-	(*Target)(nil),                   // 33: csm.agent.v1.Target
-	(*Frozen)(nil),                   // 34: csm.agent.v1.Frozen
-	(*StoreTarget)(nil),              // 35: csm.agent.v1.StoreTarget
-	(*Names)(nil),                    // 36: csm.agent.v1.Names
-	(*Control)(nil),                  // 37: csm.agent.v1.Control
-	(*ClaimMoveRequest)(nil),         // 38: csm.agent.v1.ClaimMoveRequest
-	(*ClaimMoveResponse)(nil),        // 39: csm.agent.v1.ClaimMoveResponse
-	(*IssueCertificateRequest)(nil),  // 40: csm.agent.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil), // 41: csm.agent.v1.IssueCertificateResponse
-	(*RequestProofsRequest)(nil),     // 42: csm.agent.v1.RequestProofsRequest
-	(*RequestProofsResponse)(nil),    // 43: csm.agent.v1.RequestProofsResponse
-	(*ProofTask)(nil),                // 44: csm.agent.v1.ProofTask
-	(*Proof)(nil),                    // 45: csm.agent.v1.Proof
-	(*ReportProofRequest)(nil),       // 46: csm.agent.v1.ReportProofRequest
-	(*ReportProofResponse)(nil),      // 47: csm.agent.v1.ReportProofResponse
-	(*ProofResult)(nil),              // 48: csm.agent.v1.ProofResult
-	(*ReportMoveRequest)(nil),        // 49: csm.agent.v1.ReportMoveRequest
-	(*ReportMoveResponse)(nil),       // 50: csm.agent.v1.ReportMoveResponse
-	(*ReportInventoryRequest)(nil),   // 51: csm.agent.v1.ReportInventoryRequest
-	(*FoundCertificate)(nil),         // 52: csm.agent.v1.FoundCertificate
-	(*ReportInventoryResponse)(nil),  // 53: csm.agent.v1.ReportInventoryResponse
-	(*timestamppb.Timestamp)(nil),    // 54: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 55: google.protobuf.Duration
+	(*LinkFacts)(nil),                // 10: csm.agent.v1.LinkFacts
+	(*RingView)(nil),                 // 11: csm.agent.v1.RingView
+	(*RingMember)(nil),               // 12: csm.agent.v1.RingMember
+	(*TLSSection)(nil),               // 13: csm.agent.v1.TLSSection
+	(*JMXFacts)(nil),                 // 14: csm.agent.v1.JMXFacts
+	(*ClientFacts)(nil),              // 15: csm.agent.v1.ClientFacts
+	(*SeenClient)(nil),               // 16: csm.agent.v1.SeenClient
+	(*HealthFacts)(nil),              // 17: csm.agent.v1.HealthFacts
+	(*RangeProbe)(nil),               // 18: csm.agent.v1.RangeProbe
+	(*ProbeAnswer)(nil),              // 19: csm.agent.v1.ProbeAnswer
+	(*Work)(nil),                     // 20: csm.agent.v1.Work
+	(*PlaintextClient)(nil),          // 21: csm.agent.v1.PlaintextClient
+	(*Finding)(nil),                  // 22: csm.agent.v1.Finding
+	(*Port)(nil),                     // 23: csm.agent.v1.Port
+	(*StoreFacts)(nil),               // 24: csm.agent.v1.StoreFacts
+	(*JoinRequest)(nil),              // 25: csm.agent.v1.JoinRequest
+	(*Possession)(nil),               // 26: csm.agent.v1.Possession
+	(*JoinResponse)(nil),             // 27: csm.agent.v1.JoinResponse
+	(*RenewIdentityRequest)(nil),     // 28: csm.agent.v1.RenewIdentityRequest
+	(*RenewIdentityResponse)(nil),    // 29: csm.agent.v1.RenewIdentityResponse
+	(*SyncRequest)(nil),              // 30: csm.agent.v1.SyncRequest
+	(*Hello)(nil),                    // 31: csm.agent.v1.Hello
+	(*Report)(nil),                   // 32: csm.agent.v1.Report
+	(*SyncResponse)(nil),             // 33: csm.agent.v1.SyncResponse
+	(*Target)(nil),                   // 34: csm.agent.v1.Target
+	(*Frozen)(nil),                   // 35: csm.agent.v1.Frozen
+	(*StoreTarget)(nil),              // 36: csm.agent.v1.StoreTarget
+	(*Names)(nil),                    // 37: csm.agent.v1.Names
+	(*Control)(nil),                  // 38: csm.agent.v1.Control
+	(*ClaimMoveRequest)(nil),         // 39: csm.agent.v1.ClaimMoveRequest
+	(*ClaimMoveResponse)(nil),        // 40: csm.agent.v1.ClaimMoveResponse
+	(*IssueCertificateRequest)(nil),  // 41: csm.agent.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil), // 42: csm.agent.v1.IssueCertificateResponse
+	(*RequestProofsRequest)(nil),     // 43: csm.agent.v1.RequestProofsRequest
+	(*RequestProofsResponse)(nil),    // 44: csm.agent.v1.RequestProofsResponse
+	(*ProofTask)(nil),                // 45: csm.agent.v1.ProofTask
+	(*IssueProbeRequest)(nil),        // 46: csm.agent.v1.IssueProbeRequest
+	(*IssueProbeResponse)(nil),       // 47: csm.agent.v1.IssueProbeResponse
+	(*Proof)(nil),                    // 48: csm.agent.v1.Proof
+	(*ReportProofRequest)(nil),       // 49: csm.agent.v1.ReportProofRequest
+	(*ReportProofResponse)(nil),      // 50: csm.agent.v1.ReportProofResponse
+	(*ProofResult)(nil),              // 51: csm.agent.v1.ProofResult
+	(*ReportMoveRequest)(nil),        // 52: csm.agent.v1.ReportMoveRequest
+	(*ReportMoveResponse)(nil),       // 53: csm.agent.v1.ReportMoveResponse
+	(*ReportInventoryRequest)(nil),   // 54: csm.agent.v1.ReportInventoryRequest
+	(*FoundCertificate)(nil),         // 55: csm.agent.v1.FoundCertificate
+	(*ReportInventoryResponse)(nil),  // 56: csm.agent.v1.ReportInventoryResponse
+	(*timestamppb.Timestamp)(nil),    // 57: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 58: google.protobuf.Duration
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	0,  // 0: csm.agent.v1.AgentFacts.mode:type_name -> csm.agent.v1.Mode
-	54, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
-	21, // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
-	12, // 3: csm.agent.v1.InstanceFacts.internode:type_name -> csm.agent.v1.TLSSection
-	12, // 4: csm.agent.v1.InstanceFacts.client:type_name -> csm.agent.v1.TLSSection
-	13, // 5: csm.agent.v1.InstanceFacts.jmx:type_name -> csm.agent.v1.JMXFacts
-	14, // 6: csm.agent.v1.InstanceFacts.clients:type_name -> csm.agent.v1.ClientFacts
-	10, // 7: csm.agent.v1.InstanceFacts.ring:type_name -> csm.agent.v1.RingView
-	16, // 8: csm.agent.v1.InstanceFacts.health:type_name -> csm.agent.v1.HealthFacts
-	11, // 9: csm.agent.v1.RingView.members:type_name -> csm.agent.v1.RingMember
-	5,  // 10: csm.agent.v1.RingMember.state:type_name -> csm.agent.v1.RingState
-	20, // 11: csm.agent.v1.ClientFacts.plaintext_clients:type_name -> csm.agent.v1.PlaintextClient
-	54, // 12: csm.agent.v1.ClientFacts.time:type_name -> google.protobuf.Timestamp
-	15, // 13: csm.agent.v1.ClientFacts.seen:type_name -> csm.agent.v1.SeenClient
-	54, // 14: csm.agent.v1.HealthFacts.time:type_name -> google.protobuf.Timestamp
-	17, // 15: csm.agent.v1.HealthFacts.probes:type_name -> csm.agent.v1.RangeProbe
-	19, // 16: csm.agent.v1.HealthFacts.works:type_name -> csm.agent.v1.Work
-	18, // 17: csm.agent.v1.RangeProbe.answers:type_name -> csm.agent.v1.ProbeAnswer
-	3,  // 18: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
-	1,  // 19: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
-	54, // 20: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
-	2,  // 21: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
-	22, // 22: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
-	36, // 23: csm.agent.v1.StoreFacts.required:type_name -> csm.agent.v1.Names
-	8,  // 24: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 25: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
-	25, // 26: csm.agent.v1.JoinRequest.possession:type_name -> csm.agent.v1.Possession
-	36, // 27: csm.agent.v1.JoinRequest.names:type_name -> csm.agent.v1.Names
-	30, // 28: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
-	31, // 29: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
-	8,  // 30: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 31: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
-	23, // 32: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
-	8,  // 33: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 34: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
-	23, // 35: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
-	33, // 36: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
-	44, // 37: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
-	48, // 38: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
-	37, // 39: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
-	35, // 40: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
-	34, // 41: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
-	54, // 42: csm.agent.v1.Frozen.since:type_name -> google.protobuf.Timestamp
-	54, // 43: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
-	36, // 44: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
-	54, // 45: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
-	6,  // 46: csm.agent.v1.StoreTarget.move:type_name -> csm.agent.v1.MoveKind
-	54, // 47: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
-	6,  // 48: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
-	54, // 49: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
-	54, // 50: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
-	22, // 51: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
-	22, // 52: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
-	54, // 53: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
-	22, // 54: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
-	4,  // 55: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
-	55, // 56: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
-	54, // 57: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
-	45, // 58: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
-	45, // 59: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
-	7,  // 60: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
-	23, // 61: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
-	45, // 62: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
-	55, // 63: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
-	52, // 64: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
-	24, // 65: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
-	27, // 66: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
-	29, // 67: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
-	38, // 68: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
-	40, // 69: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
-	42, // 70: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
-	46, // 71: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
-	49, // 72: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
-	51, // 73: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
-	26, // 74: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
-	28, // 75: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
-	32, // 76: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
-	39, // 77: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
-	41, // 78: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
-	43, // 79: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
-	47, // 80: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
-	50, // 81: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
-	53, // 82: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
-	74, // [74:83] is the sub-list for method output_type
-	65, // [65:74] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	57, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
+	22, // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
+	13, // 3: csm.agent.v1.InstanceFacts.internode:type_name -> csm.agent.v1.TLSSection
+	13, // 4: csm.agent.v1.InstanceFacts.client:type_name -> csm.agent.v1.TLSSection
+	14, // 5: csm.agent.v1.InstanceFacts.jmx:type_name -> csm.agent.v1.JMXFacts
+	15, // 6: csm.agent.v1.InstanceFacts.clients:type_name -> csm.agent.v1.ClientFacts
+	11, // 7: csm.agent.v1.InstanceFacts.ring:type_name -> csm.agent.v1.RingView
+	10, // 8: csm.agent.v1.InstanceFacts.links:type_name -> csm.agent.v1.LinkFacts
+	17, // 9: csm.agent.v1.InstanceFacts.health:type_name -> csm.agent.v1.HealthFacts
+	57, // 10: csm.agent.v1.LinkFacts.since:type_name -> google.protobuf.Timestamp
+	57, // 11: csm.agent.v1.LinkFacts.recorded:type_name -> google.protobuf.Timestamp
+	12, // 12: csm.agent.v1.RingView.members:type_name -> csm.agent.v1.RingMember
+	5,  // 13: csm.agent.v1.RingMember.state:type_name -> csm.agent.v1.RingState
+	21, // 14: csm.agent.v1.ClientFacts.plaintext_clients:type_name -> csm.agent.v1.PlaintextClient
+	57, // 15: csm.agent.v1.ClientFacts.time:type_name -> google.protobuf.Timestamp
+	16, // 16: csm.agent.v1.ClientFacts.seen:type_name -> csm.agent.v1.SeenClient
+	57, // 17: csm.agent.v1.HealthFacts.time:type_name -> google.protobuf.Timestamp
+	18, // 18: csm.agent.v1.HealthFacts.probes:type_name -> csm.agent.v1.RangeProbe
+	20, // 19: csm.agent.v1.HealthFacts.works:type_name -> csm.agent.v1.Work
+	19, // 20: csm.agent.v1.RangeProbe.answers:type_name -> csm.agent.v1.ProbeAnswer
+	3,  // 21: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
+	1,  // 22: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
+	57, // 23: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
+	2,  // 24: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
+	23, // 25: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
+	37, // 26: csm.agent.v1.StoreFacts.required:type_name -> csm.agent.v1.Names
+	8,  // 27: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 28: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
+	26, // 29: csm.agent.v1.JoinRequest.possession:type_name -> csm.agent.v1.Possession
+	37, // 30: csm.agent.v1.JoinRequest.names:type_name -> csm.agent.v1.Names
+	31, // 31: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
+	32, // 32: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
+	8,  // 33: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 34: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
+	24, // 35: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
+	8,  // 36: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 37: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
+	24, // 38: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
+	34, // 39: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
+	45, // 40: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
+	51, // 41: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
+	38, // 42: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
+	36, // 43: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
+	35, // 44: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
+	57, // 45: csm.agent.v1.Target.cycle_until:type_name -> google.protobuf.Timestamp
+	57, // 46: csm.agent.v1.Frozen.since:type_name -> google.protobuf.Timestamp
+	57, // 47: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
+	37, // 48: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
+	57, // 49: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
+	6,  // 50: csm.agent.v1.StoreTarget.move:type_name -> csm.agent.v1.MoveKind
+	57, // 51: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
+	6,  // 52: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
+	57, // 53: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
+	57, // 54: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
+	23, // 55: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
+	23, // 56: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
+	57, // 57: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
+	23, // 58: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
+	4,  // 59: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
+	58, // 60: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
+	57, // 61: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
+	48, // 62: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
+	48, // 63: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
+	7,  // 64: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
+	24, // 65: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
+	48, // 66: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
+	58, // 67: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
+	55, // 68: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
+	25, // 69: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
+	28, // 70: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
+	30, // 71: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
+	39, // 72: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
+	41, // 73: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
+	43, // 74: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
+	46, // 75: csm.agent.v1.AgentService.IssueProbe:input_type -> csm.agent.v1.IssueProbeRequest
+	49, // 76: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
+	52, // 77: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
+	54, // 78: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
+	27, // 79: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
+	29, // 80: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
+	33, // 81: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
+	40, // 82: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
+	42, // 83: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
+	44, // 84: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
+	47, // 85: csm.agent.v1.AgentService.IssueProbe:output_type -> csm.agent.v1.IssueProbeResponse
+	50, // 86: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
+	53, // 87: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
+	56, // 88: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
+	79, // [79:89] is the sub-list for method output_type
+	69, // [69:79] is the sub-list for method input_type
+	69, // [69:69] is the sub-list for extension type_name
+	69, // [69:69] is the sub-list for extension extendee
+	0,  // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -4848,14 +5195,14 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[16].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[17].OneofWrappers = []any{
 		(*JoinRequest_Possession)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[21].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[22].OneofWrappers = []any{
 		(*SyncRequest_Hello)(nil),
 		(*SyncRequest_Report)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[24].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[25].OneofWrappers = []any{
 		(*SyncResponse_Target)(nil),
 		(*SyncResponse_ProofTask)(nil),
 		(*SyncResponse_ProofResult)(nil),
@@ -4867,7 +5214,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   46,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,7 @@ const (
 	AgentService_ClaimMove_FullMethodName        = "/csm.agent.v1.AgentService/ClaimMove"
 	AgentService_IssueCertificate_FullMethodName = "/csm.agent.v1.AgentService/IssueCertificate"
 	AgentService_RequestProofs_FullMethodName    = "/csm.agent.v1.AgentService/RequestProofs"
+	AgentService_IssueProbe_FullMethodName       = "/csm.agent.v1.AgentService/IssueProbe"
 	AgentService_ReportProof_FullMethodName      = "/csm.agent.v1.AgentService/ReportProof"
 	AgentService_ReportMove_FullMethodName       = "/csm.agent.v1.AgentService/ReportMove"
 	AgentService_ReportInventory_FullMethodName  = "/csm.agent.v1.AgentService/ReportInventory"
@@ -51,6 +52,8 @@ type AgentServiceClient interface {
 	IssueCertificate(ctx context.Context, in *IssueCertificateRequest, opts ...grpc.CallOption) (*IssueCertificateResponse, error)
 	// RequestProofs asks that neighbours prove what this node serves; results come over Sync as ProofResult.
 	RequestProofs(ctx context.Context, in *RequestProofsRequest, opts ...grpc.CallOption) (*RequestProofsResponse, error)
+	// IssueProbe signs the certificate that a ProofTask of a named authority is answered with. A repeat returns the recorded one.
+	IssueProbe(ctx context.Context, in *IssueProbeRequest, opts ...grpc.CallOption) (*IssueProbeResponse, error)
 	// ReportProof answers a ProofTask.
 	ReportProof(ctx context.Context, in *ReportProofRequest, opts ...grpc.CallOption) (*ReportProofResponse, error)
 	// ReportMove ends a claim with its outcome.
@@ -130,6 +133,16 @@ func (c *agentServiceClient) RequestProofs(ctx context.Context, in *RequestProof
 	return out, nil
 }
 
+func (c *agentServiceClient) IssueProbe(ctx context.Context, in *IssueProbeRequest, opts ...grpc.CallOption) (*IssueProbeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(IssueProbeResponse)
+	err := c.cc.Invoke(ctx, AgentService_IssueProbe_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *agentServiceClient) ReportProof(ctx context.Context, in *ReportProofRequest, opts ...grpc.CallOption) (*ReportProofResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ReportProofResponse)
@@ -179,6 +192,8 @@ type AgentServiceServer interface {
 	IssueCertificate(context.Context, *IssueCertificateRequest) (*IssueCertificateResponse, error)
 	// RequestProofs asks that neighbours prove what this node serves; results come over Sync as ProofResult.
 	RequestProofs(context.Context, *RequestProofsRequest) (*RequestProofsResponse, error)
+	// IssueProbe signs the certificate that a ProofTask of a named authority is answered with. A repeat returns the recorded one.
+	IssueProbe(context.Context, *IssueProbeRequest) (*IssueProbeResponse, error)
 	// ReportProof answers a ProofTask.
 	ReportProof(context.Context, *ReportProofRequest) (*ReportProofResponse, error)
 	// ReportMove ends a claim with its outcome.
@@ -212,6 +227,9 @@ func (UnimplementedAgentServiceServer) IssueCertificate(context.Context, *IssueC
 }
 func (UnimplementedAgentServiceServer) RequestProofs(context.Context, *RequestProofsRequest) (*RequestProofsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RequestProofs not implemented")
+}
+func (UnimplementedAgentServiceServer) IssueProbe(context.Context, *IssueProbeRequest) (*IssueProbeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method IssueProbe not implemented")
 }
 func (UnimplementedAgentServiceServer) ReportProof(context.Context, *ReportProofRequest) (*ReportProofResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReportProof not implemented")
@@ -340,6 +358,24 @@ func _AgentService_RequestProofs_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AgentService_IssueProbe_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(IssueProbeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).IssueProbe(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_IssueProbe_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).IssueProbe(ctx, req.(*IssueProbeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AgentService_ReportProof_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ReportProofRequest)
 	if err := dec(in); err != nil {
@@ -420,6 +456,10 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RequestProofs",
 			Handler:    _AgentService_RequestProofs_Handler,
+		},
+		{
+			MethodName: "IssueProbe",
+			Handler:    _AgentService_IssueProbe_Handler,
 		},
 		{
 			MethodName: "ReportProof",

@@ -350,7 +350,9 @@ type JoinNode struct {
 	Agent    []byte `protobuf:"bytes,5,opt,name=agent,proto3" json:"agent,omitempty"`
 	Instance []byte `protobuf:"bytes,6,opt,name=instance,proto3" json:"instance,omitempty"`
 	// Where the request came from, for the alarm.
-	Peer          string `protobuf:"bytes,7,opt,name=peer,proto3" json:"peer,omitempty"`
+	Peer string `protobuf:"bytes,7,opt,name=peer,proto3" json:"peer,omitempty"`
+	// Id that the request gets if a person must decide.
+	Id            string `protobuf:"bytes,120,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -430,6 +432,13 @@ func (x *JoinNode) GetInstance() []byte {
 func (x *JoinNode) GetPeer() string {
 	if x != nil {
 		return x.Peer
+	}
+	return ""
+}
+
+func (x *JoinNode) GetId() string {
+	if x != nil {
+		return x.Id
 	}
 	return ""
 }
@@ -1157,6 +1166,112 @@ func (x *RequestRenewalReply) GetStores() []string {
 	return nil
 }
 
+// CycleLinks asks a node to end its internode connections of before the last reload. One node of a cluster at a time.
+type CycleLinks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CycleLinks) Reset() {
+	*x = CycleLinks{}
+	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CycleLinks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CycleLinks) ProtoMessage() {}
+
+func (x *CycleLinks) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CycleLinks.ProtoReflect.Descriptor instead.
+func (*CycleLinks) Descriptor() ([]byte, []int) {
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CycleLinks) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *CycleLinks) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// CycleLinksReply is the wish: the index of the entry that made it.
+type CycleLinksReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	UntilMs       int64                  `protobuf:"varint,2,opt,name=until_ms,json=untilMs,proto3" json:"until_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CycleLinksReply) Reset() {
+	*x = CycleLinksReply{}
+	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CycleLinksReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CycleLinksReply) ProtoMessage() {}
+
+func (x *CycleLinksReply) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CycleLinksReply.ProtoReflect.Descriptor instead.
+func (*CycleLinksReply) Descriptor() ([]byte, []int) {
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *CycleLinksReply) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *CycleLinksReply) GetUntilMs() int64 {
+	if x != nil {
+		return x.UntilMs
+	}
+	return 0
+}
+
 // SetNodeNames replaces what a node's certificates may carry.
 type SetNodeNames struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1168,7 +1283,7 @@ type SetNodeNames struct {
 
 func (x *SetNodeNames) Reset() {
 	*x = SetNodeNames{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1295,7 @@ func (x *SetNodeNames) String() string {
 func (*SetNodeNames) ProtoMessage() {}
 
 func (x *SetNodeNames) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[16]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1308,7 @@ func (x *SetNodeNames) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeNames.ProtoReflect.Descriptor instead.
 func (*SetNodeNames) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetNodeNames) GetNode() string {
@@ -1225,7 +1340,7 @@ type ClaimMove struct {
 
 func (x *ClaimMove) Reset() {
 	*x = ClaimMove{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1352,7 @@ func (x *ClaimMove) String() string {
 func (*ClaimMove) ProtoMessage() {}
 
 func (x *ClaimMove) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[17]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1365,7 @@ func (x *ClaimMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMove.ProtoReflect.Descriptor instead.
 func (*ClaimMove) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ClaimMove) GetClaim() string {
@@ -1292,7 +1407,7 @@ type ClaimMoveReply struct {
 
 func (x *ClaimMoveReply) Reset() {
 	*x = ClaimMoveReply{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1304,7 +1419,7 @@ func (x *ClaimMoveReply) String() string {
 func (*ClaimMoveReply) ProtoMessage() {}
 
 func (x *ClaimMoveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[18]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1317,7 +1432,7 @@ func (x *ClaimMoveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveReply.ProtoReflect.Descriptor instead.
 func (*ClaimMoveReply) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ClaimMoveReply) GetClaim() string {
@@ -1355,7 +1470,7 @@ type CompleteMove struct {
 
 func (x *CompleteMove) Reset() {
 	*x = CompleteMove{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1367,7 +1482,7 @@ func (x *CompleteMove) String() string {
 func (*CompleteMove) ProtoMessage() {}
 
 func (x *CompleteMove) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[19]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1380,7 +1495,7 @@ func (x *CompleteMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteMove.ProtoReflect.Descriptor instead.
 func (*CompleteMove) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CompleteMove) GetUid() string {
@@ -1473,7 +1588,7 @@ type AskProofs struct {
 
 func (x *AskProofs) Reset() {
 	*x = AskProofs{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1600,7 @@ func (x *AskProofs) String() string {
 func (*AskProofs) ProtoMessage() {}
 
 func (x *AskProofs) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[20]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1613,7 @@ func (x *AskProofs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskProofs.ProtoReflect.Descriptor instead.
 func (*AskProofs) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{20}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AskProofs) GetUid() string {
@@ -1577,7 +1692,7 @@ type AskProofsReply struct {
 
 func (x *AskProofsReply) Reset() {
 	*x = AskProofsReply{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1704,7 @@ func (x *AskProofsReply) String() string {
 func (*AskProofsReply) ProtoMessage() {}
 
 func (x *AskProofsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[21]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1717,7 @@ func (x *AskProofsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskProofsReply.ProtoReflect.Descriptor instead.
 func (*AskProofsReply) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{21}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AskProofsReply) GetProber() string {
@@ -1640,7 +1755,7 @@ type RecordProof struct {
 
 func (x *RecordProof) Reset() {
 	*x = RecordProof{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[22]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1652,7 +1767,7 @@ func (x *RecordProof) String() string {
 func (*RecordProof) ProtoMessage() {}
 
 func (x *RecordProof) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[22]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1665,7 +1780,7 @@ func (x *RecordProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordProof.ProtoReflect.Descriptor instead.
 func (*RecordProof) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{22}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RecordProof) GetTask() string {
@@ -1710,7 +1825,7 @@ type SetFreeze struct {
 
 func (x *SetFreeze) Reset() {
 	*x = SetFreeze{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[23]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1837,7 @@ func (x *SetFreeze) String() string {
 func (*SetFreeze) ProtoMessage() {}
 
 func (x *SetFreeze) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[23]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1850,7 @@ func (x *SetFreeze) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFreeze.ProtoReflect.Descriptor instead.
 func (*SetFreeze) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{23}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetFreeze) GetScope() string {
@@ -1776,7 +1891,7 @@ type AlarmFreeze struct {
 
 func (x *AlarmFreeze) Reset() {
 	*x = AlarmFreeze{}
-	mi := &file_cluster_v1_fleet_proto_msgTypes[24]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +1903,7 @@ func (x *AlarmFreeze) String() string {
 func (*AlarmFreeze) ProtoMessage() {}
 
 func (x *AlarmFreeze) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_v1_fleet_proto_msgTypes[24]
+	mi := &file_cluster_v1_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +1916,7 @@ func (x *AlarmFreeze) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlarmFreeze.ProtoReflect.Descriptor instead.
 func (*AlarmFreeze) Descriptor() ([]byte, []int) {
-	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{24}
+	return file_cluster_v1_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AlarmFreeze) GetScope() string {
@@ -1841,7 +1956,7 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\x06rejoin\x18\n" +
 	" \x01(\bR\x06rejoin\".\n" +
 	"\x0fRevokeNodeToken\x12\x1b\n" +
-	"\x04name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04name\"\x82\x02\n" +
+	"\x04name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04name\"\x9a\x02\n" +
 	"\bJoinNode\x12)\n" +
 	"\ftoken_sha256\x18\x01 \x01(\fB\x06\xea\xe0\x18\x02\b R\vtokenSha256\x12%\n" +
 	"\n" +
@@ -1850,7 +1965,8 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\x06method\x18\x04 \x01(\tB\x06\xea\xe0\x18\x02\b R\x06method\x12\x1e\n" +
 	"\x05agent\x18\x05 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x01R\x05agent\x12$\n" +
 	"\binstance\x18\x06 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x10R\binstance\x12\x1b\n" +
-	"\x04peer\x18\a \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\x04peer\"\xd4\x01\n" +
+	"\x04peer\x18\a \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\x04peer\x12\x16\n" +
+	"\x02id\x18x \x01(\tB\x06\xea\xe0\x18\x02\b?R\x02id\"\xd4\x01\n" +
 	"\rJoinNodeReply\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12\x18\n" +
 	"\x03uid\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x03uid\x12 \n" +
@@ -1906,7 +2022,16 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12 \n" +
-	"\x06stores\x18\x02 \x03(\tB\b\xea\xe0\x18\x04\b?\x10\x10R\x06stores\"V\n" +
+	"\x06stores\x18\x02 \x03(\tB\b\xea\xe0\x18\x04\b?\x10\x10R\x06stores\"J\n" +
+	"\n" +
+	"CycleLinks\x12\x1b\n" +
+	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12\x1f\n" +
+	"\x06reason\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"L\n" +
+	"\x0fCycleLinksReply\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x19\n" +
+	"\buntil_ms\x18\x02 \x01(\x03R\auntilMs\"V\n" +
 	"\fSetNodeNames\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12)\n" +
 	"\x05names\x18\x02 \x01(\v2\x13.csm.agent.v1.NamesR\x05names\"\x94\x01\n" +
@@ -1945,7 +2070,7 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\x06ttl_ms\x18\t \x01(\x03R\x05ttlMs\"|\n" +
 	"\x0eAskProofsReply\x12\x1f\n" +
 	"\x06prober\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x06prober\x12\x1e\n" +
-	"\x05tasks\x18\x02 \x03(\tB\b\xea\xe0\x18\x04\b@\x10\bR\x05tasks\x12)\n" +
+	"\x05tasks\x18\x02 \x03(\tB\b\xea\xe0\x18\x04\b@\x10(R\x05tasks\x12)\n" +
 	"\x10neighbour_exists\x18\x03 \x01(\bR\x0fneighbourExists\"\x90\x01\n" +
 	"\vRecordProof\x12\x1a\n" +
 	"\x04task\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x04task\x12\x18\n" +
@@ -1972,7 +2097,7 @@ func file_cluster_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_cluster_v1_fleet_proto_rawDescData
 }
 
-var file_cluster_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_cluster_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_cluster_v1_fleet_proto_goTypes = []any{
 	(*CreateCluster)(nil),       // 0: csm.cluster.v1.CreateCluster
 	(*GrowTrust)(nil),           // 1: csm.cluster.v1.GrowTrust
@@ -1990,33 +2115,35 @@ var file_cluster_v1_fleet_proto_goTypes = []any{
 	(*ReplaceNode)(nil),         // 13: csm.cluster.v1.ReplaceNode
 	(*RequestRenewal)(nil),      // 14: csm.cluster.v1.RequestRenewal
 	(*RequestRenewalReply)(nil), // 15: csm.cluster.v1.RequestRenewalReply
-	(*SetNodeNames)(nil),        // 16: csm.cluster.v1.SetNodeNames
-	(*ClaimMove)(nil),           // 17: csm.cluster.v1.ClaimMove
-	(*ClaimMoveReply)(nil),      // 18: csm.cluster.v1.ClaimMoveReply
-	(*CompleteMove)(nil),        // 19: csm.cluster.v1.CompleteMove
-	(*AskProofs)(nil),           // 20: csm.cluster.v1.AskProofs
-	(*AskProofsReply)(nil),      // 21: csm.cluster.v1.AskProofsReply
-	(*RecordProof)(nil),         // 22: csm.cluster.v1.RecordProof
-	(*SetFreeze)(nil),           // 23: csm.cluster.v1.SetFreeze
-	(*AlarmFreeze)(nil),         // 24: csm.cluster.v1.AlarmFreeze
-	(*v1.Names)(nil),            // 25: csm.agent.v1.Names
-	(*Fault)(nil),               // 26: csm.cluster.v1.Fault
-	(*v1.ClaimMoveRequest)(nil), // 27: csm.agent.v1.ClaimMoveRequest
-	(v1.MoveOutcome)(0),         // 28: csm.agent.v1.MoveOutcome
-	(*v1.Proof)(nil),            // 29: csm.agent.v1.Proof
-	(*v1.Port)(nil),             // 30: csm.agent.v1.Port
+	(*CycleLinks)(nil),          // 16: csm.cluster.v1.CycleLinks
+	(*CycleLinksReply)(nil),     // 17: csm.cluster.v1.CycleLinksReply
+	(*SetNodeNames)(nil),        // 18: csm.cluster.v1.SetNodeNames
+	(*ClaimMove)(nil),           // 19: csm.cluster.v1.ClaimMove
+	(*ClaimMoveReply)(nil),      // 20: csm.cluster.v1.ClaimMoveReply
+	(*CompleteMove)(nil),        // 21: csm.cluster.v1.CompleteMove
+	(*AskProofs)(nil),           // 22: csm.cluster.v1.AskProofs
+	(*AskProofsReply)(nil),      // 23: csm.cluster.v1.AskProofsReply
+	(*RecordProof)(nil),         // 24: csm.cluster.v1.RecordProof
+	(*SetFreeze)(nil),           // 25: csm.cluster.v1.SetFreeze
+	(*AlarmFreeze)(nil),         // 26: csm.cluster.v1.AlarmFreeze
+	(*v1.Names)(nil),            // 27: csm.agent.v1.Names
+	(*Fault)(nil),               // 28: csm.cluster.v1.Fault
+	(*v1.ClaimMoveRequest)(nil), // 29: csm.agent.v1.ClaimMoveRequest
+	(v1.MoveOutcome)(0),         // 30: csm.agent.v1.MoveOutcome
+	(*v1.Proof)(nil),            // 31: csm.agent.v1.Proof
+	(*v1.Port)(nil),             // 32: csm.agent.v1.Port
 }
 var file_cluster_v1_fleet_proto_depIdxs = []int32{
-	25, // 0: csm.cluster.v1.CreateNodeToken.names:type_name -> csm.agent.v1.Names
-	26, // 1: csm.cluster.v1.JoinNodeReply.refused:type_name -> csm.cluster.v1.Fault
+	27, // 0: csm.cluster.v1.CreateNodeToken.names:type_name -> csm.agent.v1.Names
+	28, // 1: csm.cluster.v1.JoinNodeReply.refused:type_name -> csm.cluster.v1.Fault
 	7,  // 2: csm.cluster.v1.AgentConnected.report:type_name -> csm.cluster.v1.AgentReported
 	2,  // 3: csm.cluster.v1.ReplaceNode.token:type_name -> csm.cluster.v1.CreateNodeToken
-	25, // 4: csm.cluster.v1.SetNodeNames.names:type_name -> csm.agent.v1.Names
-	27, // 5: csm.cluster.v1.ClaimMove.request:type_name -> csm.agent.v1.ClaimMoveRequest
-	28, // 6: csm.cluster.v1.CompleteMove.outcome:type_name -> csm.agent.v1.MoveOutcome
-	29, // 7: csm.cluster.v1.CompleteMove.proofs:type_name -> csm.agent.v1.Proof
-	30, // 8: csm.cluster.v1.AskProofs.ports:type_name -> csm.agent.v1.Port
-	29, // 9: csm.cluster.v1.RecordProof.proof:type_name -> csm.agent.v1.Proof
+	27, // 4: csm.cluster.v1.SetNodeNames.names:type_name -> csm.agent.v1.Names
+	29, // 5: csm.cluster.v1.ClaimMove.request:type_name -> csm.agent.v1.ClaimMoveRequest
+	30, // 6: csm.cluster.v1.CompleteMove.outcome:type_name -> csm.agent.v1.MoveOutcome
+	31, // 7: csm.cluster.v1.CompleteMove.proofs:type_name -> csm.agent.v1.Proof
+	32, // 8: csm.cluster.v1.AskProofs.ports:type_name -> csm.agent.v1.Port
+	31, // 9: csm.cluster.v1.RecordProof.proof:type_name -> csm.agent.v1.Proof
 	10, // [10:10] is the sub-list for method output_type
 	10, // [10:10] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
@@ -2036,7 +2163,7 @@ func file_cluster_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cluster_v1_fleet_proto_rawDesc), len(file_cluster_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -113,7 +113,9 @@ type RecordCertificate struct {
 	// Certificates that scope may be issued within one hour of the state clock.
 	HourlyCap uint32 `protobuf:"varint,23,opt,name=hourly_cap,json=hourlyCap,proto3" json:"hourly_cap,omitempty"`
 	// The signer's clock. Apply refuses when it is ten minutes or more away from the state clock; 0 is not looked at.
-	SignedAtMs    int64 `protobuf:"varint,24,opt,name=signed_at_ms,json=signedAtMs,proto3" json:"signed_at_ms,omitempty"`
+	SignedAtMs int64 `protobuf:"varint,24,opt,name=signed_at_ms,json=signedAtMs,proto3" json:"signed_at_ms,omitempty"`
+	// Task that a prober's certificate is for; it belongs to no claim.
+	Task          string `protobuf:"bytes,90,opt,name=task,proto3" json:"task,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -314,6 +316,13 @@ func (x *RecordCertificate) GetSignedAtMs() int64 {
 		return x.SignedAtMs
 	}
 	return 0
+}
+
+func (x *RecordCertificate) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
 }
 
 // RecordedCertificate is what counts: on a repeat it is the certificate recorded first.
@@ -736,7 +745,7 @@ const file_cluster_v1_ledger_proto_rawDesc = "" +
 	"\x17cluster/v1/ledger.proto\x12\x0ecsm.cluster.v1\x1a\x18options/v1/options.proto\"L\n" +
 	"\x0fCertificateName\x12\x1a\n" +
 	"\x04kind\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b\bR\x04kind\x12\x1d\n" +
-	"\x05value\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x10R\x05value\"\xe6\x06\n" +
+	"\x05value\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x10R\x05value\"\x82\a\n" +
 	"\x11RecordCertificate\x12%\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b@R\trequestId\x12\x1d\n" +
@@ -767,7 +776,8 @@ const file_cluster_v1_ledger_proto_rawDesc = "" +
 	"\n" +
 	"hourly_cap\x18\x17 \x01(\rR\thourlyCap\x12 \n" +
 	"\fsigned_at_ms\x18\x18 \x01(\x03R\n" +
-	"signedAtMs\"\xab\x01\n" +
+	"signedAtMs\x12\x1a\n" +
+	"\x04task\x18Z \x01(\tB\x06\xea\xe0\x18\x02\b@R\x04task\"\xab\x01\n" +
 	"\x13RecordedCertificate\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04name\x12\x1a\n" +
 	"\x03der\x18\x02 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x01R\x03der\x12\x1f\n" +
