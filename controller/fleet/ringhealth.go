@@ -266,7 +266,9 @@ func (h RingHealth) Holds(node string, need HealthNeed) (out []HealthReason) {
 // Troubles are what holds every node of the ring, as answers that came after a time tell it: ranges that could not be read, and
 // work under way. Neither gossip nor silence is among them: RingOf tells of both. Pure.
 func (h RingHealth) Troubles(after time.Time) (out []HealthReason) {
-	say := func(code, text string, args ...any) { out = append(out, HealthReason{code, fmt.Sprintf(text, args...)}) }
+	say := func(code, text string, args ...any) {
+		out = append(out, HealthReason{code, fmt.Sprintf(text, args...)})
+	}
 	for _, m := range h.Members {
 		var fresh []Witness
 		for _, w := range m.Witnesses {
