@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -76,9 +77,25 @@ type Instance struct {
 	// StoreRoots are the only folders in which stores are written, besides /etc/cassandra/tls.
 	StoreRoots []string `yaml:"store_roots"`
 	JMX        JMX      `yaml:"jmx"`
+	CQL        CQL      `yaml:"cql"`
 	Reload     Reload   `yaml:"reload"`
 	// Join goes before the common one.
 	Join Join `yaml:"join"`
+}
+
+// CQL is how the agent reads from the instance over its CQL port: connected clients, and ranges that other members own. Without
+// it, a node that asks for no login is read all the same.
+type CQL struct {
+	// Username and Password log in where Cassandra asks for it. The role needs SELECT alone (docs/agent.md).
+	Username string           `yaml:"username"`
+	Password config.Reference `yaml:"password"`
+	// Table that is read to see whether ranges of other members answer: keyspace.table, the default is
+	// system_distributed.view_build_status. One token of it is read, at most one row.
+	Table string `yaml:"table"`
+	// Every is how often without being asked; 0 is an hour.
+	Every time.Duration `yaml:"every"`
+	// Off never connects.
+	Off bool `yaml:"off"`
 }
 
 // JMX is where nodetool finds the instance.
@@ -213,6 +230,7 @@ func (in Instance) check(p *config.Problems, key string) {
 	if strings.HasPrefix(in.JMX.User, "-") || strings.HasPrefix(in.JMX.Host, "-") {
 		p.Add(key+".jmx", "a host or user cannot begin with a dash", "write the host and the user of JMX")
 	}
+	in.CQL.check(p, key+".cql")
 	if len(in.Reload.Command) > 0 && in.Reload.Command[0] == "" {
 		p.Add(key+".reload.command", "the command has no program", "write [nodetool, reloadssl], or leave it out")
 	}
@@ -223,6 +241,26 @@ func (in Instance) check(p *config.Problems, key string) {
 		p.Add(key+".reload.timeout", "a command cannot end before it begins", "write 30s")
 	}
 	checkJoin(p, key+".join", in.Join)
+}
+
+var tableName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_]{0,47}\.[A-Za-z][A-Za-z0-9_]{0,47}$`)
+
+func (c CQL) check(p *config.Problems, key string) {
+	if (c.Username == "") != (c.Password == "") {
+		p.Add(key, "a login of CQL needs username and password", "write both, or neither")
+	}
+	if len(c.Username) > 128 {
+		p.Add(key+".username", "the name of the role is longer than 128 bytes", "write the role's name")
+	}
+	if _, err := config.ParseReference(string(c.Password)); err != nil {
+		p.Add(key+".password", err.Message, "write file:/etc/csm/cql.password, credential:NAME or env:NAME")
+	}
+	if c.Table != "" && !tableName.MatchString(c.Table) {
+		p.Add(key+".table", fmt.Sprintf("%.100q is not keyspace.table", c.Table), "write keyspace.table, or leave it out")
+	}
+	if c.Every != 0 && c.Every < 10*time.Minute {
+		p.Add(key+".every", "looking more often than each ten minutes costs more than it tells", "write 1h, or leave it out: controllers ask when they need to know")
+	}
 }
 
 // ForRun finds what is missing to run, which `inspect` and `hold` do not need.

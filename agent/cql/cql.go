@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"github.com/cassandra-security-manager/csm/shared/cli"
@@ -23,6 +24,9 @@ import (
 
 // DriverName is what the agent's own connection is called in system_views.clients.
 const DriverName = "csm-agent"
+
+// ErrLate is that no answer came in time. The connection is still good: what comes late is passed over.
+var ErrLate = errors.New("no answer in time")
 
 // Options of a connection.
 type Options struct {
@@ -52,6 +56,9 @@ func Open(ctx context.Context, o Options) (*Conn, error) {
 		return nil, fault.Wrap(err, fault.Unavailable, "cql-unreachable", "the CQL port %s cannot be reached", o.Address)
 	}
 	c := &Conn{c: raw}
+	if d, ok := ctx.Deadline(); ok {
+		_ = raw.SetWriteDeadline(d) // for all that comes: the connection is for one look
+	}
 	if o.TLS != nil {
 		t := tls.Client(raw, o.TLS)
 		if err := t.HandshakeContext(ctx); err != nil {
@@ -69,12 +76,19 @@ func Open(ctx context.Context, o Options) (*Conn, error) {
 	return c, nil
 }
 
-// bound ends what is under way on the connection when ctx does.
-func (c *Conn) bound(ctx context.Context) func() bool {
-	if d, ok := ctx.Deadline(); ok {
-		_ = c.c.SetDeadline(d)
+// bound ends what is under way on the connection when ctx does. end must be called; the connection has no deadline then.
+func (c *Conn) bound(ctx context.Context) (end func()) {
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = c.c.SetReadDeadline(time.Unix(1, 0)) // a write is short, and one that was cut leaves TLS unusable
+		close(done)
+	})
+	return func() {
+		if !stop() {
+			<-done
+		}
+		_ = c.c.SetReadDeadline(time.Time{})
 	}
-	return context.AfterFunc(ctx, func() { _ = c.c.SetDeadline(time.Unix(1, 0)) })
 }
 
 // Close ends the connection.
@@ -191,7 +205,10 @@ func writeFrame(w io.Writer, stream uint16, op byte, b []byte) error {
 
 func readFrame(r io.Reader, limit uint32) (stream uint16, op byte, b []byte, err error) {
 	h := make([]byte, 9)
-	if _, err = io.ReadFull(r, h); err != nil {
+	if n, err := io.ReadFull(r, h); err != nil {
+		if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+			err = fmt.Errorf("%w: %w", ErrLate, err)
+		}
 		return 0, 0, nil, err
 	}
 	size := binary.BigEndian.Uint32(h[5:])

@@ -84,7 +84,7 @@ func parseRows(b []byte) (rows []Row, next []byte, err error) {
 		return nil, nil, errors.Join(r.err, fmt.Errorf("a result of kind %d, not rows", kind))
 	}
 	flags, columns := r.int(), int(r.int())
-	if flags&noMetadata != 0 || columns < 0 || columns > 1000 {
+	if flags&noMetadata != 0 || columns < 1 || columns > 1000 {
 		return nil, nil, fmt.Errorf("rows of %d columns, flags %#x", columns, flags)
 	}
 	if flags&morePages != 0 {
@@ -104,6 +104,9 @@ func parseRows(b []byte) (rows []Row, next []byte, err error) {
 		r.skipType(0)
 	}
 	n := int(r.int())
+	if n > len(r.b)/(4*columns) { // each value has a length at least
+		return nil, nil, errShort
+	}
 	for ; n > 0 && r.err == nil; n-- {
 		row := make(Row, columns)
 		for _, name := range names {

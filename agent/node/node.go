@@ -132,6 +132,10 @@ type Node struct {
 	up        bool     // all of Cassandra's ports listen
 	ring      ring
 	offers    offers
+	health    health
+
+	// login is of the goroutine that looks at the ring.
+	login login
 }
 
 // Link is what is known of the stream.
@@ -159,7 +163,7 @@ func Open(o Options) (*Node, error) {
 	}
 	n := &Node{o: o, folder: f, log: o.Logger.With("instance", o.Instance.StateName()), wake: make(chan struct{}, 1), tasks: make(chan *agentv1.ProofTask, 32),
 		births: map[string]time.Time{}, attempts: map[string]*Attempt{}, failures: map[string]int{}, rest: map[string]time.Time{}, actions: map[string]Action{},
-		stamps: map[string]string{}, waiting: map[string]chan *agentv1.Proof{}, early: map[string]*agentv1.Proof{}, doing: map[string]bool{}, pace: firstTick, ring: ring{soon: make(chan struct{}, 1)}}
+		stamps: map[string]string{}, waiting: map[string]chan *agentv1.Proof{}, early: map[string]*agentv1.Proof{}, doing: map[string]bool{}, pace: firstTick, ring: ring{soon: make(chan struct{}, 1)}, health: health{soon: make(chan struct{}, 1)}}
 	io := o.Install
 	io.StateDir, io.Hold, io.Reloader, io.Clock, io.Logger = f.InstallDir(), o.Config.HoldFile, noting{o.Reloader, n}, o.Clock, n.log
 	io.Budget = reload.NewBudget(filepath.Join(f.Dir(), "reloads.json"), o.Clock)
@@ -220,6 +224,7 @@ func (n *Node) Run(ctx context.Context) error {
 	wg.Go(func() { _ = n.client.Run(ctx) })
 	wg.Go(func() { n.probeNeighbours(ctx) })
 	wg.Go(func() { n.watchRing(ctx) })
+	wg.Go(func() { n.watchHealth(ctx) })
 	defer wg.Wait()
 	for ctx.Err() == nil {
 		again := n.step(ctx)
@@ -346,6 +351,7 @@ func (n *Node) look(ctx context.Context, full bool) {
 	if was != n.presence {
 		n.pace = firstTick
 		n.ringMoved()
+		n.healthSoon()
 	}
 	if full {
 		n.stores = n.stores[:0]
@@ -431,7 +437,10 @@ func (n *Node) instanceFacts() *agentv1.InstanceFacts {
 	}
 	f := n.inst.Facts(!n.presence.Down())
 	n.mu.Lock()
-	f.Ring = n.ring.view
+	f.Ring, f.Health, f.Clients = n.ring.view, n.health.facts, n.health.clients
+	if n.health.finding != nil && len(f.Findings) < 99 {
+		f.Findings = append(f.Findings, n.health.finding)
+	}
 	n.mu.Unlock()
 	f.HostId = n.inst.HostID(f.Ring)
 	f.Links = n.linkFacts()

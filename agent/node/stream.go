@@ -51,6 +51,7 @@ func (n *Node) Target(t *agentv1.Target) {
 		n.wanted = append(n.wanted, hex.EncodeToString(fingerprint(a)))
 	}
 	n.online.LastContact = n.o.Clock.Now()
+	n.askHealth(t.Look)
 	n.mu.Unlock()
 	n.log.Info("target", "generation", t.Generation, "stores", len(t.Stores), "frozen", t.Frozen.GetActive())
 	n.poke()

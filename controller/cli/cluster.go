@@ -15,7 +15,7 @@ import (
 )
 
 func (a *app) clusterCommand() *cobra.Command {
-	return group("cluster", "Cassandra clusters", a.clusterList(), a.clusterGet(), a.clusterCreate(), a.joinCommand(), a.joinTokens(), a.clusterOnboard(), a.clusterRelease(), a.clusterReadiness(),
+	return group("cluster", "Cassandra clusters", a.clusterList(), a.clusterGet(), a.clusterCreate(), a.joinCommand(), a.joinTokens(), a.clusterOnboard(), a.clusterRelease(), a.clusterReadiness(), a.clusterHealth(),
 		a.freezeCommand("cluster", "freeze"), a.freezeCommand("cluster", "unfreeze"))
 }
 

@@ -27,34 +27,39 @@ const (
 // Client is an application, or several, on one address that speak CQL to a cluster in one way.
 type Client struct {
 	// Address is without a port.
-	Address, User, Driver, DriverVersion string
+	Address       string `json:"address"`
+	User          string `json:"user,omitempty" doc:"role that it logged in as; anonymous without a login"`
+	Driver        string `json:"driver,omitempty"`
+	DriverVersion string `json:"driverVersion,omitempty"`
 	// TLS is the version, as in TLSv1.3; empty in plaintext.
-	TLS string
+	TLS string `json:"tls,omitempty" doc:"version of TLS; absent in plaintext"`
 	// Protocol is the version of the native protocol.
-	Protocol int
+	Protocol int `json:"protocol"`
 	// Connections are those that the nodes counted when they last looked.
-	Connections int
+	Connections int `json:"connections"`
 	// Nodes saw it, by name.
-	Nodes []string
+	Nodes []string `json:"nodes"`
 	// First and Last are when it was seen, by the state's clock.
-	First, Last time.Time
+	First time.Time `json:"firstSeenTime"`
+	Last  time.Time `json:"lastSeenTime"`
 }
 
 // Look is when a node last looked for clients, and why it saw none.
 type Look struct {
-	Node string
-	Time time.Time
+	Node string    `json:"node"`
+	Time time.Time `json:"time,omitzero"`
 	// Reason is a stable word and Unseen a sentence; empty when clients could be seen.
-	Reason, Unseen string
+	Reason string `json:"reason,omitempty"`
+	Unseen string `json:"unseen,omitempty"`
 	// Truncated: the node had more clients than are told.
-	Truncated bool
+	Truncated bool `json:"truncated,omitempty"`
 }
 
 // SeenClients is who speaks CQL to a cluster.
 type SeenClients struct {
-	Clients []Client
+	Clients []Client `json:"clients"`
 	// Looks has one entry for each enrolled node; one that never told has no time.
-	Looks []Look
+	Looks []Look `json:"looks"`
 }
 
 // reportClients writes down which clients a node saw. What was told before is not written again.

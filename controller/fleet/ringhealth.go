@@ -15,47 +15,69 @@ import (
 
 // RingHealth is how a ring is, as its members see each other.
 type RingHealth struct {
-	Cluster string
+	Cluster string `json:"cluster"`
 	// Look is the newest question that was asked; 0 if none was.
-	Look uint64
+	Look uint64 `json:"look"`
 	// Asked is when.
-	Asked time.Time
+	Asked time.Time `json:"askTime,omitzero"`
 	// Members are all that somebody sees or that are enrolled, by node and address.
-	Members []MemberHealth
+	Members []MemberHealth `json:"members"`
 	// SingleReplica are keyspaces with data of one replica, as any node tells.
-	SingleReplica []string
+	SingleReplica []string `json:"singleReplica,omitempty"`
 }
 
 // MemberHealth is what is known of one member: what the others say of it, and what its own agent says it is busy with.
 type MemberHealth struct {
 	// Node is the full name; empty when it is not enrolled.
-	Node string
+	Node string `json:"node,omitempty"`
 	// HostID and Address are the ring's; empty when nobody sees it.
-	HostID, Address string
+	HostID  string `json:"hostId,omitempty"`
+	Address string `json:"address,omitempty"`
 	// Witnesses are other nodes whose view of the ring counts now, by name, whether they see this member or not.
-	Witnesses []Witness
+	Witnesses []Witness `json:"witnesses"`
 	// Works is what is under way on the member as its own agent tells, and Unseen why that is not known. Look and Seen are
 	// that answer's.
-	Works  []*agentv1.Work
-	Unseen string
-	Look   uint64
-	Seen   time.Time
+	Works  []Work    `json:"works,omitempty"`
+	Unseen string    `json:"unseen,omitempty"`
+	Look   uint64    `json:"look"`
+	Seen   time.Time `json:"seenTime,omitzero"`
+}
+
+// Work is something that a node must not be disturbed in.
+type Work struct {
+	// Kind is stream, repair, bootstrap, decommission, move or drain.
+	Kind   string `json:"kind"`
+	Detail string `json:"detail,omitempty"`
 }
 
 // Witness is what another node says of a member.
 type Witness struct {
-	Node string
+	Node string `json:"node"`
 	// Lacks: it does not see the member at all. Otherwise Up and State are what its gossip says.
-	Lacks bool
-	Up    bool
-	State agentv1.RingState
+	Lacks bool   `json:"lacks,omitempty"`
+	Up    bool   `json:"up"`
+	State string `json:"state,omitempty" enum:"normal,joining,leaving,moving,unknown"`
 	// Look and Seen are of its newest answer; zero if it never told of health.
-	Look uint64
-	Seen time.Time
+	Look uint64    `json:"look"`
+	Seen time.Time `json:"seenTime,omitzero"`
 	// Probe is what it read of a range of this member; nil when it did not read one. Unprobed says why, where it could read
 	// none at all.
-	Probe    *agentv1.RangeProbe
-	Unprobed string
+	Probe    *RangeProbe `json:"probe,omitempty"`
+	Unprobed string      `json:"unprobed,omitempty"`
+}
+
+// RangeProbe is the read of one token of a table, of which the member is the first replica.
+type RangeProbe struct {
+	Table   string        `json:"table"`
+	Token   int64         `json:"token,string"`
+	Answers []ProbeAnswer `json:"answers"`
+}
+
+// ProbeAnswer is how that read ended at one consistency level.
+type ProbeAnswer struct {
+	Consistency string `json:"consistency"`
+	OK          bool   `json:"ok"`
+	Error       string `json:"error,omitempty"`
 }
 
 // Health says how a cluster's ring is. It is read from the state alone, so it may be asked inside Apply (a.Context(),
@@ -84,7 +106,7 @@ func Health(ctx context.Context, q state.Querier, cluster string) (RingHealth, e
 		m := &h.Members[i]
 		m.Witnesses = witnessesOf(*m, views, all)
 		if own, ok := all[m.Node]; ok && own.counts {
-			m.Works, m.Unseen, m.Look, m.Seen = own.facts.Works, own.facts.WorksUnseen, own.look, own.seen
+			m.Works, m.Unseen, m.Look, m.Seen = worksOf(own.facts), own.facts.WorksUnseen, own.look, own.seen
 		} else if m.Node != "" {
 			m.Unseen = "its agent has not told, or is not connected"
 		}
@@ -165,14 +187,14 @@ func witnessesOf(m MemberHealth, views []ringView, all map[string]told) (out []W
 		w := Witness{Node: v.node, Lacks: true}
 		for _, x := range v.members {
 			if m.HostID != "" && x.hostID == m.HostID {
-				w.Lacks, w.Up, w.State = false, x.up, x.state
+				w.Lacks, w.Up, w.State = false, x.up, ringStateName(x.state)
 			}
 		}
 		if t, ok := all[v.node]; ok && t.counts {
 			w.Look, w.Seen, w.Unprobed = t.look, t.seen, t.facts.Unprobed
 			for _, p := range t.facts.Probes {
 				if m.HostID != "" && hostIDText(p.HostId) == m.HostID {
-					w.Probe = p
+					w.Probe = probeOf(p)
 				}
 			}
 		}
@@ -182,7 +204,10 @@ func witnessesOf(m MemberHealth, views []ringView, all map[string]told) (out []W
 }
 
 // HealthReason is why a node's neighbourhood is not well enough to touch the node: a stable word and a sentence.
-type HealthReason struct{ Code, Text string }
+type HealthReason struct {
+	Code string `json:"code"`
+	Text string `json:"text"`
+}
 
 // HealthNeed is what a gate asks of a ring's health.
 type HealthNeed struct {
@@ -218,7 +243,7 @@ func (h RingHealth) Holds(node string, need HealthNeed) (out []HealthReason) {
 	}
 	probed := 0
 	for _, w := range fresh {
-		if w.Probe != nil && len(w.Probe.Answers) > 0 {
+		if len(w.answers()) > 0 {
 			probed++
 		}
 	}
@@ -231,11 +256,53 @@ func (h RingHealth) Holds(node string, need HealthNeed) (out []HealthReason) {
 	for i := range h.Members {
 		m := &h.Members[i]
 		m.judge(m.fresh(need), say)
-		if len(m.Works) > 0 && (need.Look == 0 || m.Look >= need.Look) {
-			say("busy", "%s is at work: %s", m.name(), works(m.Works))
+		if need.Look == 0 || m.Look >= need.Look {
+			m.busy(say)
 		}
 	}
 	return out
+}
+
+// Troubles are what holds every node of the ring, as answers that came after a time tell it: ranges that could not be read, and
+// work under way. Neither gossip nor silence is among them: RingOf tells of both. Pure.
+func (h RingHealth) Troubles(after time.Time) (out []HealthReason) {
+	say := func(code, text string, args ...any) {
+		out = append(out, HealthReason{code, fmt.Sprintf(text, args...)})
+	}
+	for _, m := range h.Members {
+		var fresh []Witness
+		for _, w := range m.Witnesses {
+			if !w.Seen.IsZero() && !w.Seen.Before(after) {
+				fresh = append(fresh, w)
+			}
+		}
+		m.unread(fresh, say)
+		if !m.Seen.Before(after) {
+			m.busy(say)
+		}
+	}
+	return out
+}
+
+func (m MemberHealth) busy(say func(code, text string, args ...any)) {
+	if len(m.Works) > 0 {
+		say("busy", "%s is at work: %s", m.name(), works(m.Works))
+	}
+}
+
+// unread says which quorums of the member's ranges did not answer. ALL is told and decides nothing: one member down is said by gossip.
+func (m MemberHealth) unread(witnesses []Witness, say func(code, text string, args ...any)) {
+	var failed []string
+	for _, w := range witnesses {
+		for _, a := range w.answers() {
+			if !a.OK && a.Consistency != "ALL" {
+				failed = append(failed, fmt.Sprintf("%s at %s: %s", short(w.Node), a.Consistency, a.Error))
+			}
+		}
+	}
+	if len(failed) > 0 {
+		say("quorum-failed", "a range of %s could not be read: %s", m.name(), strings.Join(first(failed, 3), "; "))
+	}
 }
 
 func (m MemberHealth) name() string {
@@ -260,20 +327,15 @@ func (m MemberHealth) fresh(need HealthNeed) (out []Witness) {
 
 // judge says what the witnesses hold against a member.
 func (m MemberHealth) judge(witnesses []Witness, say func(code, text string, args ...any)) {
-	var down, lack, moving, failed []string
+	var down, lack, moving []string
 	for _, w := range witnesses {
 		switch {
 		case w.Lacks:
 			lack = append(lack, short(w.Node))
 		case !w.Up:
 			down = append(down, short(w.Node))
-		case w.State != agentv1.RingState_RING_STATE_NORMAL:
-			moving = append(moving, fmt.Sprintf("%s says %s", short(w.Node), strings.ToLower(strings.TrimPrefix(w.State.String(), "RING_STATE_"))))
-		}
-		for _, a := range w.Probe.GetAnswers() {
-			if !a.Ok && a.Consistency != "ALL" { // ALL is told, and decides nothing: one member down is said by gossip
-				failed = append(failed, fmt.Sprintf("%s at %s: %s", short(w.Node), a.Consistency, a.Error))
-			}
+		case w.State != "normal":
+			moving = append(moving, fmt.Sprintf("%s says %s", short(w.Node), w.State))
 		}
 	}
 	if len(down) > 0 {
@@ -285,9 +347,7 @@ func (m MemberHealth) judge(witnesses []Witness, say func(code, text string, arg
 	if len(moving) > 0 {
 		say("ring-moving", "%s is not normal: %s", m.name(), strings.Join(first(moving, 3), ", "))
 	}
-	if len(failed) > 0 {
-		say("quorum-failed", "a range of %s could not be read: %s", m.name(), strings.Join(first(failed, 3), "; "))
-	}
+	m.unread(witnesses, say)
 }
 
 func because(ws []Witness) string {
@@ -299,7 +359,29 @@ func because(ws []Witness) string {
 	return ""
 }
 
-func works(all []*agentv1.Work) string {
+func (w Witness) answers() []ProbeAnswer {
+	if w.Probe == nil {
+		return nil
+	}
+	return w.Probe.Answers
+}
+
+func worksOf(h *agentv1.HealthFacts) (out []Work) {
+	for _, w := range h.GetWorks() {
+		out = append(out, Work{w.Kind, w.Detail})
+	}
+	return out
+}
+
+func probeOf(p *agentv1.RangeProbe) *RangeProbe {
+	out := &RangeProbe{Table: p.Table, Token: p.Token}
+	for _, a := range p.Answers {
+		out.Answers = append(out.Answers, ProbeAnswer{a.Consistency, a.Ok, a.Error})
+	}
+	return out
+}
+
+func works(all []Work) string {
 	var s []string
 	for _, w := range all {
 		s = append(s, strings.TrimSpace(w.Kind+" "+w.Detail))

@@ -47,6 +47,11 @@ type Options struct {
 	Datacenters []string
 	// Formats are the store formats of the nodes, again from the first one when there are more nodes; empty means the package's.
 	Formats []string
+	// Passwords asks CQL clients for a login (PasswordAuthenticator) and for grants (CassandraAuthorizer). The first login is
+	// cassandra with password cassandra.
+	Passwords bool
+	// PlaintextClients takes CQL clients without TLS beside those with it, and asks none for a certificate.
+	PlaintextClients bool
 }
 
 // Ring is a set of nodes that know each other.
@@ -126,6 +131,10 @@ func (r *Ring) node(address netip.Addr, datacenter, token string) (*Node, error)
 		Log: filepath.Join(dir, "logs", "system.log"), Nodetool: filepath.Join(dir, "bin", "nodetool"),
 		dist: r.dist,
 	}
+	if r.Passwords {
+		// Roles on each node, and the first of them at once.
+		n.JVM = []string{"-Dcassandra.superuser_setup_delay_ms=500", fmt.Sprintf("-Dcassandra.system_auth.default_rf=%d", len(r.Addresses))}
+	}
 	return n, r.write(n, token)
 }
 
@@ -150,7 +159,8 @@ func (r *Ring) write(n *Node, token string) error {
 	}
 	err := render("cassandra.yaml.tmpl", n.Config, map[string]any{
 		"Cluster": r.Cluster, "Token": token, "Address": n.Address, "StoragePort": StoragePort, "NativePort": NativePort,
-		"Seed":   netip.AddrPortFrom(r.Addresses[0], StoragePort),
+		"Seed":      netip.AddrPortFrom(r.Addresses[0], StoragePort),
+		"Passwords": r.Passwords, "PlaintextClients": r.PlaintextClients,
 		"Format": n.Format, "Keystore": n.Keystore, "Truststore": n.Truststore, "Password": n.Password,
 	})
 	if err != nil {

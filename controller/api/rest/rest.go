@@ -177,6 +177,7 @@ func (s *server) routes() {
 	s.tenants()
 	s.clusters()
 	s.readiness()
+	s.seen()
 	s.trust()
 	s.requests()
 	s.nodes()
