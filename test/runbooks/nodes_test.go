@@ -20,9 +20,7 @@ import (
 // agent is a real one of a node of prod-eu whose Cassandra does not run, with the number of its address. It is not started.
 func (o operator) agent(name string, number int) *plane.Agent {
 	o.t.Helper()
-	if code, _ := o.csm("csm cluster get prod-eu"); code != 0 {
-		o.expect("csm cluster create prod-eu --ca root --cassandra-name ring", 0, "prod-eu")
-	}
+	o.cluster()
 	a := plane.NewAgent(filepath.Join(o.p.Dir, name, "agent"), o.bin, stopped(o.t, filepath.Join(o.p.Dir, name), name, o.p.Host(number)))
 	if err := a.Write(o.p.Fleet("prod-eu"), "manage"); err != nil {
 		o.t.Fatal(err)
@@ -33,6 +31,14 @@ func (o operator) agent(name string, number int) *plane.Agent {
 		}
 	})
 	return a
+}
+
+// cluster makes prod-eu, if it is not there yet.
+func (o operator) cluster() {
+	o.t.Helper()
+	if code, _ := o.csm("csm cluster get prod-eu"); code != 0 {
+		o.expect("csm cluster create prod-eu --ca root --cassandra-name ring", 0, "prod-eu")
+	}
 }
 
 // paste puts the token where the lines that a command printed put it.
@@ -206,6 +212,7 @@ func (o operator) clone(a *plane.Agent) *process.Process {
 // joinsThatWait: hosts whose certificates come from another CA ask to join under names that its rule does not cover.
 func joinsThatWait(o operator) {
 	o.t.Helper()
+	o.cluster()
 	ca := handmade.New(o.t)
 	root := filepath.Join(o.p.Dir, "corporate-root.pem")
 	if err := os.WriteFile(root, pemOf(ca.Root().Raw), 0o600); err != nil {
