@@ -125,11 +125,11 @@ func (z *Freeze) Words() string { return fault.From(z.refusal()).Message }
 // Remedy says how to lift it.
 func (z *Freeze) Remedy() string { return fault.From(z.refusal()).Remedy }
 
-// Took is how long a move of this cluster has taken from claim to proof lately: the mean of the newest twenty that were proved; zero without any.
+// Took is how long a move of this cluster has taken from claim to proof lately: the mean of the newest twenty that were proved, first installs left out; zero without any.
 func Took(ctx context.Context, q state.Querier, cluster string) (time.Duration, error) {
 	var ms float64
-	err := q.QueryRowContext(ctx, `SELECT coalesce(avg(ms), 0) FROM (SELECT closed_ms - opened_ms AS ms FROM moves WHERE cluster = ? AND closed_ms > 0 AND outcome = ? ORDER BY closed_ms DESC LIMIT 20)`,
-		cluster, int(agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN)).Scan(&ms)
+	err := q.QueryRowContext(ctx, `SELECT coalesce(avg(ms), 0) FROM (SELECT closed_ms - opened_ms AS ms FROM moves WHERE cluster = ? AND closed_ms > 0 AND outcome = ? AND kind <> ? ORDER BY closed_ms DESC LIMIT 20)`,
+		cluster, int(agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN), int(agentv1.MoveKind_MOVE_KIND_FIRST)).Scan(&ms)
 	return time.Duration(ms) * time.Millisecond, err
 }
 
