@@ -98,23 +98,3 @@ func TestAPausedRotationOpensNothing(t *testing.T) {
 	w.run(14)
 	phaseIs(t, w.get(r.Name), rotation.Reissued)
 }
-
-func TestANodeThatJoinsInTheMiddleGetsWhatThePhaseNeeds(t *testing.T) {
-	for _, rounds := range []int{0, 2, 4, 12} {
-		w := newWorld(t, 3)
-		r := w.start(young)
-		w.run(rounds)
-		m := w.join("n4", 4)
-		m.firstInstall()
-		w.nodes = append(w.nodes, m)
-		w.gossip()
-		w.unbroken("when it starts")
-		c, err := m.claim(first)
-		w.must(err)
-		w.must(m.finish(c))
-		w.run(14)
-		if got := w.get(r.Name); got.Phase != rotation.Reissued {
-			t.Errorf("joined after %d rounds: phase %s: %+v", rounds, got.Phase, got.Reasons)
-		}
-	}
-}

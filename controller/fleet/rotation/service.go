@@ -48,11 +48,11 @@ type Rotation struct {
 	EndTime    time.Time `json:"endTime,omitzero"`
 	Revision   uint64    `json:"revision"`
 	// Reasons are what it waits for, as the gates say it; Next is what happens when they hold.
-	Reasons  []Reason      `json:"reasons,omitempty"`
-	Next     string        `json:"next,omitempty"`
-	Members  []MemberState `json:"members,omitempty"`
-	Asides   []Aside       `json:"setAside,omitempty"`
-	Timeline []TimelineEntry       `json:"timeline,omitempty"`
+	Reasons  []Reason        `json:"reasons,omitempty"`
+	Next     string          `json:"next,omitempty"`
+	Members  []MemberState   `json:"members,omitempty"`
+	Asides   []Aside         `json:"setAside,omitempty"`
+	Timeline []TimelineEntry `json:"timeline,omitempty"`
 }
 
 // MemberState is how one member stands.
