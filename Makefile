@@ -18,12 +18,12 @@ TOOL    := go tool -modfile=$(CURDIR)/test/tools/go.mod
 PACKAGES = $(shell go list ./... | grep -v /protocol/)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build cross packages run test test-packages test-full race race-full fuzz lint proto proto-fresh openapi bench clean
+.PHONY: help setup build cross packages run test test-packages test-full model race race-full fuzz lint proto proto-fresh openapi bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: ## install what is missing (JDK 17, Maven, openssl) or name the command
+setup: ## install what is missing (JDK 17, Maven, openssl, spin) or name the command
 	@test/setup.sh
 
 build: ## the three programs into build/bin, and the agent for linux/arm64 and windows/amd64
@@ -61,7 +61,10 @@ test: setup ## every test that fits into minutes, then the whole path on a real 
 test-packages: setup ## install, upgrade, downgrade, remove and purge under a real systemd (root, systemd-nspawn, debootstrap), with a real Cassandra
 	CSM_TEST_PACKAGES=1 $(GO) test -timeout 20m -count=1 -run UnderSystemd ./test/packages
 
-test-full: test test-packages ## also what takes longer: Cassandra's own polls, long soaks
+model: setup ## search the models of install and rotation, the largest too; prints the outage behind each gate
+	CSM_TEST_FULL=1 $(GO) test -timeout 30m -count=1 -v ./test/model
+
+test-full: test test-packages ## also what takes longer: Cassandra's own polls, the lives of nodes on a real ring, long soaks
 	CSM_TEST_FULL=1 $(GO) test -timeout 60m -p 1 -count=1 ./test/...
 
 # Left out of `make race`: packages whose tests live by raft's timers or replay thousands of transactions, which the

@@ -101,6 +101,9 @@ type Store interface {
 	Watch(names ...string) *state.Watch
 }
 
+// DefaultCRLValidity is how long a revocation list is valid if nothing else is said.
+const DefaultCRLValidity = 7 * 24 * time.Hour
+
 // Options of one controller.
 type Options struct {
 	// BaseURLs of the public listeners ("http://csm1.example:9643"), written into every certificate of issuers made from now
@@ -108,7 +111,7 @@ type Options struct {
 	BaseURLs []string
 	// CRLShards for issuers made from now on: a power of two, 8 when zero.
 	CRLShards int
-	// CRLValidity is nextUpdate minus thisUpdate, 7 days when zero. A list is built again after half of it.
+	// CRLValidity is nextUpdate minus thisUpdate, DefaultCRLValidity when zero. A list is built again after half of it.
 	CRLValidity time.Duration
 	// AllowBenchmark lets authorities be made with P-256.
 	AllowBenchmark bool
@@ -123,6 +126,9 @@ type Authorities struct {
 	rand    io.Reader
 	options Options
 
+	// clockDoubt says why lists must not be dated now.
+	clockDoubt func() error
+
 	mu     sync.RWMutex
 	cached map[string]remembered
 	crls   *crlCache
@@ -134,18 +140,22 @@ type remembered struct {
 	watch     *state.Watch
 }
 
+// JudgeClock makes the door ask before it dates a revocation list: a controller whose clock is wrong would leave out what it
+// takes for expired, and relying parties would refuse the list. It is called before the door is used.
+func (s *Authorities) JudgeClock(doubt func() error) { s.clockDoubt = doubt }
+
 // New makes the door. rand gives serial numbers.
 func New(store Store, log state.Log, keys Keys, clock clockwork.Clock, rand io.Reader, o Options) *Authorities {
 	if o.CRLShards == 0 {
 		o.CRLShards = 8
 	}
 	if o.CRLValidity == 0 {
-		o.CRLValidity = 7 * 24 * time.Hour
+		o.CRLValidity = DefaultCRLValidity
 	}
 	if o.AllowBenchmark {
 		algorithm.AllowBenchmark()
 	}
-	return &Authorities{store: store, log: log, keys: keys, clock: clock, rand: rand, options: o,
+	return &Authorities{clockDoubt: func() error { return nil }, store: store, log: log, keys: keys, clock: clock, rand: rand, options: o,
 		cached: map[string]remembered{}, crls: newCRLCache()}
 }
 

@@ -110,17 +110,17 @@ func (a *app) joinTokens() *cobra.Command {
 			return err
 		}
 		type view struct {
-			Name, Node, State, Creator string
-			Uses, Used                 int
-			ExpireTime                 time.Time
+			Name, Node, State, Creator, Confirmed string
+			Uses, Used                            int
+			ExpireTime                            time.Time
 		}
 		items, raws, doc, err := list[view](s, name+"/joinTokens", nil, 0)
 		if err != nil {
 			return err
 		}
-		t := &ui.Table{Columns: []ui.Column{{Name: "TOKEN"}, {Name: "NODE"}, {Name: "STATE", Style: stateStyle}, {Name: "USED", Right: true}, {Name: "EXPIRES"}, {Name: "BY"}}}
+		t := &ui.Table{Columns: []ui.Column{{Name: "TOKEN"}, {Name: "NODE"}, {Name: "STATE", Style: stateStyle}, {Name: "USED", Right: true}, {Name: "EXPIRES"}, {Name: "BY"}, {Name: "CONFIRMED", Wide: true}}}
 		for _, i := range items {
-			t.Add(resource.Last(i.Name), resource.Last(i.Node), i.State, fmt.Sprintf("%d/%d", i.Used, i.Uses), s.ago(i.ExpireTime), actorName(i.Creator))
+			t.Add(resource.Last(i.Name), resource.Last(i.Node), i.State, fmt.Sprintf("%d/%d", i.Used, i.Uses), s.ago(i.ExpireTime), actorName(i.Creator), i.Confirmed)
 		}
 		return s.Print(ui.View{Object: doc, Items: raws, Table: t})
 	})

@@ -23,17 +23,23 @@ var offlineRisks = []string{
 	"no claim, no freeze, no proof by a neighbour: you install it yourself, and you look whether it serves",
 }
 
+// backupRisk is what a backup cannot say.
+const backupRisk = "a backup knows nothing that came later: look first that no controller lives (csm doctor), and that the node was not removed, replaced or revoked since"
+
 func (a *app) offlineIssue() *cobra.Command {
-	var dir, share, csr, authority, region, node, out, entry string
+	var dir, file, share, csr, authority, region, node, out, entry string
 	var validity time.Duration
-	c := &cobra.Command{Use: "issue", Short: "Sign one certificate with every controller dead, from a data folder and the recovery share", Args: cobra.NoArgs,
+	c := &cobra.Command{Use: "issue", Short: "Sign one certificate with every controller dead, from a data folder or a backup and the recovery share", Args: cobra.NoArgs,
 		Long: "The last resort, when a certificate must be new before any controller can be brought back. It reads the data folder of any controller (or a copy of it),\n" +
-			"opens the issuer's key by the recovery share, and signs the names that the request asks for, for 30 days at most. Beside the certificate it writes\n" +
-			"an entry: import it (`csm certificate import`) as soon as a controller lives. It refuses while the controller of that folder runs.\n" +
+			"or a backup where all folders are gone, opens the issuer's key by the recovery share, and signs the names that the request asks for, for 30 days at most.\n" +
+			"Beside the certificate it writes an entry: import it (`csm certificate import`) as soon as a controller lives. It refuses while the controller of that\n" +
+			"folder runs; of a backup it cannot tell. The state lies in the folder for temporary files (TMPDIR) meanwhile, its keys sealed.\n" +
 			"Do this on a machine that you trust, and put the share away again.",
-		Example: "  csm offline issue --data-dir /var/lib/csm --share recovery.key --ca main --node prod-eu/n7 --csr n7.csr --out n7.pem --entry n7.entry.json --reason 'INC-4711' --yes"}
+		Example: "  csm offline issue --backup 20260301t120000z-7.csmbackup --share recovery.key --ca main --node prod-eu/n7 --csr n7.csr --out n7.pem --entry n7.entry.json --reason 'INC-4711' --yes\n" +
+			"  csm offline issue --data-dir /var/lib/csm --share recovery.key --ca main --node prod-eu/n7 --csr n7.csr --out n7.pem --entry n7.entry.json --reason 'INC-4711' --yes"}
 	f := c.Flags()
 	f.StringVar(&dir, "data-dir", "", "data folder of a controller, or a copy of it")
+	f.StringVar(&file, "backup", "", "file of a backup, instead of --data-dir")
 	f.StringVar(&share, "share", "", "file with the recovery share")
 	f.StringVar(&csr, "csr", "", "file with the request, PEM")
 	f.StringVar(&authority, "ca", "", "authority that signs")
@@ -42,23 +48,32 @@ func (a *app) offlineIssue() *cobra.Command {
 	f.StringVar(&out, "out", "", "write the chain and the authority's roots to this file")
 	f.StringVar(&entry, "entry", "", "write the entry to this file")
 	f.DurationVar(&validity, "validity", 7*24*time.Hour, "how long it lives, 720h at most")
-	for _, name := range []string{"data-dir", "share", "csr", "ca", "out", "entry"} {
+	c.MarkFlagsOneRequired("data-dir", "backup")
+	c.MarkFlagsMutuallyExclusive("data-dir", "backup")
+	for _, name := range []string{"share", "csr", "ca", "out", "entry"} {
 		_ = c.MarkFlagRequired(name)
 	}
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		g := ui.Of(cmd)
-		s := &session{app: a, Global: g, cmd: cmd}
+		known, err := a.resolve(g.Env) // for tenant and cluster alone: nobody is asked
+		if err != nil {
+			return err
+		}
+		s := &session{app: a, Global: g, cmd: cmd, ctx: known}
 		if err := s.needReason(); err != nil {
 			return err
 		}
-		for _, r := range offlineRisks {
+		risks := offlineRisks
+		if file != "" {
+			risks = append(risks[:len(risks):len(risks)], backupRisk)
+		}
+		for _, r := range risks {
 			fmt.Fprintf(g.Err, "RISK: %s\n", r)
 		}
 		if !a.yes {
 			return fault.New(fault.Refused, "not-confirmed", "nothing was signed").Do("add --yes when you take these risks")
 		}
-		o := server.OfflineOptions{DataDir: dir, Authority: s.authorityName(authority), Region: region, Validity: validity, Reason: a.reason}
-		var err error
+		o := server.OfflineOptions{DataDir: dir, Backup: file, Authority: s.authorityName(authority), Region: region, Validity: validity, Reason: a.reason}
 		if node != "" {
 			if o.Node, err = s.nodeName(node); err != nil {
 				return err
@@ -114,9 +129,18 @@ func (s *session) writeOffline(res server.OfflineResult, out, entry string) erro
 			return fault.Wrap(err, fault.Internal, "not-written", "%s", f.path).Do("choose a folder that you may write; nothing was handed out")
 		}
 	}
+	if !res.AsOf.IsZero() {
+		s.Say("signed by what stood in the state at %s", res.AsOf.UTC().Format(time.RFC3339))
+	}
+	for _, r := range res.Revocation {
+		s.Say("REVOCATION: %s", r)
+	}
 	s.Say("NOT RECORDED yet. As soon as a controller lives: csm certificate import %s", entry)
 	sum := certificate.Fingerprint(res.Chain[0])
-	v := map[string]any{"sha256": certificate.Hex(sum), "issuer": res.Issuer, "notAfter": res.NotAfter, "file": out, "entry": entry}
+	v := map[string]any{"sha256": certificate.Hex(sum), "issuer": res.Issuer, "notAfter": res.NotAfter, "file": out, "entry": entry, "revocation": res.Revocation}
+	if !res.AsOf.IsZero() {
+		v["asOf"] = res.AsOf
+	}
 	return s.Print(ui.View{Object: v, Text: fmt.Sprintf("signed by %s until %s: %s\n", short(res.Issuer), res.NotAfter.UTC().Format(time.RFC3339), out)})
 }
 

@@ -12,10 +12,10 @@ import (
 )
 
 type requestView struct {
-	Name, Cluster, Node, Method, State, Peer, Ring, HostID, ListenAddress, Decider, Reason, KeySha256, CassandraKeySha256, Anchor, ETag string
-	Doubts                                                                                                                              []string
-	Names, Attested                                                                                                                     struct{ DNS, IPs []string }
-	CreateTime, DecideTime                                                                                                              time.Time
+	Name, Cluster, Node, Method, State, Peer, Ring, HostID, ListenAddress, Decider, Reason, KeySha256, CassandraKeySha256, Anchor, Token, ETag string
+	Doubts                                                                                                                                     []string
+	Names, Attested                                                                                                                            struct{ DNS, IPs []string }
+	CreateTime, DecideTime                                                                                                                     time.Time
 }
 
 func (a *app) requestCommand() *cobra.Command {
@@ -100,10 +100,14 @@ func (s *session) printRequest(r requestView, raw json.RawMessage) error {
 		p.Add("why", "%s", d)
 	}
 	p.Add("names", "%s", strings.Join(append(r.Names.DNS, r.Names.IPs...), ", "))
-	p.Add("attested", "%s", strings.Join(append(r.Attested.DNS, r.Attested.IPs...), ", "))
 	p.Add("from", "%s (ring %s, listens on %s)", r.Peer, r.Ring, r.ListenAddress)
-	p.Add("anchor", "%s", resource.Last(r.Anchor))
 	p.Add("new key", "%s", r.KeySha256)
+	if r.Method == "token" {
+		p.Add("token", "%s", resource.Last(r.Token))
+		return s.Print(ui.View{Pairs: p})
+	}
+	p.Add("attested", "%s", strings.Join(append(r.Attested.DNS, r.Attested.IPs...), ", "))
+	p.Add("anchor", "%s", resource.Last(r.Anchor))
 	p.Add("key in use", "%s", r.CassandraKeySha256)
 	return s.Print(ui.View{Pairs: p})
 }

@@ -196,7 +196,7 @@ func agentRule(f facts, _ limits) (out []finding) {
 		case n.State == "suspended":
 			out = append(out, found(critical, "agent-suspended", name, "csm node get "+name, "the agent is suspended: "+n.StateReason).book("identity-conflict"))
 		case n.State == "revoked":
-			out = append(out, found(warning, "agent-revoked", name, "csm cluster join-command "+name, "the agent's identity is revoked: "+n.StateReason))
+			out = append(out, found(warning, "agent-revoked", name, "csm node rejoin "+name, "the agent's identity is revoked: "+n.StateReason))
 		case n.State == "active" && !n.Agent.Connected && f.now.Sub(n.Agent.TransitionTime) > unheardFor:
 			out = append(out, found(warning, "agent-unheard", name, "csm-agent doctor   # on the node", "nothing is heard of the agent since "+ui.Ago(f.now, n.Agent.TransitionTime)).book("agent-not-heard"))
 		}

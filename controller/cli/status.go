@@ -70,13 +70,25 @@ func (s *session) printStatus(st statusView, raw json.RawMessage) error {
 	return s.Print(ui.View{Table: controllerTable(st.Controllers)})
 }
 
+// offset is how far a clock is off: in milliseconds, unless that is a figure nobody reads.
+func offset(ms float64) string {
+	if math.Abs(ms) < 10_000 {
+		return fmt.Sprintf("%+.0fms", math.Round(ms)+0)
+	}
+	sign := "+"
+	if ms < 0 {
+		sign = "-"
+	}
+	return sign + time.Duration(math.Abs(ms)*float64(time.Millisecond)).Round(time.Second).String()
+}
+
 func controllerTable(cs []controllerView) *ui.Table {
 	t := &ui.Table{Columns: []ui.Column{{Name: "CONTROLLER"}, {Name: "STATE", Style: stateStyle}, {Name: "REGION"}, {Name: "ZONE", Wide: true}, {Name: "REACHABLE", Style: stateStyle},
 		{Name: "LAG", Right: true}, {Name: "CLOCK", Right: true}, {Name: "DISK FREE", Right: true}, {Name: "VERSION"}, {Name: "ADDRESS"}, {Name: "KEY", Wide: true}}}
 	for _, c := range cs {
 		clock, disk := "", ""
 		if c.Reachable {
-			clock = fmt.Sprintf("%+.0fms", math.Round(c.ClockOffsetMs)+0)
+			clock = offset(c.ClockOffsetMs)
 			if c.DiskFree > 0 {
 				disk = fmt.Sprintf("%.0f%%", c.DiskFree*100)
 			}

@@ -46,7 +46,8 @@ type Joined struct {
 	Repeated    bool
 }
 
-// Join burns a token for a key. The same token and key again give the same answer.
+// Join burns a token for a key. The same token and key again give the same answer. Where the ring can be asked and does not confirm
+// the addresses, the fault "approval-pending" says why a person must: the same agent asks again.
 func (f *Fleet) Join(ctx context.Context, s JoinSpec) (Joined, error) {
 	sum, err := HashToken(s.Token)
 	if err != nil {
@@ -56,8 +57,15 @@ func (f *Fleet) Join(ctx context.Context, s JoinSpec) (Joined, error) {
 	if err != nil {
 		return Joined{}, err
 	}
-	r, err := reply[*clusterv1.JoinNodeReply](f.propose(ctx, "", "joining:"+s.Peer, "", &clusterv1.JoinNode{TokenSha256: sum[:], KeySha256: s.Key[:],
-		Cluster: s.Cluster, Method: MethodToken, Agent: agent, Instance: instance, Peer: s.Peer}))
+	id, err := f.id()
+	if err != nil {
+		return Joined{}, err
+	}
+	c := &clusterv1.JoinNode{TokenSha256: sum[:], KeySha256: s.Key[:], Cluster: s.Cluster, Method: MethodToken, Agent: agent, Instance: instance, Peer: s.Peer, Id: id}
+	if err := f.tokenWaits(ctx, c); err != nil {
+		return Joined{}, err
+	}
+	r, err := reply[*clusterv1.JoinNodeReply](f.propose(ctx, "", "joining:"+s.Peer, "", c))
 	if err != nil {
 		return Joined{}, err
 	}
@@ -112,10 +120,14 @@ type tokenRow struct {
 	expires                     int64
 }
 
-func applyJoinNode(a *state.Apply, c *clusterv1.JoinNode) (*clusterv1.JoinNodeReply, error) {
-	var t tokenRow
-	known, err := found(a.QueryRow(`SELECT name, cluster, node, method, uses, used, rejoin, revoked, replaces, expires_ms FROM node_tokens WHERE sha256 = ?`, c.TokenSha256).
+func tokenOf(ctx context.Context, q state.Querier, sum []byte) (t tokenRow, known bool, err error) {
+	known, err = found(q.QueryRowContext(ctx, `SELECT name, cluster, node, method, uses, used, rejoin, revoked, replaces, expires_ms FROM node_tokens WHERE sha256 = ?`, sum).
 		Scan(&t.name, &t.cluster, &t.node, &t.method, &t.uses, &t.used, &t.rejoin, &t.revoked, &t.replaces, &t.expires))
+	return t, known, err
+}
+
+func applyJoinNode(a *state.Apply, c *clusterv1.JoinNode) (*clusterv1.JoinNodeReply, error) {
+	t, known, err := tokenOf(a.Context(), a.Querier(), c.TokenSha256)
 	if err != nil {
 		return nil, err
 	}
@@ -125,19 +137,26 @@ func applyJoinNode(a *state.Apply, c *clusterv1.JoinNode) (*clusterv1.JoinNodeRe
 	if again, err := joinedBefore(a, c, t); again != nil || err != nil {
 		return again, err
 	}
+	approved, err := approvedToken(a, c, t)
+	if err != nil {
+		return nil, err
+	}
 	newToken := "make a new token with `csm cluster join-command`"
 	switch {
 	case t.revoked:
 		return nil, fault.New(fault.Refused, "token-revoked", "this join token was revoked").Do("%s", newToken)
 	case t.used >= t.uses:
 		return alarmReused(a, c, t)
-	case t.expires <= a.Now.UnixMilli():
+	case t.expires <= a.Now.UnixMilli() && !approved:
 		return nil, fault.New(fault.Refused, "token-expired", "this join token expired at %s", at(t.expires).Format(time.RFC3339)).Do("%s", newToken)
 	case t.method != c.Method:
 		return nil, fault.New(fault.Refused, "token-method", "this join token is not for method %.32q", c.Method)
 	case c.Cluster != t.cluster && c.Cluster != resource.Last(t.cluster):
 		return nil, fault.New(fault.Refused, "token-cluster", "this join token is not for cluster %.100q", c.Cluster).
 			Do("set cluster in agent.yaml to the one that the token was made for")
+	}
+	if held, err := heldByAnother(a, c, t); held != nil || err != nil {
+		return held, err
 	}
 	return burn(a, c, t)
 }
@@ -209,10 +228,18 @@ func burn(a *state.Apply, c *clusterv1.JoinNode, t tokenRow) (*clusterv1.JoinNod
 	} else if twin {
 		return nil, keyReused()
 	}
+	how, waits, err := confirmed(a, c, t, &instance)
+	if waits != nil || err != nil {
+		return waits, err
+	}
+	if err := closeRequest(a, c.KeySha256); err != nil {
+		return nil, err
+	}
 	if _, err := a.Exec(`UPDATE node_tokens SET used = used + 1, revision = ? WHERE name = ?`, a.Index, t.name); err != nil {
 		return nil, err
 	}
-	if _, err := a.Exec(`INSERT INTO node_token_uses (token, key_sha256, uid, incarnation, used_ms) VALUES (?,?,?,?,?)`, t.name, c.KeySha256, uid, incarnation+1, a.Now.UnixMilli()); err != nil {
+	if _, err := a.Exec(`INSERT INTO node_token_uses (token, key_sha256, uid, incarnation, used_ms, confirmed) VALUES (?,?,?,?,?,?)`,
+		t.name, c.KeySha256, uid, incarnation+1, a.Now.UnixMilli(), how); err != nil {
 		return nil, err
 	}
 	a.Touch(state.Updated, t.name)

@@ -47,11 +47,13 @@ CREATE TABLE possessions (
 CREATE INDEX possessions_key ON possessions (cassandra_key_sha256);
 CREATE TABLE join_requests (
 	name TEXT PRIMARY KEY,
+	method TEXT NOT NULL,
 	cluster TEXT NOT NULL,
 	node TEXT NOT NULL,
 	key_sha256 BLOB NOT NULL UNIQUE,
 	cassandra_key_sha256 BLOB NOT NULL,
 	anchor TEXT NOT NULL,
+	token TEXT NOT NULL,
 	names TEXT NOT NULL,
 	attested TEXT NOT NULL,
 	doubts TEXT NOT NULL,
@@ -66,6 +68,7 @@ CREATE TABLE join_requests (
 	revision INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX join_requests_cluster ON join_requests (cluster, state);
+CREATE INDEX join_requests_token ON join_requests (token);
 CREATE TABLE cluster_lives (
 	cluster TEXT PRIMARY KEY,
 	onboarded_ms INTEGER NOT NULL,

@@ -126,6 +126,7 @@ CREATE TABLE node_token_uses (
 	uid TEXT NOT NULL,
 	incarnation INTEGER NOT NULL,
 	used_ms INTEGER NOT NULL,
+	confirmed TEXT NOT NULL,
 	PRIMARY KEY (token, key_sha256)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE stores (

@@ -48,7 +48,7 @@ func (f *Fleet) JoinByPossession(ctx context.Context, s PossessionSpec) (Joined,
 	}
 	// Who waits for a person asks again and again: that costs no command while nothing has changed.
 	waits, err := view(ctx, f.read, func(ctx context.Context, q state.Querier) (error, error) {
-		return stillPending(ctx, q, c, f.clock.Now())
+		return possessionWaits(ctx, q, c, f.clock.Now())
 	})
 	if err != nil {
 		return Joined{}, err
@@ -129,16 +129,37 @@ func applyJoinByPossession(a *state.Apply, c *clusterv1.JoinByPossession) (*clus
 	if asked && req.state == requestDenied {
 		return nil, req.denied()
 	}
-	if !asked || !req.approves(c, a.Now) {
+	x, err := possessionAsking(c)
+	if err != nil {
+		return nil, err
+	}
+	if !asked || !req.approves(x, a.Now) {
 		why, err := doubtsOf(a.Context(), a.Querier(), c, rule)
 		if err != nil {
 			return nil, err
 		}
 		if len(why) > 0 {
-			return queue(a, c, req, why)
+			return queue(a, x, req, why)
 		}
 	}
 	return possess(a, c, &instance)
+}
+
+// possessionWaits gives the answer to a repeat that would change nothing.
+func possessionWaits(ctx context.Context, q state.Querier, c *clusterv1.JoinByPossession, now time.Time) (error, error) {
+	x, err := possessionAsking(c)
+	if err != nil {
+		return nil, err
+	}
+	var rule string
+	if ok, err := found(q.QueryRowContext(ctx, `SELECT rule FROM external_anchors WHERE name = ?`, c.Anchor).Scan(&rule)); err != nil || !ok {
+		return nil, err
+	}
+	parsed, err := ruleFrom(rule)
+	if err != nil {
+		return nil, err
+	}
+	return stillPending(ctx, q, x, now, func() ([]string, error) { return doubtsOf(ctx, q, c, parsed) })
 }
 
 // anchorInForce finds the rule of the anchor, or refuses one that was removed or has ended.

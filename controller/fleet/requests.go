@@ -44,9 +44,10 @@ type JoinRequest struct {
 	Doubts       []string  `json:"doubts" doc:"why the rule does not cover it"`
 	Names        Names     `json:"names" doc:"names it asks for"`
 	Attested     Names     `json:"attested" doc:"names that the certificate in use carries"`
-	Anchor       string    `json:"anchor" doc:"external anchor that its certificate chains to"`
+	Anchor       string    `json:"anchor,omitempty" doc:"external anchor that its certificate chains to; none for a token"`
+	Token        string    `json:"token,omitempty" doc:"join token that it came with"`
 	Key          string    `json:"keySha256" doc:"new key of the agent (SubjectPublicKeyInfo); csm-agent status shows it"`
-	CassandraKey string    `json:"cassandraKeySha256" doc:"key that Cassandra uses today (SubjectPublicKeyInfo)"`
+	CassandraKey string    `json:"cassandraKeySha256,omitempty" doc:"key that Cassandra uses today (SubjectPublicKeyInfo), where its possession is the evidence"`
 	Peer         string    `json:"peer" doc:"address that asked"`
 	Ring         string    `json:"ring" doc:"cluster_name of its cassandra.yaml"`
 	HostID       string    `json:"hostId,omitempty"`
@@ -61,15 +62,31 @@ type JoinRequest struct {
 
 // requestRow is a request as Apply decides by it.
 type requestRow struct {
-	name, cluster, node, anchor, names, state, decider, reason, doubts string
-	cassandraKey                                                       []byte
-	decided, seen                                                      int64
+	name, method, cluster, node, anchor, token, names, state, decider, reason, doubts string
+	cassandraKey                                                                      []byte
+	decided, seen                                                                     int64
 }
 
-const requestColumns = `SELECT name, cluster, node, anchor, names, state, decider, reason, doubts, cassandra_key_sha256, decided_ms, seen_ms FROM join_requests`
+// petition is a join as the queue keeps it, by whatever method. names and attested are columns; id is what a new request is called.
+type petition struct {
+	method, cluster, node, anchor, token, names, attested, peer, id string
+	key, cassandraKey, instance                                     []byte
+}
+
+func possessionAsking(c *clusterv1.JoinByPossession) (x petition, err error) {
+	x = petition{method: MethodPossession, cluster: c.Cluster, node: c.Cluster + "/nodes/" + c.Node, anchor: c.Anchor, key: c.KeySha256, cassandraKey: c.CassandraKeySha256,
+		peer: c.Peer, instance: c.Instance, id: c.Id}
+	if x.names, err = namesOf(c.Names).column(); err != nil {
+		return x, err
+	}
+	x.attested, err = namesOf(c.Attested).column()
+	return x, err
+}
+
+const requestColumns = `SELECT name, method, cluster, node, anchor, token, names, state, decider, reason, doubts, cassandra_key_sha256, decided_ms, seen_ms FROM join_requests`
 
 func scanRequest(r *sql.Row) (x requestRow, ok bool, err error) {
-	ok, err = found(r.Scan(&x.name, &x.cluster, &x.node, &x.anchor, &x.names, &x.state, &x.decider, &x.reason, &x.doubts, &x.cassandraKey, &x.decided, &x.seen))
+	ok, err = found(r.Scan(&x.name, &x.method, &x.cluster, &x.node, &x.anchor, &x.token, &x.names, &x.state, &x.decider, &x.reason, &x.doubts, &x.cassandraKey, &x.decided, &x.seen))
 	return x, ok, err
 }
 
@@ -78,14 +95,13 @@ func requestOfKey(ctx context.Context, q state.Querier, key []byte) (requestRow,
 }
 
 // same says whether the agent asks for what the request says.
-func (r requestRow) same(c *clusterv1.JoinByPossession) bool {
-	names, err := namesOf(c.Names).column()
-	return err == nil && r.cluster == c.Cluster && r.node == c.Cluster+"/nodes/"+c.Node && r.anchor == c.Anchor && r.names == names && bytes.Equal(r.cassandraKey, c.CassandraKeySha256)
+func (r requestRow) same(x petition) bool {
+	return r.method == x.method && r.cluster == x.cluster && r.node == x.node && r.anchor == x.anchor && r.token == x.token && r.names == x.names && bytes.Equal(r.cassandraKey, x.cassandraKey)
 }
 
 // approves says whether a person's word covers exactly this join, and still does.
-func (r requestRow) approves(c *clusterv1.JoinByPossession, now time.Time) bool {
-	return r.state == requestApproved && r.same(c) && now.UnixMilli() < r.decided+ApprovalTTL.Milliseconds()
+func (r requestRow) approves(x petition, now time.Time) bool {
+	return r.state == requestApproved && r.same(x) && now.UnixMilli() < r.decided+ApprovalTTL.Milliseconds()
 }
 
 func (r requestRow) denied() error {
@@ -105,10 +121,10 @@ func clipped(all []string, n int) []string {
 	return all
 }
 
-// stillPending gives the answer to a repeat that would change nothing; nil when a command is worth it.
-func stillPending(ctx context.Context, q state.Querier, c *clusterv1.JoinByPossession, now time.Time) (error, error) {
-	r, ok, err := requestOfKey(ctx, q, c.KeySha256)
-	if err != nil || !ok || !r.same(c) {
+// stillPending gives the answer to a repeat that would change nothing; nil when a command is worth it. doubts are those of now.
+func stillPending(ctx context.Context, q state.Querier, x petition, now time.Time, doubts func() ([]string, error)) (error, error) {
+	r, ok, err := requestOfKey(ctx, q, x.key)
+	if err != nil || !ok || !r.same(x) {
 		return nil, err
 	}
 	if r.state == requestDenied {
@@ -118,15 +134,7 @@ func stillPending(ctx context.Context, q state.Querier, c *clusterv1.JoinByPosse
 	if r.state != requestPending || now.Sub(at(r.seen)) > 24*time.Hour {
 		return nil, nil
 	}
-	var rule string
-	if ok, err := found(q.QueryRowContext(ctx, `SELECT rule FROM external_anchors WHERE name = ?`, c.Anchor).Scan(&rule)); err != nil || !ok {
-		return nil, err
-	}
-	parsed, err := ruleFrom(rule)
-	if err != nil {
-		return nil, err
-	}
-	why, err := doubtsOf(ctx, q, c, parsed)
+	why, err := doubts()
 	if err != nil {
 		return nil, err
 	}
@@ -137,32 +145,24 @@ func stillPending(ctx context.Context, q state.Querier, c *clusterv1.JoinByPosse
 }
 
 // queue writes the request down for a person. The refusal is part of a reply: the request stays.
-func queue(a *state.Apply, c *clusterv1.JoinByPossession, held requestRow, why []string) (*clusterv1.JoinNodeReply, error) {
-	names, err := namesOf(c.Names).column()
-	if err != nil {
-		return nil, err
-	}
-	attested, err := namesOf(c.Attested).column()
-	if err != nil {
-		return nil, err
-	}
+func queue(a *state.Apply, x petition, held requestRow, why []string) (*clusterv1.JoinNodeReply, error) {
 	encoded, err := json.Marshal(why)
 	if err != nil {
 		return nil, err
 	}
 	now := a.Now.UnixMilli()
-	r := requestRow{name: held.name, node: c.Cluster + "/nodes/" + c.Node}
+	r := requestRow{name: held.name, node: x.node}
 	if r.name == "" {
-		r.name = resource.JoinRequest(resource.Segment(c.Cluster, "tenants"), c.Id)
-		if err := roomFor(a, c.Cluster, now); err != nil {
+		r.name = resource.JoinRequest(resource.Segment(x.cluster, "tenants"), x.id)
+		if err := roomFor(a, x.cluster, now); err != nil {
 			return nil, err
 		}
 	}
-	if _, err := a.Exec(`INSERT INTO join_requests (name, cluster, node, key_sha256, cassandra_key_sha256, anchor, names, attested, doubts, peer, instance, state, decider, reason, created_ms, seen_ms, decided_ms, revision)
-		VALUES (?,?,?,?,?,?,?,?,?,?,?,?,'','',?,?,0,?) ON CONFLICT (name) DO UPDATE SET cluster = excluded.cluster, node = excluded.node, cassandra_key_sha256 = excluded.cassandra_key_sha256,
-		anchor = excluded.anchor, names = excluded.names, attested = excluded.attested, doubts = excluded.doubts, peer = excluded.peer, instance = excluded.instance,
+	if _, err := a.Exec(`INSERT INTO join_requests (name, method, cluster, node, key_sha256, cassandra_key_sha256, anchor, token, names, attested, doubts, peer, instance, state, decider, reason, created_ms, seen_ms, decided_ms, revision)
+		VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,'','',?,?,0,?) ON CONFLICT (name) DO UPDATE SET method = excluded.method, cluster = excluded.cluster, node = excluded.node, cassandra_key_sha256 = excluded.cassandra_key_sha256,
+		anchor = excluded.anchor, token = excluded.token, names = excluded.names, attested = excluded.attested, doubts = excluded.doubts, peer = excluded.peer, instance = excluded.instance,
 		state = excluded.state, decider = '', reason = '', seen_ms = excluded.seen_ms, decided_ms = 0, revision = excluded.revision`,
-		r.name, c.Cluster, r.node, c.KeySha256, c.CassandraKeySha256, c.Anchor, names, attested, string(encoded), c.Peer, c.Instance, requestPending, now, now, a.Index); err != nil {
+		r.name, x.method, x.cluster, x.node, x.key, x.cassandraKey, x.anchor, x.token, x.names, x.attested, string(encoded), x.peer, x.instance, requestPending, now, now, a.Index); err != nil {
 		return nil, err
 	}
 	a.Touch(state.Updated, r.name)
@@ -265,10 +265,10 @@ func (f *Fleet) joinRequests(ctx context.Context, where string, args ...any) ([]
 			var names, attested, why string
 			var key, cassandraKey, instance []byte
 			var created, seen, decided int64
-			if err := r.Scan(&j.Name, &j.Cluster, &j.Node, &key, &cassandraKey, &j.Anchor, &names, &attested, &why, &j.Peer, &instance, &j.State, &j.Decider, &j.Reason, &created, &seen, &decided, &j.Revision); err != nil {
+			if err := r.Scan(&j.Name, &j.Method, &j.Cluster, &j.Node, &key, &cassandraKey, &j.Anchor, &j.Token, &names, &attested, &why, &j.Peer, &instance, &j.State, &j.Decider, &j.Reason, &created, &seen, &decided, &j.Revision); err != nil {
 				return j, err
 			}
-			j.Method, j.Key, j.CassandraKey = MethodPossession, hexOf(key), hexOf(cassandraKey)
+			j.Key, j.CassandraKey = hexOf(key), hexOf(cassandraKey)
 			j.Created, j.Seen, j.Decided = at(created), at(seen), at(decided)
 			if j.State == requestApproved && !now.Before(j.Decided.Add(ApprovalTTL)) {
 				j.State = "expired"
@@ -288,7 +288,7 @@ func (f *Fleet) joinRequests(ctx context.Context, where string, args ...any) ([]
 			}
 			j.Ring, j.HostID, j.Listen = facts.ClusterName, facts.HostId, facts.ListenAddress
 			return j, nil
-		}, `SELECT name, cluster, node, key_sha256, cassandra_key_sha256, anchor, names, attested, doubts, peer, instance, state, decider, reason, created_ms, seen_ms, decided_ms, revision
+		}, `SELECT name, method, cluster, node, key_sha256, cassandra_key_sha256, anchor, token, names, attested, doubts, peer, instance, state, decider, reason, created_ms, seen_ms, decided_ms, revision
 			FROM join_requests WHERE `+where+` ORDER BY name LIMIT 1000`, args...)
 	})
 }

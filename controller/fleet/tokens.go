@@ -85,7 +85,7 @@ func (f *Fleet) tokens(ctx context.Context, q state.Querier, where string, args 
 		var names string
 		var revoked, rejoin bool
 		var expires, created int64
-		if err := r.Scan(&t.Name, &t.Node, &t.Method, &names, &t.Uses, &t.Used, &rejoin, &revoked, &expires, &t.Creator, &created); err != nil {
+		if err := r.Scan(&t.Name, &t.Node, &t.Method, &names, &t.Uses, &t.Used, &rejoin, &revoked, &expires, &t.Creator, &created, &t.Confirmed); err != nil {
 			return t, err
 		}
 		t.Rejoin, t.Created, t.Expires, t.State = rejoin, at(created), at(expires), "open"
@@ -99,7 +99,8 @@ func (f *Fleet) tokens(ctx context.Context, q state.Querier, where string, args 
 		}
 		t.Names, err = namesFrom(names)
 		return t, err
-	}, `SELECT t.name, t.node, t.method, n.names, t.uses, t.used, t.rejoin, t.revoked, t.expires_ms, t.creator, t.created_ms
+	}, `SELECT t.name, t.node, t.method, n.names, t.uses, t.used, t.rejoin, t.revoked, t.expires_ms, t.creator, t.created_ms,
+			coalesce((SELECT u.confirmed FROM node_token_uses u WHERE u.token = t.name ORDER BY u.used_ms DESC, u.key_sha256 LIMIT 1), '')
 		FROM node_tokens t JOIN nodes n ON n.name = t.node WHERE `+where+` ORDER BY t.created_ms DESC, t.name LIMIT 1000`, args...)
 }
 

@@ -206,17 +206,19 @@ type TokenSpec struct {
 
 // Token is what is known of a join token, which is never the token itself.
 type Token struct {
-	Name    string    `json:"name"`
-	Node    string    `json:"node"`
-	Method  string    `json:"method"`
-	Names   Names     `json:"names"`
-	Uses    int       `json:"uses"`
-	Used    int       `json:"used"`
-	State   string    `json:"state" enum:"open,used,expired,revoked"`
-	Rejoin  bool      `json:"rejoin,omitempty"`
-	Creator string    `json:"creator"`
-	Created time.Time `json:"createTime"`
-	Expires time.Time `json:"expireTime"`
+	Name   string `json:"name"`
+	Node   string `json:"node"`
+	Method string `json:"method"`
+	Names  Names  `json:"names"`
+	Uses   int    `json:"uses"`
+	Used   int    `json:"used"`
+	State  string `json:"state" enum:"open,used,expired,revoked"`
+	Rejoin bool   `json:"rejoin,omitempty"`
+	// Confirmed is how the addresses of who joined by it last were confirmed.
+	Confirmed string    `json:"confirmed,omitempty" doc:"how the addresses of who joined by it were confirmed: by the gossip of peers, by a person, or by the token alone, and why"`
+	Creator   string    `json:"creator"`
+	Created   time.Time `json:"createTime"`
+	Expires   time.Time `json:"expireTime"`
 }
 
 // Freeze says that no effect may begin in a scope.

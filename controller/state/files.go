@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cassandra-security-manager/csm/shared/atomicfile"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
@@ -59,19 +60,10 @@ func setCurrent(dir string, number uint64) error {
 	if err := syncPath(dir); err != nil {
 		return err
 	}
-	beside := filepath.Join(dir, currentFile+".new")
-	f, err := os.OpenFile(beside, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
+	if err := atomicfile.Replace(filepath.Join(dir, currentFile), fmt.Appendf(nil, "%d\n", number), 0o600); err != nil {
 		return fmt.Errorf("switch the state: %w", err)
 	}
-	_, err = fmt.Fprintf(f, "%d\n", number)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("switch the state: %w", err)
-	}
-	if err := os.Rename(beside, filepath.Join(dir, currentFile)); err != nil {
-		return fmt.Errorf("switch the state: %w", err)
-	}
-	return syncPath(dir)
+	return nil
 }
 
 // syncPath makes a file, or the entries of a folder, durable.

@@ -45,6 +45,8 @@ type Gossip struct {
 	trans *wire
 	stop  context.CancelFunc
 	done  chan struct{}
+	// changed has room for one word.
+	changed chan struct{}
 
 	mu    sync.Mutex
 	peers map[string]string
@@ -53,7 +55,7 @@ type Gossip struct {
 
 // Start begins to listen and to talk.
 func Start(c Config) (*Gossip, error) {
-	g := &Gossip{meta: Meta{ID: c.ID, Epoch: c.Epoch}, done: make(chan struct{})}
+	g := &Gossip{meta: Meta{ID: c.ID, Epoch: c.Epoch}, done: make(chan struct{}), changed: make(chan struct{}, 1)}
 	host, port, err := net.SplitHostPort(c.Advertise)
 	if err != nil {
 		return nil, err
@@ -69,7 +71,7 @@ func Start(c Config) (*Gossip, error) {
 	if c.WAN {
 		conf = memberlist.DefaultWANConfig()
 	}
-	conf.Name, conf.Transport, conf.Delegate = c.Name, g.trans, g
+	conf.Name, conf.Transport, conf.Delegate, conf.Events = c.Name, g.trans, g, g
 	conf.BindAddr, conf.BindPort, conf.AdvertisePort = "127.0.0.1", number, number
 	conf.AdvertiseAddr = g.trans.ip.String()
 	conf.EnableCompression = false
@@ -144,6 +146,25 @@ func (g *Gossip) Heard() map[string]Meta {
 	}
 	return out
 }
+
+// Changed gets a word when what Heard tells has changed; one word may stand for many changes.
+func (g *Gossip) Changed() <-chan struct{} { return g.changed }
+
+func (g *Gossip) tell() {
+	select {
+	case g.changed <- struct{}{}:
+	default:
+	}
+}
+
+// NotifyJoin implements memberlist.EventDelegate.
+func (g *Gossip) NotifyJoin(*memberlist.Node) { g.tell() }
+
+// NotifyLeave implements memberlist.EventDelegate.
+func (g *Gossip) NotifyLeave(*memberlist.Node) { g.tell() }
+
+// NotifyUpdate implements memberlist.EventDelegate.
+func (g *Gossip) NotifyUpdate(*memberlist.Node) { g.tell() }
 
 // Close leaves without waiting and stops.
 func (g *Gossip) Close() error {

@@ -57,7 +57,10 @@ func TestMembersHearOfEachOther(t *testing.T) {
 	defer stop()
 	for _, g := range []*Gossip{a, b} {
 		for len(g.Heard()) < 2 && deadline.Err() == nil {
-			time.Sleep(20 * time.Millisecond) // memberlist tells nobody whom it has heard of
+			select {
+			case <-g.Changed():
+			case <-deadline.Done():
+			}
 		}
 		heard := g.Heard()
 		if m := heard["csm1"]; m.ID != "id of csm1" || m.Epoch != 7 {

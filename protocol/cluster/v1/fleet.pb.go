@@ -350,7 +350,9 @@ type JoinNode struct {
 	Agent    []byte `protobuf:"bytes,5,opt,name=agent,proto3" json:"agent,omitempty"`
 	Instance []byte `protobuf:"bytes,6,opt,name=instance,proto3" json:"instance,omitempty"`
 	// Where the request came from, for the alarm.
-	Peer          string `protobuf:"bytes,7,opt,name=peer,proto3" json:"peer,omitempty"`
+	Peer string `protobuf:"bytes,7,opt,name=peer,proto3" json:"peer,omitempty"`
+	// Id that the request gets if a person must decide.
+	Id            string `protobuf:"bytes,120,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -430,6 +432,13 @@ func (x *JoinNode) GetInstance() []byte {
 func (x *JoinNode) GetPeer() string {
 	if x != nil {
 		return x.Peer
+	}
+	return ""
+}
+
+func (x *JoinNode) GetId() string {
+	if x != nil {
+		return x.Id
 	}
 	return ""
 }
@@ -1947,7 +1956,7 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\x06rejoin\x18\n" +
 	" \x01(\bR\x06rejoin\".\n" +
 	"\x0fRevokeNodeToken\x12\x1b\n" +
-	"\x04name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04name\"\x82\x02\n" +
+	"\x04name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04name\"\x9a\x02\n" +
 	"\bJoinNode\x12)\n" +
 	"\ftoken_sha256\x18\x01 \x01(\fB\x06\xea\xe0\x18\x02\b R\vtokenSha256\x12%\n" +
 	"\n" +
@@ -1956,7 +1965,8 @@ const file_cluster_v1_fleet_proto_rawDesc = "" +
 	"\x06method\x18\x04 \x01(\tB\x06\xea\xe0\x18\x02\b R\x06method\x12\x1e\n" +
 	"\x05agent\x18\x05 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x01R\x05agent\x12$\n" +
 	"\binstance\x18\x06 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x10R\binstance\x12\x1b\n" +
-	"\x04peer\x18\a \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\x04peer\"\xd4\x01\n" +
+	"\x04peer\x18\a \x01(\tB\a\xea\xe0\x18\x03\b\x80\x01R\x04peer\x12\x16\n" +
+	"\x02id\x18x \x01(\tB\x06\xea\xe0\x18\x02\b?R\x02id\"\xd4\x01\n" +
 	"\rJoinNodeReply\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12\x18\n" +
 	"\x03uid\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x03uid\x12 \n" +
