@@ -13,7 +13,6 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/probe"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/fault"
-	"github.com/cassandra-security-manager/csm/shared/release"
 )
 
 // probe asks one port with the pair's own certificate, again while it says nothing. Only an error of the gate is an error.
@@ -111,16 +110,6 @@ func (t *transaction) doReload(ctx context.Context) error {
 		t.i.o.Logger.Warn("reload command failed; the proof decides", "store", t.site.Store.Name, "error", err)
 	}
 	return err
-}
-
-// notLoaded is the exit code of nodetool when what it called threw.
-const notLoaded = 2
-
-// reloadTold says whether the reload command itself said that the stores were not loaded, as it does from 4.0 to 4.1.3: then
-// there is nothing to wait for.
-func (t *transaction) reloadTold() bool {
-	r, ok := release.Parse(t.site.Instance.Process.Version)
-	return ok && r.Reload().Tells() && t.reload != nil && t.reload.ExitCode == notLoaded
 }
 
 func clip(s string) string {

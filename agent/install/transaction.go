@@ -230,7 +230,7 @@ func (t *transaction) forward(ctx context.Context) error {
 		return err
 	}
 	t.exempt = true // files and reload are done: what follows looks, and ends the matter
-	if err := t.doReload(ctx); err != nil && (t.trustOnly() || t.reloadTold()) {
+	if err := t.doReload(ctx); err != nil && t.trustOnly() {
 		return err
 	}
 	if err := t.at(StepProve, true); err != nil {
