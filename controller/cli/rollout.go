@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	ui "github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -69,9 +70,16 @@ func (f *rolloutFlags) body() (map[string]any, error) {
 func again(c *cobra.Command, cluster, hash string) string {
 	out := "csm rollout start -c " + resource.Last(cluster)
 	for _, name := range []string{"kind", "node", "width", "canary", "bake", "max-unavailable", "failure-budget", "window", "blackout", "at"} {
-		if f := c.Flags().Lookup(name); f != nil && f.Changed {
-			v := strings.Trim(f.Value.String(), "[]")
-			if strings.ContainsAny(v, " ") {
+		f := c.Flags().Lookup(name)
+		if f == nil || !f.Changed {
+			continue
+		}
+		values := []string{f.Value.String()}
+		if several, ok := f.Value.(pflag.SliceValue); ok {
+			values = several.GetSlice()
+		}
+		for _, v := range values {
+			if strings.Contains(v, " ") {
 				v = "'" + v + "'"
 			}
 			out += " --" + name + " " + v

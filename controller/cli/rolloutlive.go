@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -49,10 +50,11 @@ func (s *session) showUntil(look func() (picture, facts []string, over bool, err
 // followRollout shows a rollout until it is at its end, or halted.
 func (s *session) followRollout(name string) error {
 	var r rolloutView
+	var raw json.RawMessage
 	err := s.showUntil(func() ([]string, []string, bool, error) {
-		x, _, err := read[rolloutView](s, name, nil)
+		x, b, err := read[rolloutView](s, name, nil)
 		if err == nil {
-			r = x
+			r, raw = x, b
 		}
 		return rolloutLines(r, s.Now()), rolloutFacts(r), r.over(), err
 	}, func() error {
@@ -60,6 +62,11 @@ func (s *session) followRollout(name string) error {
 	})
 	if err != nil {
 		return err
+	}
+	if f := s.Format(); f != "table" && f != "wide" { // what it came to, for scripts
+		if err := s.Print(ui.View{Object: raw, Name: func(any) string { return r.Name }}); err != nil {
+			return err
+		}
 	}
 	return r.ended()
 }

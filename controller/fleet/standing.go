@@ -125,11 +125,11 @@ func (z *Freeze) Words() string { return fault.From(z.refusal()).Message }
 // Remedy says how to lift it.
 func (z *Freeze) Remedy() string { return fault.From(z.refusal()).Remedy }
 
-// Took is how long a move of this cluster has taken from claim to proof lately: the mean of the newest twenty that were proved; zero without any.
+// Took is how long a move of this cluster has taken from claim to proof lately: the mean of the newest twenty that were proved, first installs left out; zero without any.
 func Took(ctx context.Context, q state.Querier, cluster string) (time.Duration, error) {
 	var ms float64
-	err := q.QueryRowContext(ctx, `SELECT coalesce(avg(ms), 0) FROM (SELECT closed_ms - opened_ms AS ms FROM moves WHERE cluster = ? AND closed_ms > 0 AND outcome = ? ORDER BY closed_ms DESC LIMIT 20)`,
-		cluster, int(agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN)).Scan(&ms)
+	err := q.QueryRowContext(ctx, `SELECT coalesce(avg(ms), 0) FROM (SELECT closed_ms - opened_ms AS ms FROM moves WHERE cluster = ? AND closed_ms > 0 AND outcome = ? AND kind <> ? ORDER BY closed_ms DESC LIMIT 20)`,
+		cluster, int(agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN), int(agentv1.MoveKind_MOVE_KIND_FIRST)).Scan(&ms)
 	return time.Duration(ms) * time.Millisecond, err
 }
 
@@ -141,3 +141,37 @@ func Short(name string) string { return short(name) }
 
 // SignalWave wakes the nodes of a cluster whose claims were refused.
 func SignalWave(a *state.Apply, cluster string) { signalWave(a, cluster) }
+
+// Trust is what a cluster's nodes are to trust and who signs for them.
+type Trust struct {
+	TrustDomain, Authority, Region string
+	// Anchors are the SHA-256 of those of ours.
+	Anchors [][]byte
+	// Released: the cluster was let go.
+	Released bool
+}
+
+// TrustOf reads the trust of a cluster.
+func TrustOf(ctx context.Context, q state.Querier, cluster string) (t Trust, err error) {
+	ok, err := found(q.QueryRowContext(ctx, `SELECT trust_domain, authority, region FROM clusters WHERE name = ?`, cluster).Scan(&t.TrustDomain, &t.Authority, &t.Region))
+	switch {
+	case err != nil:
+		return t, err
+	case !ok:
+		return t, noCluster(cluster)
+	}
+	l, err := lifeOf(ctx, q, cluster)
+	if err != nil {
+		return t, err
+	}
+	t.Released = l.released > 0
+	t.Anchors, err = collect(ctx, q, scanBytes, `SELECT sha256 FROM trust_anchors WHERE trust_domain = ? ORDER BY sha256`, t.TrustDomain)
+	return t, err
+}
+
+// SetClusterAuthority says who signs for stores of which no wish says otherwise. No store moves by it.
+func SetClusterAuthority(a *state.Apply, cluster, authority string) error {
+	_, err := a.Exec(`UPDATE clusters SET authority = ?, updated_ms = ?, revision = ? WHERE name = ?`, authority, a.Now.UnixMilli(), a.Index, cluster)
+	a.Touch(state.Updated, cluster)
+	return err
+}

@@ -82,15 +82,9 @@ func begin(a *state.Apply, p Plan) (string, error) {
 		VALUES (?,?,?,?,?,0,?,?,?,'',?,0,'',?,?,?,0,?)`, name, p.Cluster, p.Kind, p.Owner, Running, spec, hash, a.Envelope.GetReason(), a.Envelope.GetActor(), now, now, now, a.Index); err != nil {
 		return "", err
 	}
-	standing, err := fleet.Standings(a.Context(), a.Querier(), p.Cluster, a.Now)
+	signs, err := standing(a, p.Cluster)
 	if err != nil {
 		return "", err
-	}
-	signs := map[string]fleet.StoreStanding{}
-	for _, n := range standing {
-		for _, s := range n.Stores {
-			signs[resource.Store(n.Node, s.Store)] = s
-		}
 	}
 	for i, w := range p.Waves {
 		if _, err := a.Exec(`INSERT INTO rollout_waves (rollout, wave, title, why) VALUES (?,?,?,?)`, name, i, w.Title, w.Why); err != nil {
@@ -112,6 +106,18 @@ func begin(a *state.Apply, p Plan) (string, error) {
 		return "", err
 	}
 	return name, advance(a, &r)
+}
+
+// standing is how the stores of a cluster stand, by full name.
+func standing(a *state.Apply, cluster string) (map[string]fleet.StoreStanding, error) {
+	nodes, err := fleet.Standings(a.Context(), a.Querier(), cluster, a.Now)
+	out := map[string]fleet.StoreStanding{}
+	for _, n := range nodes {
+		for _, s := range n.Stores {
+			out[resource.Store(n.Node, s.Store)] = s
+		}
+	}
+	return out, err
 }
 
 func applyAdvance(a *state.Apply, c *clusterv1.AdvanceRollout) (*clusterv1.RolloutReply, error) {
@@ -136,6 +142,8 @@ func advance(a *state.Apply, r *row) error {
 	}
 	act, reasons := decide(f)
 	switch act.Do {
+	case Look:
+		return ask(a, r, f)
 	case Open:
 		return open(a, r, stores, act.Nodes)
 	case Halt:
@@ -163,6 +171,18 @@ func advance(a *state.Apply, r *row) error {
 		return err
 	}
 	return nil
+}
+
+// ask lets the agents look at their ring before a wave begins, and decides again: where none can tell, it goes on at once.
+func ask(a *state.Apply, r *row, f Facts) (err error) {
+	if r.look, err = fleet.AskHealth(a, r.spec.Cluster); err != nil {
+		return err
+	}
+	r.lookWave, _ = f.wave()
+	if _, err := a.Exec(`UPDATE rollouts SET look = ?, look_wave = ? WHERE name = ?`, r.look, r.lookWave, r.name); err != nil {
+		return err
+	}
+	return advance(a, r)
 }
 
 // summary is the last word of a rollout.
@@ -242,6 +262,10 @@ var moves = map[string]agentv1.MoveKind{
 
 // open lets nodes begin: their stores' generations are raised.
 func open(a *state.Apply, r *row, stores []storeRow, nodes []string) error {
+	now, err := standing(a, r.spec.Cluster)
+	if err != nil {
+		return err
+	}
 	for _, x := range stores {
 		if x.state != storePending || !contains(nodes, x.node) {
 			continue
@@ -254,12 +278,13 @@ func open(a *state.Apply, r *row, stores []storeRow, nodes []string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := a.Exec(`UPDATE rollout_stores SET state = ?, generation = ?, since_ms = ?, detail = '', refusals = 0 WHERE rollout = ? AND node = ? AND store = ?`,
-			storeOpen, g, a.Now.UnixMilli(), r.name, x.node, x.store); err != nil {
+		before := now[resource.Store(x.node, x.store)]
+		if _, err := a.Exec(`UPDATE rollout_stores SET state = ?, generation = ?, before_generation = ?, named_before = ?, since_ms = ?, detail = '', refusals = 0 WHERE rollout = ? AND node = ? AND store = ?`,
+			storeOpen, g, before.Generation, before.Named, a.Now.UnixMilli(), r.name, x.node, x.store); err != nil {
 			return err
 		}
 	}
-	_, err := a.Exec(`UPDATE rollouts SET awaits = '', awaits_ms = ?, revision = ? WHERE name = ?`, a.Now.UnixMilli(), a.Index, r.name)
+	_, err = a.Exec(`UPDATE rollouts SET awaits = '', awaits_ms = ?, revision = ? WHERE name = ?`, a.Now.UnixMilli(), a.Index, r.name)
 	a.Touch(state.Updated, r.name)
 	return err
 }
@@ -326,6 +351,9 @@ func resume(a *state.Apply, r *row) error {
 		storePending, a.Now.UnixMilli(), r.name, storeFailed, storeBroken); err != nil {
 		return err
 	}
+	if err := forgetLook(a, r); err != nil {
+		return err
+	}
 	r.failures = 0
 	st := Running
 	if r.back {
@@ -336,6 +364,13 @@ func resume(a *state.Apply, r *row) error {
 	}
 	fleet.SignalWave(a, r.spec.Cluster)
 	return advance(a, r)
+}
+
+// forgetLook has the ring looked at again before anything begins.
+func forgetLook(a *state.Apply, r *row) error {
+	r.lookWave = -1
+	_, err := a.Exec(`UPDATE rollouts SET look_wave = -1 WHERE name = ?`, r.name)
+	return err
 }
 
 // withdraw takes back what no node has taken up: pending stores are let go, told ones are as if they had never been.
@@ -398,6 +433,9 @@ func rollback(a *state.Apply, r *row, note string) error {
 		if _, err := a.Exec(`UPDATE `+t+` SET wave = ? + wave + 1 WHERE rollout = ?`, top, r.name); err != nil {
 			return err
 		}
+	}
+	if err := forgetLook(a, r); err != nil {
+		return err
 	}
 	r.back, r.failures, r.endMs = true, 0, 0
 	if err := setState(a, r, RollingBack, note); err != nil {

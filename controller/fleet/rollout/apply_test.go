@@ -181,7 +181,7 @@ func TestAgentsAwayAndCassandraDownHoldTheWaveToo(t *testing.T) {
 	first.must(w.fleet.Disconnected(ctx, first.uid, first.incarnation, fmt.Sprint(first.streams)))
 	_, err = w.nodes[2].claim(renew)
 	wantReason(t, err, "wave-busy")
-	if r := w.get(name); r.Awaits[0].Code != "told" {
+	if r := w.get(name); r.Awaits[0].Code != "agent-away" {
 		t.Errorf("it waits for %v", r.Awaits)
 	}
 	first.must(first.connect())

@@ -50,6 +50,10 @@ type Node struct {
 	Unable, Frozen string
 	// Canary: it is one of the first.
 	Canary bool
+	// Ring is what its neighbours hold against touching it.
+	Ring []Reason
+	// Later: others of its wave come first, so nobody has been asked about it.
+	Later bool
 }
 
 // Facts are all that a decision depends on.
@@ -68,6 +72,8 @@ type Facts struct {
 	Down, Unsettled, Unknown []Reason
 	// Freeze of the cluster or above.
 	Freeze *Reason
+	// Looked: the neighbours were asked how the ring is, for the wave that is about to begin.
+	Looked bool
 	// gone: some node is no longer the one that the plan was made for, and the rows do not say so yet.
 	gone bool
 }
@@ -78,6 +84,7 @@ type Do string
 // What may come next.
 const (
 	Wait   Do = "wait"
+	Look   Do = "look" // agents are asked to look at the ring now
 	Open   Do = "open"
 	Halt   Do = "halt"
 	Finish Do = "finish"
@@ -122,7 +129,7 @@ func decide(f Facts) (Action, []Reason) {
 	}
 	busy := f.underWay()
 	if len(pending) == 0 {
-		return Action{Do: Wait}, busy
+		return Action{Do: Wait}, append(f.atClaim(), busy...)
 	}
 	reasons := f.gated()
 	if !begun {
@@ -131,14 +138,20 @@ func decide(f Facts) (Action, []Reason) {
 	if len(reasons) > 0 {
 		return Action{Do: Wait}, append(reasons, busy...)
 	}
+	if !begun && !f.Looked {
+		return Action{Do: Look}, nil
+	}
 	slots := f.Spec.Width - f.inFlight()
 	if slots <= 0 {
-		return Action{Do: Wait}, busy
+		return Action{Do: Wait}, append(f.atClaim(), busy...)
 	}
 	var open []string
 	for _, n := range pending {
-		if r := n.held(); r != nil {
-			reasons = append(reasons, *r)
+		if n.Later {
+			continue
+		}
+		if r := n.held(); len(r) > 0 {
+			reasons = append(reasons, r...)
 		} else if len(open) < slots {
 			open = append(open, n.Name)
 		}
@@ -242,6 +255,19 @@ func (f Facts) underWay() (out []Reason) {
 	return out
 }
 
+// atClaim says what the claim of a node that was told would be refused for, if any was.
+func (f Facts) atClaim() (out []Reason) {
+	for _, n := range f.Nodes {
+		if n.Phase == Told {
+			if out == nil {
+				out = f.gated()
+			}
+			out = append(out, n.Ring...)
+		}
+	}
+	return out
+}
+
 // baking is the rest after the wave before.
 func (f Facts) baking(wave int) []Reason {
 	var last time.Time
@@ -258,14 +284,14 @@ func (f Facts) baking(wave int) []Reason {
 }
 
 // held says why a node whose turn it is cannot begin.
-func (n Node) held() *Reason {
+func (n Node) held() []Reason {
 	switch {
 	case n.Frozen != "":
-		return &Reason{Code: "frozen", Node: n.Name, Message: n.Frozen, Remedy: fmt.Sprintf("`csm node unfreeze %s` when it is no longer needed", fleet.Short(n.Name))}
+		return []Reason{{Code: "frozen", Node: n.Name, Message: n.Frozen, Remedy: fmt.Sprintf("`csm node unfreeze %s` when it is no longer needed", fleet.Short(n.Name))}}
 	case n.Unable != "":
-		return &Reason{Code: "agent", Node: n.Name, Message: fmt.Sprintf("%s cannot move: %s", fleet.Short(n.Name), n.Unable), Remedy: fmt.Sprintf("see `csm node get %s`", fleet.Short(n.Name))}
+		return []Reason{{Code: "agent", Node: n.Name, Message: fmt.Sprintf("%s cannot move: %s", fleet.Short(n.Name), n.Unable), Remedy: fmt.Sprintf("see `csm node get %s`", fleet.Short(n.Name))}}
 	}
-	return nil
+	return n.Ring
 }
 
 // gate says why no further node may begin now; none when it has nothing against it.

@@ -28,8 +28,12 @@ func TestWhatComesNextIsDecidedByTheFactsAlone(t *testing.T) {
 		reasons []string // codes
 	}{
 		{"the canary goes first, alone", Facts{Nodes: three(Pending, Pending, Pending)}, Open, "n1", nil},
+		{"the ring is not looked at yet", Facts{Nodes: three(Pending, Pending, Pending)}, Look, "", nil},
+		{"within a wave it is not looked at again: not looked", Facts{Nodes: three(Proved, Proved, Pending)}, Open, "n3", nil},
+		{"its neighbours hold something against it", Facts{Nodes: func() []Node { n := three(Pending, Pending, Pending); n[0].Ring = []Reason{{Code: "busy"}}; return n }()}, Wait, "", []string{"busy"}},
 		{"a wave waits for the one before", Facts{Nodes: three(Moving, Pending, Pending)}, Wait, "", []string{"moving"}},
 		{"told is not done", Facts{Nodes: three(Told, Pending, Pending)}, Wait, "", []string{"told"}},
+		{"told, and the ring got worse before it claimed", Facts{Nodes: three(Told, Pending, Pending), Down: down}, Wait, "", []string{"member-down", "told"}},
 		{"written is not proved", Facts{Nodes: three(Unproved, Pending, Pending)}, Wait, "", []string{"unproved"}},
 		{"the next wave, as wide as the plan", Facts{Nodes: three(Proved, Pending, Pending)}, Open, "n2", nil},
 		{"two at once where the plan is so wide", Facts{Nodes: three(Proved, Pending, Pending), Spec: Spec{Width: 2}}, Open, "n2 n3", nil},
@@ -74,6 +78,7 @@ func TestWhatComesNextIsDecidedByTheFactsAlone(t *testing.T) {
 			if f.State == "" {
 				f.State = Running
 			}
+			f.Looked = !strings.Contains(tt.name, "not looked")
 			if f.Spec.Width == 0 {
 				f.Spec.Width = 1
 			}

@@ -33,7 +33,72 @@ func factsOf(ctx context.Context, q state.Querier, r row, now time.Time) (Facts,
 			}
 		}
 	}
+	if err := f.look(ctx, q, r); err != nil {
+		return f, nil, err
+	}
 	return f, stores, f.surroundings(ctx, q, nodes)
+}
+
+// look reads what the neighbours of the nodes that are next say of the ring. Where no agent has ever told (it may not log in,
+// or list nothing), gossip as it was reported is all there is.
+func (f *Facts) look(ctx context.Context, q state.Querier, r row) error {
+	wave, begun := f.wave()
+	f.Looked = r.lookWave == wave
+	if wave < 0 || f.State != Running && f.State != RollingBack {
+		return nil
+	}
+	next := f.candidates(wave)
+	if len(next) == 0 {
+		return nil
+	}
+	h, err := fleet.Health(ctx, q, r.spec.Cluster)
+	if err != nil {
+		return err
+	}
+	var need fleet.HealthNeed
+	if f.Looked && tells(h) {
+		need.Look = r.look
+	}
+	for _, n := range next {
+		for _, x := range h.Holds(n.Name, need) {
+			switch {
+			case x.Code == "replica-down" || x.Code == "ring-moving": // weighed by the gates, which know how many may be down
+			case x.Code == "health-unknown" && (need.Look == 0 || begun): // nobody tells; or it was looked at when the wave began
+			default:
+				n.Ring = append(n.Ring, Reason{Code: x.Code, Node: n.Name, Message: x.Text, Remedy: "wait, or see what `nodetool status`, `netstats` and `compactionstats` say there"})
+			}
+		}
+	}
+	return nil
+}
+
+// candidates are the nodes of a wave that may begin next: those that were told, and a few more than there are places. What
+// comes later in a large rack is not looked at yet.
+func (f *Facts) candidates(wave int) (out []*Node) {
+	places := f.Spec.Width + 4
+	for i := range f.Nodes {
+		n := &f.Nodes[i]
+		switch {
+		case n.Wave != wave:
+		case n.Phase == Told:
+			out = append(out, n)
+		case n.Phase == Pending && n.Unable == "" && n.Frozen == "" && places > 0:
+			places--
+			out = append(out, n)
+		case n.Phase == Pending && n.Unable == "" && n.Frozen == "":
+			n.Later = true
+		}
+	}
+	return out
+}
+
+func tells(h fleet.RingHealth) bool {
+	for _, m := range h.Members {
+		if !m.Seen.IsZero() {
+			return true
+		}
+	}
+	return false
 }
 
 // nodesOf joins the stores of a rollout with how they stand: a node is as far as the store of it that is least so. Pure.

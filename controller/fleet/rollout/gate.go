@@ -70,6 +70,11 @@ func mayBegin(f Facts, node string) []Reason {
 		return f.stopped()
 	}
 	reasons := f.gated()
+	for _, n := range f.Nodes {
+		if n.Name == node {
+			reasons = append(reasons, n.Ring...)
+		}
+	}
 	if len(reasons) == 0 && busy >= f.Spec.Width {
 		return f.underWay()
 	}

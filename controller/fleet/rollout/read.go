@@ -141,6 +141,8 @@ func next(f Facts, act Action) string {
 		return "it ends as aborted"
 	}
 	switch act.Do {
+	case Look:
+		return "the agents look at the ring"
 	case Open:
 		return "begins: " + shortAll(act.Nodes)
 	case Halt:

@@ -34,15 +34,18 @@ type row struct {
 	failures                            int
 	awaitsMs, createdMs, stateMs, endMs int64
 	revision                            uint64
+	// look is the newest question about the ring that was asked for a wave, lookWave which one.
+	look     uint64
+	lookWave int
 }
 
-const rowColumns = `SELECT name, state, back, spec, plan_hash, reason, note, creator, failures, awaits, awaits_ms, created_ms, state_ms, end_ms, revision FROM rollouts `
+const rowColumns = `SELECT name, state, back, spec, plan_hash, reason, note, creator, failures, awaits, awaits_ms, created_ms, state_ms, end_ms, revision, look, look_wave FROM rollouts `
 
 type scanner interface{ Scan(...any) error }
 
 func scanRow(s scanner) (r row, err error) {
 	var b []byte
-	if err := s.Scan(&r.name, &r.state, &r.back, &b, &r.hash, &r.reason, &r.note, &r.creator, &r.failures, &r.awaits, &r.awaitsMs, &r.createdMs, &r.stateMs, &r.endMs, &r.revision); err != nil {
+	if err := s.Scan(&r.name, &r.state, &r.back, &b, &r.hash, &r.reason, &r.note, &r.creator, &r.failures, &r.awaits, &r.awaitsMs, &r.createdMs, &r.stateMs, &r.endMs, &r.revision, &r.look, &r.lookWave); err != nil {
 		return r, err
 	}
 	var w clusterv1.RolloutSpec
