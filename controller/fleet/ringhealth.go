@@ -256,53 +256,11 @@ func (h RingHealth) Holds(node string, need HealthNeed) (out []HealthReason) {
 	for i := range h.Members {
 		m := &h.Members[i]
 		m.judge(m.fresh(need), say)
-		if need.Look == 0 || m.Look >= need.Look {
-			m.busy(say)
+		if len(m.Works) > 0 && (need.Look == 0 || m.Look >= need.Look) {
+			say("busy", "%s is at work: %s", m.name(), works(m.Works))
 		}
 	}
 	return out
-}
-
-// Troubles are what holds every node of the ring, as answers that came after a time tell it: ranges that could not be read, and
-// work under way. Neither gossip nor silence is among them: RingOf tells of both. Pure.
-func (h RingHealth) Troubles(after time.Time) (out []HealthReason) {
-	say := func(code, text string, args ...any) {
-		out = append(out, HealthReason{code, fmt.Sprintf(text, args...)})
-	}
-	for _, m := range h.Members {
-		var fresh []Witness
-		for _, w := range m.Witnesses {
-			if !w.Seen.IsZero() && !w.Seen.Before(after) {
-				fresh = append(fresh, w)
-			}
-		}
-		m.unread(fresh, say)
-		if !m.Seen.Before(after) {
-			m.busy(say)
-		}
-	}
-	return out
-}
-
-func (m MemberHealth) busy(say func(code, text string, args ...any)) {
-	if len(m.Works) > 0 {
-		say("busy", "%s is at work: %s", m.name(), works(m.Works))
-	}
-}
-
-// unread says which quorums of the member's ranges did not answer. ALL is told and decides nothing: one member down is said by gossip.
-func (m MemberHealth) unread(witnesses []Witness, say func(code, text string, args ...any)) {
-	var failed []string
-	for _, w := range witnesses {
-		for _, a := range w.answers() {
-			if !a.OK && a.Consistency != "ALL" {
-				failed = append(failed, fmt.Sprintf("%s at %s: %s", short(w.Node), a.Consistency, a.Error))
-			}
-		}
-	}
-	if len(failed) > 0 {
-		say("quorum-failed", "a range of %s could not be read: %s", m.name(), strings.Join(first(failed, 3), "; "))
-	}
 }
 
 func (m MemberHealth) name() string {
@@ -327,7 +285,7 @@ func (m MemberHealth) fresh(need HealthNeed) (out []Witness) {
 
 // judge says what the witnesses hold against a member.
 func (m MemberHealth) judge(witnesses []Witness, say func(code, text string, args ...any)) {
-	var down, lack, moving []string
+	var down, lack, moving, failed []string
 	for _, w := range witnesses {
 		switch {
 		case w.Lacks:
@@ -336,6 +294,11 @@ func (m MemberHealth) judge(witnesses []Witness, say func(code, text string, arg
 			down = append(down, short(w.Node))
 		case w.State != "normal":
 			moving = append(moving, fmt.Sprintf("%s says %s", short(w.Node), w.State))
+		}
+		for _, a := range w.answers() {
+			if !a.OK && a.Consistency != "ALL" { // ALL is told, and decides nothing: one member down is said by gossip
+				failed = append(failed, fmt.Sprintf("%s at %s: %s", short(w.Node), a.Consistency, a.Error))
+			}
 		}
 	}
 	if len(down) > 0 {
@@ -347,7 +310,9 @@ func (m MemberHealth) judge(witnesses []Witness, say func(code, text string, arg
 	if len(moving) > 0 {
 		say("ring-moving", "%s is not normal: %s", m.name(), strings.Join(first(moving, 3), ", "))
 	}
-	m.unread(witnesses, say)
+	if len(failed) > 0 {
+		say("quorum-failed", "a range of %s could not be read: %s", m.name(), strings.Join(first(failed, 3), "; "))
+	}
 }
 
 func because(ws []Witness) string {

@@ -140,20 +140,11 @@ func advance(a *state.Apply, r *row) error {
 	if err != nil {
 		return err
 	}
-	if f.ask {
-		if _, err := fleet.AskHealth(a, r.spec.Cluster); err != nil {
-			return err
-		}
-	}
 	act, reasons := decide(f)
 	switch act.Do {
 	case Look:
 		return ask(a, r, f)
 	case Open:
-		// What the next wave waits for is then told of a ring in which this one has moved.
-		if _, err := fleet.AskHealth(a, r.spec.Cluster); err != nil {
-			return err
-		}
 		return open(a, r, stores, act.Nodes)
 	case Halt:
 		return setState(a, r, Halted, act.Why)
@@ -479,7 +470,7 @@ func dueNow(ctx context.Context, q state.Querier, now time.Time) ([]string, erro
 			return nil, err
 		}
 		act, reasons := decide(f)
-		if act.Do != Wait || key(reasons) != r.awaits || f.gone || f.ask {
+		if act.Do != Wait || key(reasons) != r.awaits || f.gone {
 			out = append(out, r.name)
 		}
 	}

@@ -76,8 +76,6 @@ type Facts struct {
 	Looked bool
 	// gone: some node is no longer the one that the plan was made for, and the rows do not say so yet.
 	gone bool
-	// ask: what holds the wave was told a while ago, and the agents are to look again.
-	ask bool
 }
 
 // Do is what comes next.

@@ -183,28 +183,7 @@ func (f *Facts) surroundings(ctx context.Context, q state.Querier, nodes []fleet
 	}
 	f.ring(ring, nodes)
 	f.others(nodes)
-	h, err := fleet.Health(ctx, q, f.Spec.Cluster)
-	if err != nil {
-		return err
-	}
-	f.health(h)
 	return nil
-}
-
-// How long an answer counts, and how often the agents are asked again while one holds the wave.
-const (
-	answerFor = 10 * time.Minute
-	askEvery  = 30 * time.Second
-)
-
-// health turns what the nodes read of each other's ranges, and what they are busy with, into reasons. Pure.
-func (f *Facts) health(h fleet.RingHealth) {
-	troubles := h.Troubles(f.Now.Add(-answerFor))
-	for _, t := range troubles {
-		f.Unsettled = append(f.Unsettled, Reason{Code: "ring-" + t.Code, Message: t.Text,
-			Remedy: fmt.Sprintf("it is asked again each %s; `csm cluster health %s --ask` shows who sees what", askEvery, fleet.Short(f.Spec.Cluster))})
-	}
-	f.ask = f.State == Running && len(troubles) > 0 && f.Now.Sub(h.Asked) >= askEvery
 }
 
 // ring turns what the members say of each other, and what agents say of their own Cassandra, into reasons. Pure.
