@@ -141,3 +141,37 @@ func Short(name string) string { return short(name) }
 
 // SignalWave wakes the nodes of a cluster whose claims were refused.
 func SignalWave(a *state.Apply, cluster string) { signalWave(a, cluster) }
+
+// Trust is what a cluster's nodes are to trust and who signs for them.
+type Trust struct {
+	TrustDomain, Authority, Region string
+	// Anchors are the SHA-256 of those of ours.
+	Anchors [][]byte
+	// Released: the cluster was let go.
+	Released bool
+}
+
+// TrustOf reads the trust of a cluster.
+func TrustOf(ctx context.Context, q state.Querier, cluster string) (t Trust, err error) {
+	ok, err := found(q.QueryRowContext(ctx, `SELECT trust_domain, authority, region FROM clusters WHERE name = ?`, cluster).Scan(&t.TrustDomain, &t.Authority, &t.Region))
+	switch {
+	case err != nil:
+		return t, err
+	case !ok:
+		return t, noCluster(cluster)
+	}
+	l, err := lifeOf(ctx, q, cluster)
+	if err != nil {
+		return t, err
+	}
+	t.Released = l.released > 0
+	t.Anchors, err = collect(ctx, q, scanBytes, `SELECT sha256 FROM trust_anchors WHERE trust_domain = ? ORDER BY sha256`, t.TrustDomain)
+	return t, err
+}
+
+// SetClusterAuthority says who signs for stores of which no wish says otherwise. No store moves by it.
+func SetClusterAuthority(a *state.Apply, cluster, authority string) error {
+	_, err := a.Exec(`UPDATE clusters SET authority = ?, updated_ms = ?, revision = ? WHERE name = ?`, authority, a.Now.UnixMilli(), a.Index, cluster)
+	a.Touch(state.Updated, cluster)
+	return err
+}

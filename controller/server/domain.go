@@ -15,6 +15,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
+	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
 	"github.com/cassandra-security-manager/csm/controller/grace"
 	"github.com/cassandra-security-manager/csm/controller/issuance"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
@@ -32,8 +33,9 @@ func modules() []state.Module {
 		keyring.Module(),
 		authority.Module(),
 		ledger.Module(authority.Issuers{}, fleet.Guard),
-		fleet.Module(rollout.Gate{}),
+		fleet.Module(rollout.Gate{}, rotation.Guard()),
 		rollout.Module(),
+		rotation.Module(rotation.Rollouts{}),
 		people.Module(),
 		grace.Module(),
 		backup.Module(),
@@ -50,6 +52,7 @@ type domain struct {
 	issuance    *issuance.Issuance
 	fleet       *fleet.Fleet
 	rollouts    *rollout.Rollouts
+	rotations   *rotation.Rotations
 	people      *people.People
 	grace       *grace.Grace
 	metrics     *metrics
@@ -109,6 +112,7 @@ func assembleOn(cfg Config, ring *keyring.Keyring, store *state.Store, log state
 	d.issuance = issuance.New(d.authorities, log, clock, rand.Reader, issuance.Options{AllowBenchmark: benchmark, HourlyCap: hourlyCap, Observe: d.metrics.observeIssue})
 	d.fleet = fleet.New(store, log, clock, d.anchors)
 	d.rollouts = rollout.New(store, log, clock)
+	d.rotations = rotation.New(store, log, clock, rotation.Rollouts{})
 	d.people = people.New(store, log)
 	d.grace = grace.New(store, log, clock)
 	return d

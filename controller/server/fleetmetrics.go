@@ -30,13 +30,14 @@ var (
 	agentsNow    = desc("csm_agents", "Agents by state.", "cluster", "state")
 	conflicts    = desc("csm_agent_identity_conflicts_total", "Copied state folders and tokens used with two keys, since the system was made.")
 	graceUntil   = desc("csm_renewal_grace_until_timestamp_seconds", "When the exception ends by which agents renew long expired identities; absent when there is none.")
+	rotationNow  = desc("csm_rotation_phase", "Phase of the rotation that runs: 1 distribute, 2 reissue, 3 reissued, 4 retire; -1 and -2 on the way back. Absent when none runs.", "trust_domain")
 	freezes      = desc("csm_freeze_active", "1 for each freeze in force.", "scope")
 	sealedNow    = desc("csm_keyring_sealed", "1 while this controller cannot use its keys.")
 	stateRead    = desc("csm_state_readable", "1 if the figures of this scrape could be read from the local state.")
 )
 
 func (c *fleetCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{authorityEnd, crlDue, identityEnd, expiringNow, unmanaged, agentsNow, conflicts, freezes, graceUntil, sealedNow, stateRead} {
+	for _, d := range []*prometheus.Desc{authorityEnd, crlDue, identityEnd, expiringNow, unmanaged, agentsNow, conflicts, freezes, rotationNow, graceUntil, sealedNow, stateRead} {
 		ch <- d
 	}
 }
@@ -47,7 +48,7 @@ func (c *fleetCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(ch, identityEnd, float64(c.s.id.leaf().NotAfter.Unix()), "controller")
 	gauge(ch, sealedNow, truth(!c.s.dom.keyring.Unsealed()))
 	readable := 1.0
-	for _, part := range []func(context.Context, chan<- prometheus.Metric) error{c.authorities, c.fleet, c.found, c.failures} {
+	for _, part := range []func(context.Context, chan<- prometheus.Metric) error{c.authorities, c.fleet, c.rotations, c.found, c.failures} {
 		if err := part(ctx, ch); err != nil {
 			c.s.log.Warn("a part of the metrics could not be read", "error", err)
 			readable = 0
@@ -90,6 +91,14 @@ func (c *fleetCollector) fleet(ctx context.Context, ch chan<- prometheus.Metric)
 		n += v
 	}
 	ch <- prometheus.MustNewConstMetric(conflicts, prometheus.CounterValue, float64(n))
+	return err
+}
+
+func (c *fleetCollector) rotations(ctx context.Context, ch chan<- prometheus.Metric) error {
+	phases, err := c.s.dom.rotations.Phases(ctx)
+	for trust, n := range phases {
+		gauge(ch, rotationNow, float64(n), trust)
+	}
 	return err
 }
 

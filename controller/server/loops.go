@@ -86,6 +86,19 @@ func (s *Server) rolloutLoop(ctx context.Context) error {
 	return nil
 }
 
+// rotationLoop lets the leader look whether a rotation can go on. What it proposes, Apply decides again.
+func (s *Server) rotationLoop(ctx context.Context) error {
+	for wait(ctx, nil, time.Second) {
+		if !s.dom.node.IsLeader() {
+			continue
+		}
+		if err := s.dom.rotations.Watch(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("a rotation could not be looked at", "error", err)
+		}
+	}
+	return nil
+}
+
 // wait returns when the channel wakes or the time is over; false when the context ended.
 func wait(ctx context.Context, wake <-chan struct{}, d time.Duration) bool {
 	t := time.NewTimer(d)

@@ -92,6 +92,11 @@ func (d *demo) run(ctx context.Context) (held bool) {
 			d.show(ctx, s)
 		}
 	}
+	for _, s := range long {
+		if ctx.Err() == nil && s.name == d.only {
+			d.show(ctx, s)
+		}
+	}
 	if ctx.Err() != nil {
 		d.screen.failed("interrupted")
 		return false
@@ -102,7 +107,7 @@ func (d *demo) run(ctx context.Context) (held bool) {
 // show runs a scenario and tells how it went. A scenario that panics or fails leaves the others their turn.
 func (d *demo) show(ctx context.Context, s scenario) bool {
 	d.screen.step("%s", s.shows)
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
 	saw, err := s.run(ctx, d)
 	d.proofs = append(d.proofs, proof{s.shows, err})

@@ -16,6 +16,24 @@ func TestTheWholePath(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a real Cassandra ring is left out of -short runs")
 	}
+	only := "names"
+	if os.Getenv("CSM_TEST_FULL") != "" {
+		only = ""
+	}
+	demonstrate(t, only)
+}
+
+// TestARootIsChangedUnderLoad is the whole path of a rotation on a real ring, with a load that must not lose a query.
+func TestARootIsChangedUnderLoad(t *testing.T) {
+	if os.Getenv("CSM_TEST_FULL") == "" {
+		t.Skip("it takes minutes: `make test-full` runs it")
+	}
+	demonstrate(t, "rotation")
+}
+
+// demonstrate runs the demonstration with one scenario, or with all when only is empty, and fails for each proof that did not hold.
+func demonstrate(t *testing.T, only string) {
+	t.Helper()
 	bin := t.TempDir()
 	for _, p := range []string{"controller/cmd/csm-controller", "controller/cmd/csm", "agent/cmd/csm-agent"} {
 		c := exec.Command("go", "build", "-o", filepath.Join(bin, filepath.Base(p)), "./"+p)
@@ -28,10 +46,7 @@ func TestTheWholePath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &demo{screen: newScreen(t.Output(), false), bin: bin, dir: t.TempDir(), cache: cache, only: "names"}
-	if os.Getenv("CSM_TEST_FULL") != "" {
-		d.only = ""
-	}
+	d := &demo{screen: newScreen(t.Output(), false), bin: bin, dir: t.TempDir(), cache: cache, only: only}
 	defer d.close()
 	if !d.run(t.Context()) {
 		for _, p := range d.proofs {

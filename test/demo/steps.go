@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
@@ -130,18 +131,21 @@ func startRing(ctx context.Context, d *demo) (string, error) {
 
 // client is the identity of an application, issued from a request whose key never left this program.
 type client struct {
+	mu    sync.Mutex
 	cert  tls.Certificate
 	roots *x509.CertPool
 }
 
 func (c *client) config() *tls.Config {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	return &tls.Config{Certificates: []tls.Certificate{c.cert}, RootCAs: c.roots}
 }
 
 func (d *demo) appFile() string { return filepath.Join(d.dir, "app.pem") }
 
 // application issues the load's client certificate by the command line.
-func (d *demo) application(ctx context.Context) error {
+func (d *demo) application(ctx context.Context, ca string) error {
 	key, csr, err := request("load.demo.example")
 	if err != nil {
 		return err
@@ -150,7 +154,7 @@ func (d *demo) application(ctx context.Context) error {
 	if err := os.WriteFile(path, csr, 0o600); err != nil {
 		return err
 	}
-	c, err := mustJSON[rest.Certificate](ctx, d, "csm", "certificate", "issue", "--csr", path, "--ca", authorityShort)
+	c, err := mustJSON[rest.Certificate](ctx, d, "csm", "certificate", "issue", "--csr", path, "--ca", ca)
 	if err != nil {
 		return err
 	}
@@ -162,9 +166,12 @@ func (d *demo) application(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.client = &client{cert: tls.Certificate{PrivateKey: key, Certificate: certificate.Raw(chain)}, roots: x509.NewCertPool()}
-	if !d.client.roots.AppendCertsFromPEM(root) {
-		return errors.New("the root cannot be read")
+	if d.client == nil {
+		d.client = &client{roots: x509.NewCertPool()}
+	}
+	d.client.use(tls.Certificate{PrivateKey: key, Certificate: certificate.Raw(chain)})
+	if err := d.client.trust(string(root)); err != nil {
+		return err
 	}
 	keyPEM, err := certificate.EncodeKeyPEM(key)
 	if err != nil {
@@ -189,7 +196,7 @@ func request(dns string) (crypto.Signer, []byte, error) {
 
 // startLoad starts the queries. The first ones meet cold JVMs; how fast they are at rest is measured at the end.
 func startLoad(ctx context.Context, d *demo) (string, error) {
-	if err := d.application(ctx); err != nil {
+	if err := d.application(ctx, authorityShort); err != nil {
 		return "", err
 	}
 	load, err := workload.Start(ctx, workload.Options{Hosts: d.ring.Hosts(), TLS: d.client.config})

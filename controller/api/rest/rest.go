@@ -25,6 +25,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
+	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
 	"github.com/cassandra-security-manager/csm/controller/grace"
 	"github.com/cassandra-security-manager/csm/controller/issuance"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
@@ -69,6 +70,7 @@ type Deps struct {
 	Grace       *grace.Grace
 	Fleet       *fleet.Fleet
 	Rollouts    *rollout.Rollouts
+	Rotations   *rotation.Rotations
 	Issuance    *issuance.Issuance
 	Authorities *authority.Authorities
 	Ledger      ledger.Ledger
@@ -179,6 +181,7 @@ func (s *server) routes() {
 	s.requests()
 	s.nodes()
 	s.rollouts()
+	s.rotations()
 	s.authorities()
 	s.controllers()
 	s.backups()

@@ -23,6 +23,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/consensus"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
+	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
 	"github.com/cassandra-security-manager/csm/controller/grace"
 	"github.com/cassandra-security-manager/csm/controller/issuance"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
@@ -41,15 +42,16 @@ const TrustDomain = "0123456789abcdef.csm"
 
 // World is one controller with its REST port, an authority "internal" with an issuer in region eu, and the administrator ada.
 type World struct {
-	t        testing.TB
-	Log      *statetest.Log
-	People   *people.People
-	Grace    *grace.Grace
-	Fleet    *fleet.Fleet
-	Rollouts *rollout.Rollouts
-	Issue    *issuance.Issuance
-	Quorum   *Quorum
-	Server   *httptest.Server
+	t         testing.TB
+	Log       *statetest.Log
+	People    *people.People
+	Grace     *grace.Grace
+	Fleet     *fleet.Fleet
+	Rollouts  *rollout.Rollouts
+	Rotations *rotation.Rotations
+	Issue     *issuance.Issuance
+	Quorum    *Quorum
+	Server    *httptest.Server
 	// Pin of the system CA.
 	Pin string
 	// Ada's client certificate, and the files that hold it.
@@ -64,7 +66,7 @@ type World struct {
 func New(t testing.TB, change func(*rest.Deps)) *World {
 	t.Helper()
 	ctx := context.Background()
-	w := &World{t: t, Log: statetest.New(t, people.Module(), grace.Module(), fleet.Module(rollout.Gate{}), rollout.Module(), keyring.Module(), authority.Module(), ledger.Module(authority.Issuers{}, fleet.Guard))}
+	w := &World{t: t, Log: statetest.New(t, people.Module(), grace.Module(), fleet.Module(rollout.Gate{}, rotation.Guard()), rollout.Module(), rotation.Module(rotation.Rollouts{}), keyring.Module(), authority.Module(), ledger.Module(authority.Issuers{}, fleet.Guard))}
 	log := rest.Log(w.Log)
 	kek, err := keyring.CreateKEK(t.TempDir(), keyring.FileSealer{Path: filepath.Join(t.TempDir(), "master")})
 	w.must(err)
@@ -90,9 +92,10 @@ func New(t testing.TB, change func(*rest.Deps)) *World {
 		return certificate.Raw(cs), err
 	})
 	w.Rollouts = rollout.New(w.Log.Store, log, w.Log.Clock)
+	w.Rotations = rotation.New(w.Log.Store, log, w.Log.Clock, rotation.Rollouts{})
 	w.Quorum = &Quorum{world: w, tokens: map[string]consensus.Token{}}
 	d := rest.Deps{Name: "csm1", Region: "eu", TrustDomain: TrustDomain, Roots: func() []*x509.Certificate { return w.roots }, People: w.People, Grace: w.Grace,
-		Fleet: w.Fleet, Rollouts: w.Rollouts, Issuance: w.Issue, Authorities: authorities, Ledger: ledger.NewReplicated(w.Log.Store, w.Log.Clock), Quorum: w.Quorum,
+		Fleet: w.Fleet, Rollouts: w.Rollouts, Rotations: w.Rotations, Issuance: w.Issue, Authorities: authorities, Ledger: ledger.NewReplicated(w.Log.Store, w.Log.Clock), Quorum: w.Quorum,
 		State: w.Log.Store, Unsealed: ring.Unsealed, Clock: w.Log.Clock}
 	if change != nil {
 		change(&d)

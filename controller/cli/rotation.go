@@ -1,0 +1,337 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	ui "github.com/cassandra-security-manager/csm/shared/cli"
+	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/resource"
+)
+
+func (a *app) rotationCommand() *cobra.Command {
+	c := group("rotation", "Change the CA under a living ring, proved at each step", a.rotationPlan(), a.rotationStart(), a.rotationStatus(), a.rotationExplain(), a.rotationList(),
+		a.rotationVerb("pause", "Let no further node begin; what is on the move ends", "  csm rotation pause -c prod-eu --reason 'pager went off'", "no further node begins", "what is on the move ends"),
+		a.rotationVerb("resume", "Let a paused or halted rotation go on", "  csm rotation resume -c prod-eu --reason 'disk of n3 is replaced' --wait", "further nodes begin when the gates hold", "nodes that failed are tried again"),
+		a.rotationVerb("rollback", "Turn round: leaves of the CA before again, then the new anchors go", "  csm rotation rollback -c prod-eu --reason 'clients complain' --wait",
+			"nodes that serve a leaf of the new CA get one of the CA before, wave by wave", "when all are proved, the new anchors go", "keys of before are not used again"),
+		a.rotationSetAside(), a.rotationRetire())
+	c.Example = "  csm rotation plan -c prod-eu --to root-2027\n  csm rotation start -c prod-eu --to root-2027 --plan HASH --reason 'yearly' --wait\n  csm rotation explain -c prod-eu\n" +
+		"  csm rotation retire -c prod-eu --dry-run\n  csm rotation retire -c prod-eu --plan HASH --reason 'all clients have the new root' --wait"
+	return c
+}
+
+type rotationReason struct{ Gate, Member, Message, Remedy string }
+
+type rotationPlanView struct {
+	Cluster, Kind, AuthorityBefore, AuthorityAfter, Hash string
+	AddSha256, WithdrawSha256, Phases, Notes             []string
+	Members                                              []rotationMember
+	Clients                                              []rotationClient
+	Holds, Blockers                                      []rotationReason
+}
+
+type rotationMember struct {
+	Name, Node, HostID, State, SetAside string
+	Incarnation                         uint64
+	Up                                  bool
+	Unprovable                          []string
+	Stores                              []struct {
+		Name, Leaf       string
+		Moving           bool
+		Trusts, Unproved []string
+	}
+}
+
+type rotationClient struct {
+	Name, Detail string
+	Named        bool
+}
+
+type rotationView struct {
+	Name, Cluster, Kind, Phase, State, AuthorityBefore, AuthorityAfter, Rollout, Reason, Next, ETag string
+	CreateTime, PhaseTime, EndTime                                                                  time.Time
+	Reasons                                                                                         []rotationReason
+	Members                                                                                         []rotationMember
+	Timeline                                                                                        []struct {
+		Time                  time.Time
+		Phase, Message, Actor string
+	}
+}
+
+// rotations is the collection of a cluster's rotations.
+func (s *session) rotations() (string, error) {
+	name, err := s.trustName("")
+	return name + "/rotations", err
+}
+
+func (a *app) rotationNames(cmd *cobra.Command) []string {
+	return a.offered(cmd, func(s *session) string { c, _ := s.rotations(); return c }, resource.Last)
+}
+
+// rotation finds a rotation by its id or full name; the newest of the cluster when none is named.
+func (s *session) rotation(args []string) (r rotationView, raw json.RawMessage, err error) {
+	name := first(args)
+	if !strings.HasPrefix(name, "tenants/") {
+		c, err := s.rotations()
+		if err != nil {
+			return r, nil, err
+		}
+		if name == "" {
+			items, _, _, err := list[rotationView](s, c, nil, 0)
+			if err != nil {
+				return r, nil, err
+			}
+			for _, x := range items {
+				if name == "" || x.CreateTime.After(r.CreateTime) {
+					name, r = resource.Last(x.Name), x
+				}
+			}
+			if name == "" {
+				return r, nil, fault.New(fault.NotFound, "no-rotation", "%s has no rotation", resource.Last(resource.Parent(c))).Do("make one: `csm rotation plan`")
+			}
+		}
+		name = c + "/" + name
+	}
+	return read[rotationView](s, name, nil)
+}
+
+func (s *session) planRotation(to string) (p rotationPlanView, raw json.RawMessage, base string, err error) {
+	if base, err = s.rotations(); err != nil {
+		return
+	}
+	if to == "" {
+		err = fault.New(fault.Invalid, "no-authority", "no authority is named").Do("add --to AUTHORITY: `csm ca list`")
+		return
+	}
+	err = s.ask(base+":plan", map[string]any{"authority": s.authorityName(to)}, &raw, &p)
+	return
+}
+
+// ask posts a question that changes nothing, with and without --dry-run.
+func (s *session) ask(path string, body any, raw *json.RawMessage, v any) error {
+	ctx, cancel := s.Global.Context(s.cmd.Context())
+	defer cancel()
+	ans, err := s.client.do(ctx, call{method: http.MethodPost, path: "/v1/" + path, body: body})
+	if err != nil {
+		return err
+	}
+	*raw = ans.body
+	return decode(ans.body, v)
+}
+
+func (a *app) rotationPlan() *cobra.Command {
+	var to string
+	c := &cobra.Command{Use: "plan", Short: "Show what a rotation would do, who would break, and what cannot be proved", Args: cobra.NoArgs,
+		Long:    "Nothing is changed or kept. Exit code 0 when it could start, 3 when it would be refused. The plan's hash is what `csm rotation start` takes.",
+		Example: "  csm ca create root-2027 --issuer eu\n  csm rotation plan -c prod-eu --to root-2027"}
+	a.rotationTo(c, &to)
+	return a.run(c, func(s *session, _ []string) error {
+		p, raw, _, err := s.planRotation(to)
+		if err != nil {
+			return err
+		}
+		if err := s.Print(ui.View{Object: raw, Text: p.text(to)}); err != nil || len(p.Blockers) == 0 {
+			return err
+		}
+		return fault.New(fault.Refused, "rotation-blocked", "it would be refused: %s", p.Blockers[0].Message).Do("%s", p.Blockers[0].Remedy)
+	})
+}
+
+func (a *app) rotationTo(c *cobra.Command, to *string) {
+	c.Flags().StringVar(to, "to", "", "authority that signs from then on")
+	_ = c.MarkFlagRequired("to")
+	_ = c.RegisterFlagCompletionFunc("to", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return a.authorityNames(cmd), cobra.ShellCompDirectiveNoFileComp
+	})
+}
+
+func (p rotationPlanView) text(to string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s of %s: from %s to %s; %d members\n", p.Kind, resource.Last(p.Cluster), resource.Last(p.AuthorityBefore), resource.Last(p.AuthorityAfter), len(p.Members))
+	for _, x := range p.Phases {
+		fmt.Fprintf(&b, "  %s\n", x)
+	}
+	for _, m := range p.Members {
+		for _, u := range m.Unprovable {
+			fmt.Fprintf(&b, "cannot be proved: %s: %s\n", m.Name, u)
+		}
+	}
+	for _, n := range p.Notes {
+		fmt.Fprintf(&b, "note:    %s\n", n)
+	}
+	for _, x := range p.Clients {
+		fmt.Fprintf(&b, "client:  %s: %s\n", x.Name, x.Detail)
+	}
+	b.WriteString(reasonLines("holds", p.Holds))
+	b.WriteString(reasonLines("refused", p.Blockers))
+	fmt.Fprintf(&b, "plan %s\n", p.Hash[:16])
+	if len(p.Blockers) == 0 {
+		fmt.Fprintf(&b, "to do it: csm rotation start -c %s --to %s --reason '…' --plan %s\n", resource.Last(p.Cluster), to, p.Hash[:16])
+	}
+	return b.String()
+}
+
+func reasonLines(what string, reasons []rotationReason) string {
+	var b strings.Builder
+	for _, r := range reasons {
+		who := r.Member
+		if who != "" {
+			who += " "
+		}
+		fmt.Fprintf(&b, "%-8s %s%s  [%s]\n", what+":", who, r.Message, r.Gate)
+		if r.Remedy != "" {
+			fmt.Fprintf(&b, "  do:    %s\n", r.Remedy)
+		}
+	}
+	return b.String()
+}
+
+// planned compares the hash that was given with that of the plan of now.
+func (s *session) planned(hash, look string) error {
+	switch {
+	case s.plan == "":
+		return fault.New(fault.Refused, "plan-needed", "this needs the hash of its plan").Do("look at it with `%s`, then give --plan HASH", look)
+	case len(s.plan) < 12 || !strings.HasPrefix(hash, s.plan):
+		return fault.New(fault.Stale, "plan-hash", "the plan %s is not what would be done now (%.16s)", s.plan, hash).Do("look at it again with `%s`", look)
+	}
+	return nil
+}
+
+func (a *app) rotationStart() *cobra.Command {
+	var to, bake string
+	c := &cobra.Command{Use: "start", Short: "Begin the rotation of a plan", Args: cobra.NoArgs,
+		Long: "Exit code 6 when the plan would be another by now, 3 when it is refused. --wait shows it until a person is needed or it ends: 0 waiting for the\n" +
+			"retire, or done; 1 halted; 9 when --timeout ended first. What was started goes on when csm ends.",
+		Example: "  csm rotation start -c prod-eu --to root-2027 --plan 8c1f0e5a99d0b3c7 --reason 'yearly' --wait --timeout 4h"}
+	a.rotationTo(c, &to)
+	c.Flags().StringVar(&bake, "bake", "1m", "rest between two waves")
+	return a.run(c, func(s *session, _ []string) error {
+		if err := s.needReason(); err != nil {
+			return err
+		}
+		p, _, base, err := s.planRotation(to)
+		if err != nil {
+			return err
+		}
+		if err := s.planned(p.Hash, "csm rotation plan"); err != nil {
+			return err
+		}
+		ans, err := s.post(base, map[string]any{"authority": s.authorityName(to), "planHash": p.Hash, "bake": bake, "reason": s.reason})
+		if err != nil || s.dryRun {
+			return err
+		}
+		return s.afterRotation(ans.body)
+	})
+}
+
+func (a *app) rotationStatus() *cobra.Command {
+	c := &cobra.Command{Use: "status [ROTATION]", Short: "Show a rotation: its phase, each member, what it waits for", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeWith(a.rotationNames),
+		Long:    "Without a name: the newest of the cluster. --wait shows it until a person is needed or it ends.",
+		Example: "  csm rotation status -c prod-eu\n  csm rotation status -c prod-eu --wait --timeout 2h\n  csm rotation status -c prod-eu -o json | jq '.reasons'"}
+	return a.run(c, func(s *session, args []string) error {
+		_, raw, err := s.rotation(args)
+		if err != nil {
+			return err
+		}
+		return s.afterRotation(raw)
+	})
+}
+
+// afterRotation prints a rotation, or follows it with --wait.
+func (s *session) afterRotation(raw json.RawMessage) error {
+	var r rotationView
+	if err := decode(raw, &r); err != nil {
+		return err
+	}
+	if s.wait {
+		return s.followRotation(r.Name)
+	}
+	return s.Print(ui.View{Object: raw, Text: r.text(s.Now()), Name: func(any) string { return r.Name }})
+}
+
+func (r rotationView) text(now time.Time) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s of %s, %s to %s: %s, phase %s since %s\n", resource.Last(r.Name), resource.Last(r.Cluster), resource.Last(r.AuthorityBefore), resource.Last(r.AuthorityAfter), r.State, r.Phase, ui.Ago(now, r.PhaseTime))
+	for _, m := range r.Members {
+		for _, st := range m.Stores {
+			where := m.State
+			if !m.Up {
+				where = "down"
+			}
+			if m.SetAside != "" {
+				where += ", set aside"
+			}
+			fmt.Fprintf(&b, "  %-16s %-8s %-10s leaf %-8s trusts new CA on %d of %d ports\n", m.Name, st.Name, where, st.Leaf, len(st.Trusts), len(st.Trusts)+len(st.Unproved))
+		}
+	}
+	b.WriteString(reasonLines("waits", r.Reasons))
+	if r.Next != "" {
+		fmt.Fprintf(&b, "next:    %s\n", r.Next)
+	}
+	return b.String()
+}
+
+func (a *app) rotationExplain() *cobra.Command {
+	c := &cobra.Command{Use: "explain [ROTATION]", Short: "Say what a rotation waits for, what to do about it, and what has happened", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeWith(a.rotationNames),
+		Example: "  csm rotation explain -c prod-eu\n  csm rotation explain -c prod-eu -o json"}
+	return a.run(c, func(s *session, args []string) error {
+		r, raw, err := s.rotation(args)
+		if err != nil {
+			return err
+		}
+		text := r.text(s.Now())
+		for _, e := range r.Timeline {
+			text += fmt.Sprintf("%s  %-15s %s\n", e.Time.UTC().Format("2006-01-02 15:04:05"), e.Phase, e.Message)
+		}
+		return s.Print(ui.View{Object: raw, Text: text})
+	})
+}
+
+func (a *app) rotationList() *cobra.Command {
+	c := &cobra.Command{Use: "list", Short: "List the rotations of a cluster", Args: cobra.NoArgs, Example: "  csm rotation list -c prod-eu\n  csm rotation list -c prod-eu -o json"}
+	return a.run(c, func(s *session, _ []string) error {
+		base, err := s.rotations()
+		if err != nil {
+			return err
+		}
+		items, raws, doc, err := list[rotationView](s, base, nil, 0)
+		if err != nil {
+			return err
+		}
+		t := &ui.Table{Columns: []ui.Column{{Name: "ROTATION"}, {Name: "KIND"}, {Name: "PHASE"}, {Name: "STATE", Style: stateStyle}, {Name: "FROM"}, {Name: "TO"}, {Name: "BEGAN"}, {Name: "REASON"}}}
+		for _, r := range items {
+			t.Add(resource.Last(r.Name), r.Kind, r.Phase, r.State, resource.Last(r.AuthorityBefore), resource.Last(r.AuthorityAfter), s.ago(r.CreateTime), r.Reason)
+		}
+		return s.Print(ui.View{Object: doc, Items: raws, Table: t})
+	})
+}
+
+func (a *app) rotationVerb(verb, summary, example string, effects ...string) *cobra.Command {
+	c := &cobra.Command{Use: verb + " [ROTATION]", Short: summary, Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeWith(a.rotationNames), Example: example,
+		Long: "Without a name: the newest of the cluster."}
+	return a.run(c, func(s *session, args []string) error {
+		if err := s.needReason(); err != nil {
+			return err
+		}
+		r, _, err := s.rotation(args)
+		if err != nil {
+			return err
+		}
+		if verb != "pause" { // whoever wants it to stop is not asked
+			if err := s.confirm(change{verb: verb, name: r.Name, etag: r.ETag, effects: effects}); err != nil {
+				return err
+			}
+		}
+		ans, err := s.post(r.Name+":"+verb, map[string]any{"reason": s.reason})
+		if err != nil || s.dryRun {
+			return err
+		}
+		return s.afterRotation(ans.body)
+	})
+}

@@ -1,0 +1,46 @@
+package rotation_test
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
+)
+
+func phaseIs(t *testing.T, r rotation.Rotation, want rotation.Phase) {
+	t.Helper()
+	if r.Phase != want {
+		t.Fatalf("phase %s, want %s: %+v", r.Phase, want, r.Reasons)
+	}
+}
+
+func waitsFor(r rotation.Rotation, gate string) bool {
+	return slices.ContainsFunc(r.Reasons, func(x rotation.Reason) bool { return x.Gate == gate })
+}
+
+func TestAWholeRotation(t *testing.T) {
+	w := newWorld(t, 3, "")
+	r := w.start(young)
+	phaseIs(t, r, rotation.Distribute)
+	w.run(12)
+	r = w.get(r.Name)
+	phaseIs(t, r, rotation.Reissued)
+	if !waitsFor(r, "by-hand") {
+		t.Errorf("it waits for %v, want a person", r.Reasons)
+	}
+	w.must(w.retire(r.Name))
+	w.run(12)
+	r = w.get(r.Name)
+	phaseIs(t, r, rotation.Done)
+	for _, m := range w.nodes {
+		if m.leaf != young || m.trusted[old] || !m.trusted[young] {
+			t.Errorf("%s serves a leaf of %s and trusts %v", m.name, m.leaf, m.trusted)
+		}
+	}
+	if c, err := w.fleet.GetCluster(ctx, cluster); err != nil || c.Authority != young || len(c.Anchors) != 1 {
+		t.Errorf("the cluster is signed by %s and has %d anchors: %v", c.Authority, len(c.Anchors), err)
+	}
+	for _, e := range r.Timeline {
+		t.Logf("%s  %-10s %s", e.Time.Format("15:04:05"), e.Phase, e.Message)
+	}
+}

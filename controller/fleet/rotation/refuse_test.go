@@ -1,0 +1,120 @@
+package rotation_test
+
+import (
+	"testing"
+
+	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
+	"github.com/cassandra-security-manager/csm/controller/state"
+	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
+)
+
+// raw sends a command as nobody's client would.
+func (w *world) raw(c *clusterv1.RetireRotation) error {
+	_, err := w.log.Propose(ctx, state.Proposal{Command: c, Actor: ann})
+	return err
+}
+
+func TestAPlanThatTheRingHasLeftBehindIsStale(t *testing.T) {
+	w := newWorld(t, 3, "")
+	p, err := w.rotations.Plan(ctx, cluster, young)
+	w.must(err)
+	w.stranger("n4")
+	_, err = w.rotations.Start(ctx, cluster, young, p.Hash, 0, "late", ann)
+	wantReason(t, err, "plan-stale")
+}
+
+func TestOneRotationOfARingAtATime(t *testing.T) {
+	w := newWorld(t, 3, "")
+	w.start(young)
+	p, err := w.rotations.Plan(ctx, cluster, young)
+	w.must(err)
+	if len(p.Blockers) == 0 {
+		t.Error("a second plan has no blocker")
+	}
+	_, err = w.rotations.Start(ctx, cluster, young, p.Hash, 0, "again", ann)
+	wantReason(t, err, "gate-one-at-a-time")
+}
+
+func TestARetireBeforeItsTimeIsRefusedHoweverItIsAsked(t *testing.T) {
+	w := newWorld(t, 3, "")
+	r := w.start(young)
+	wantReason(t, w.retire(r.Name), "rotation-phase")
+	w.run(3)
+	p, err := w.rotations.PlanRetire(ctx, r.Name)
+	w.must(err)
+	wantReason(t, w.raw(&clusterv1.RetireRotation{Name: r.Name, PlanHash: []byte(p.Hash), Reason: "raw"}), "rotation-phase")
+	w.run(12)
+	wantReason(t, w.raw(&clusterv1.RetireRotation{Name: r.Name, PlanHash: make([]byte, 32), Reason: "raw"}), "plan-stale")
+	w.stop(w.nodes[1])
+	wantReason(t, w.retire(r.Name), "gate-up")
+}
+
+func TestALiveMemberCannotBeSetAside(t *testing.T) {
+	w := newWorld(t, 3, "")
+	r := w.start(young)
+	m := w.nodes[2]
+	_, err := w.rotations.SetAside(ctx, r.Name, m.name, m.incarnation, "in the way", ann)
+	wantReason(t, err, "member-up")
+	w.stop(m)
+	_, err = w.rotations.SetAside(ctx, r.Name, m.name, m.incarnation+1, "in the way", ann)
+	wantReason(t, err, "other-incarnation")
+	_, err = w.rotations.SetAside(ctx, r.Name, m.name, m.incarnation, "its board is broken", ann)
+	w.must(err)
+}
+
+func TestRollbackTurnsRoundUntilTheRetire(t *testing.T) {
+	w := newWorld(t, 3, "")
+	r := w.start(young)
+	w.run(5)
+	if _, err := w.rotations.Control(ctx, r.Name, "rollback", "clients complain", ann); err != nil {
+		t.Fatal(err)
+	}
+	w.run(14)
+	phaseIs(t, w.get(r.Name), rotation.RolledBack)
+	for _, m := range w.nodes {
+		if m.leaf != old || !m.trusted[old] || m.trusted[young] {
+			t.Errorf("%s serves a leaf of %s and trusts %v", m.name, m.leaf, m.trusted)
+		}
+	}
+	r = w.start(young) // and the same again
+	w.run(14)
+	w.must(w.retire(r.Name))
+	_, err := w.rotations.Control(ctx, r.Name, "rollback", "too late", ann)
+	wantReason(t, err, "retired")
+}
+
+func TestAPausedRotationOpensNothing(t *testing.T) {
+	w := newWorld(t, 3, "")
+	r := w.start(young)
+	w.tick()
+	if _, err := w.rotations.Control(ctx, r.Name, "pause", "pager", ann); err != nil {
+		t.Fatal(err)
+	}
+	w.run(4)
+	phaseIs(t, w.get(r.Name), rotation.Distribute)
+	if _, err := w.rotations.Control(ctx, r.Name, "resume", "quiet", ann); err != nil {
+		t.Fatal(err)
+	}
+	w.run(14)
+	phaseIs(t, w.get(r.Name), rotation.Reissued)
+}
+
+func TestANodeThatJoinsInTheMiddleGetsWhatThePhaseNeeds(t *testing.T) {
+	for _, rounds := range []int{0, 2, 4, 12} {
+		w := newWorld(t, 3, "")
+		r := w.start(young)
+		w.run(rounds)
+		m := w.join("n4", 4)
+		m.firstInstall()
+		w.nodes = append(w.nodes, m)
+		w.gossip()
+		w.unbroken("when it starts")
+		c, err := m.claim(first)
+		w.must(err)
+		m.finish(c)
+		w.run(14)
+		if got := w.get(r.Name); got.Phase != rotation.Reissued {
+			t.Errorf("joined after %d rounds: phase %s: %+v", rounds, got.Phase, got.Reasons)
+		}
+	}
+}

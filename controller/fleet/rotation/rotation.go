@@ -1,0 +1,176 @@
+// Package rotation owns the change of the CA under a living ring: distribute -> proven -> reissue -> proven -> retire, for
+// the trust domain of one cluster, with the way back open until the retire.
+//
+// It keeps one invariant: no two live members of a ring ever lack a path of trust both ways. Each transition, each claim of a
+// leaf and each claim that shrinks trust asks the gates in Apply again, whoever asks for it; a gate that cannot know says no.
+// Waves are the business of package rollout, files that of the agents; this package says when and why.
+package rotation
+
+import "time"
+
+// Phase of a rotation.
+type Phase string
+
+// The phases. Reissued waits for a person. Undoing gives the leaves back under the CA before, withdrawing takes the new anchors
+// out after that.
+const (
+	Distribute  Phase = "distribute"
+	Reissue     Phase = "reissue"
+	Reissued    Phase = "reissued"
+	Retire      Phase = "retire"
+	Done        Phase = "done"
+	Undoing     Phase = "undo-reissue"
+	Withdrawing Phase = "undo-distribute"
+	RolledBack  Phase = "rolled-back"
+)
+
+// Ended says whether nothing follows.
+func (p Phase) Ended() bool { return p == Done || p == RolledBack }
+
+// Undo says whether the rotation is on its way back.
+func (p Phase) Undo() bool { return p == Undoing || p == Withdrawing || p == RolledBack }
+
+// Number orders the phases for the metric: 0 none, 1 to 5 forward, negative on the way back.
+func (p Phase) Number() int {
+	switch p {
+	case Distribute:
+		return 1
+	case Reissue:
+		return 2
+	case Reissued:
+		return 3
+	case Retire:
+		return 4
+	case Done:
+		return 5
+	case Undoing:
+		return -1
+	case Withdrawing:
+		return -2
+	case RolledBack:
+		return -3
+	}
+	return 0
+}
+
+// Kind says what changes.
+type Kind string
+
+// The kinds. Rekey keeps the root, so there is nothing to distribute or retire from truststores. Takeover replaces leaves of
+// a CA that is not ours, whose anchors stay.
+const (
+	Root      Kind = "root"
+	Rekey     Kind = "rekey"
+	Takeover  Kind = "takeover"
+	Algorithm Kind = "algorithm"
+)
+
+// Reason is why something waits or is refused, in the same words for explain, why and the API.
+type Reason struct {
+	// Gate is its code, as in the table of gates.
+	Gate string `json:"gate"`
+	// Member is the node's short name, or the address of a member that CSM does not know; empty: the whole ring.
+	Member  string `json:"member,omitempty"`
+	Message string `json:"message"`
+	Remedy  string `json:"remedy,omitempty"`
+}
+
+// View is all that decisions are made from. It is read from the state in Apply and by readers alike.
+type View struct {
+	Phase  Phase
+	Kind   Kind
+	Paused bool
+	// Frozen is why no effect may begin; empty when nothing is frozen.
+	Frozen string
+	// Doubts say why the members are not known for certain.
+	Doubts []string
+	// Members are those of the ring by two peers' gossip, enrolled or not, alive or not.
+	Members []Member
+	// Signer says why the CA that signs next cannot; empty when it can.
+	Signer string
+	// Clients who would break when the old CA goes.
+	Clients []Client
+	Rollout Rollout
+	// LinksAccepted: a person said that connections from before the swap may live on, with a reason.
+	LinksAccepted bool
+}
+
+// Member is one member of the ring.
+type Member struct {
+	// Name is the short one of the node; the address of a member that CSM does not know.
+	Name string
+	// Node is the full name, empty when CSM does not know it.
+	Node        string
+	HostID      string
+	Incarnation uint64
+	// Active: its agent's identity is good and may act.
+	Active  bool
+	Up      bool
+	State   string
+	Version string
+	// Aside is the reason for which a person set this incarnation aside; empty: nobody did.
+	Aside  string
+	Stores []Store
+	// OldLinks are its connections to other nodes that are older than the swap; -1 when nobody can tell. Links says why, or what
+	// is in the way of cycling them.
+	OldLinks int
+	Links    string
+}
+
+// counts says whether the gates ask for this member: one that was set aside is excused while it is down, not when it is back.
+func (m Member) counts() bool { return m.Aside == "" || m.Up }
+
+// Side is the CA that a leaf chains to.
+type Side string
+
+// The sides.
+const (
+	Before  Side = "before"
+	After   Side = "after"
+	Neither Side = "neither"
+	Unknown Side = "unknown"
+)
+
+// Store is one pair of keystore and truststore of a member.
+type Store struct {
+	Name string
+	// Signer is the authority of its next leaf.
+	Signer string
+	// Behind: the files are older than what this phase asks for.
+	Behind bool
+	// Lacks: an anchor of the CA that comes is not in the truststore.
+	Lacks bool
+	// Moving: on the move, or moved and not proved since.
+	Moving bool
+	// Leaf is the side of the leaf that a neighbour saw served; Unknown when nobody proved what is served now.
+	Leaf  Side
+	Ports []Port
+}
+
+// Port is a TLS port of a store.
+type Port struct {
+	Name string
+	// Trusts says that a neighbour's certificate of the CA that comes was accepted there with the files that are in place now.
+	Trusts bool
+	// Marker: it asks for no certificate, so a leaf that is newer than the truststore must be seen on it instead.
+	Marker bool
+	// Exempt is why nothing can be proved here; empty when something can.
+	Exempt string
+}
+
+// Client is an application that uses a certificate of the CA before, or was seen without being known.
+type Client struct {
+	Name, Detail string
+	// Until is when its certificate ends; zero when it is not known.
+	Until time.Time
+	// Named: a person said that it may break, with a reason.
+	Named bool
+}
+
+// Rollout is the wave-wise move that serves the phase.
+type Rollout struct {
+	Name string
+	// State is empty before it begins, then that of package rollout.
+	State  string
+	Detail string
+}

@@ -1,0 +1,287 @@
+package rotation
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"time"
+
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+
+	"github.com/cassandra-security-manager/csm/controller/authority"
+	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/ledger"
+	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/shared/resource"
+)
+
+// sight reads what decisions are made from. It is used in Apply and by readers alike, so that explain says what Apply would do.
+type sight struct {
+	ctx context.Context
+	q   state.Querier
+	now time.Time
+	r   row
+	// issuers remembers who signed which leaf.
+	issuers map[string]string
+}
+
+func look(ctx context.Context, q state.Querier, now time.Time, r row) *sight {
+	return &sight{ctx, q, now, r, map[string]string{}}
+}
+
+// view reads all of it.
+func (s *sight) view(waves Waves) (View, error) {
+	v := View{Phase: s.r.phase, Kind: s.r.kind, Paused: s.r.paused}
+	z, err := fleet.FrozenAt(s.ctx, s.q, s.r.cluster, s.now)
+	if err != nil {
+		return v, err
+	}
+	if z != nil {
+		v.Frozen = z.Words()
+	}
+	if v.Members, v.Doubts, err = s.members(); err != nil {
+		return v, err
+	}
+	if v.Signer, err = s.signer(); err != nil {
+		return v, err
+	}
+	if v.Clients, err = s.clients(); err != nil {
+		return v, err
+	}
+	named, err := exceptionsOf(s.ctx, s.q, s.r.name)
+	if err != nil {
+		return v, err
+	}
+	v.LinksAccepted = named[exceptLinks]
+	v.Rollout, err = s.rollout(waves)
+	return v, err
+}
+
+func (s *sight) rollout(waves Waves) (Rollout, error) {
+	switch {
+	case s.r.kind == Rekey && s.r.phase == Distribute, s.r.phase == Retire && len(s.r.sumsBefore) == 0:
+		return Rollout{State: rolloutDone}, nil // nothing to move
+	case s.r.rollout == nothing:
+		return Rollout{State: rolloutDone}, nil
+	case s.r.rollout == "" || waves == nil:
+		return Rollout{}, nil
+	}
+	return waves.Stand(s.ctx, s.q, s.r.rollout, s.now)
+}
+
+// members are those of the ring, with what is known of their stores.
+func (s *sight) members() ([]Member, []string, error) {
+	ring, err := fleet.RingOf(s.ctx, s.q, s.r.cluster)
+	if err != nil {
+		return nil, nil, err
+	}
+	var doubts []string
+	for _, d := range ring.Doubts {
+		doubts = append(doubts, d.Message)
+	}
+	asides, err := asidesOf(s.ctx, s.q, s.r.name)
+	if err != nil {
+		return nil, nil, err
+	}
+	stores, err := s.stores()
+	if err != nil {
+		return nil, nil, err
+	}
+	var out []Member
+	for _, m := range ring.Members {
+		x := Member{Name: m.Address, Node: m.Node, HostID: m.HostID, Incarnation: m.Incarnation, Active: m.Active, Up: m.Up, State: m.State, Version: m.Version, Stores: stores[m.Node]}
+		if m.Node != "" {
+			x.Name = short(m.Node)
+		}
+		x.OldLinks, x.Links = links(m.Node)
+		for _, a := range asides {
+			if a.HostID == m.HostID && a.Incarnation == m.Incarnation {
+				x.Aside = a.Reason
+			}
+		}
+		out = append(out, x)
+	}
+	return out, doubts, nil
+}
+
+func (s *sight) stores() (map[string][]Store, error) {
+	standings, err := fleet.Standings(s.ctx, s.q, s.r.cluster, s.now)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string][]Store{}
+	for _, n := range standings {
+		for _, st := range n.Stores {
+			x := Store{Name: st.Store, Signer: st.Authority, Behind: st.Installed < st.Generation || st.Installed < s.r.generation, Moving: st.Unproved || n.Claim != nil && n.Claim.Store == st.Store}
+			p, err := fleet.ProvenOf(s.ctx, s.q, n.Node, st.Store)
+			if err != nil {
+				return nil, err
+			}
+			if x.Leaf, err = s.side(p.Leaf); err != nil {
+				return nil, err
+			}
+			x.Ports, x.Lacks = s.ports(p)
+			out[n.Node] = append(out[n.Node], x)
+		}
+	}
+	return out, nil
+}
+
+// ports are those of a store with what is proved of their trust in the CA that comes. lacks: its anchors are not in the files.
+func (s *sight) ports(p fleet.Proven) (out []Port, lacks bool) {
+	for _, g := range p.Untrusting(s.r.after, s.r.sumsAfter) {
+		lacks = lacks || g.Code == "anchor-missing"
+	}
+	for _, x := range p.Ports {
+		_, accepted := x.Accepted[s.r.after]
+		q := Port{Name: portName(x), Trusts: accepted}
+		switch {
+		case x.Asks:
+		case x.Kind == agentv1.PortKind_PORT_KIND_CQL:
+			q.Exempt = "asks clients for no certificate (require_client_auth: false): it trusts no CA, so there is nothing to prove"
+		default: // it trusts as a client of its peers
+			q.Marker, q.Trusts = true, x.Served && x.Marker && !lacks
+		}
+		out = append(out, q)
+	}
+	return out, lacks
+}
+
+func portName(p fleet.PortProven) string {
+	kind := "CQL"
+	if p.Kind == agentv1.PortKind_PORT_KIND_INTERNODE {
+		kind = "internode"
+	}
+	return fmt.Sprintf("%s %s:%d", kind, p.Address, p.Port)
+}
+
+// side finds the CA of a leaf that was proved.
+func (s *sight) side(leaf []byte) (Side, error) {
+	if len(leaf) == 0 {
+		return Unknown, nil
+	}
+	issuer, ok := s.issuers[string(leaf)]
+	if !ok {
+		var err error
+		if issuer, err = ledger.IssuerOf(s.ctx, s.q, leaf); err != nil {
+			return Unknown, err
+		}
+		s.issuers[string(leaf)] = issuer
+	}
+	signer := resource.Parent(issuer)
+	switch {
+	case issuer == "" && s.r.kind == Takeover:
+		return Before, nil
+	case issuer != "" && s.r.before == s.r.after && signer == s.r.after:
+		return s.rekeyed(issuer)
+	case signer == s.r.after:
+		return After, nil
+	case signer == s.r.before:
+		return Before, nil
+	}
+	return Neither, nil
+}
+
+// rekeyed tells a leaf of the newest issuers from one of those before, within one authority.
+func (s *sight) rekeyed(issuer string) (Side, error) {
+	if s.r.kind == Takeover {
+		return After, nil
+	}
+	ca, err := authority.InState(s.ctx, s.q, s.r.after)
+	if err != nil {
+		return Unknown, err
+	}
+	for _, i := range ca.Issuers {
+		if i.Name != issuer {
+			continue
+		}
+		if best := ca.Signing(i.Region, s.now); best != nil && best.Name == i.Name {
+			return After, nil
+		}
+	}
+	return Before, nil
+}
+
+// signer says why the CA that signs next cannot.
+func (s *sight) signer() (string, error) {
+	name := s.r.after
+	if s.r.phase.Undo() {
+		name = s.r.before
+	}
+	ca, err := authority.InState(s.ctx, s.q, name)
+	if err != nil {
+		return "", err
+	}
+	switch {
+	case ca.State != authority.Active:
+		return fmt.Sprintf("%s is %s", short(name), ca.State), nil
+	case ca.Signing("", s.now) == nil:
+		return fmt.Sprintf("%s has no active issuer that is valid for another day", short(name)), nil
+	case len(ca.Roots(s.now)) == 0:
+		return fmt.Sprintf("the root of %s has expired", short(name)), nil
+	}
+	return "", nil
+}
+
+// maxClients bounds how many are named.
+const maxClients = 1000
+
+// clients are those that use a living certificate of the CA before and have none of the CA after under the same subject.
+func (s *sight) clients() ([]Client, error) {
+	if s.r.before == s.r.after {
+		return nil, nil
+	}
+	named, err := exceptionsOf(s.ctx, s.q, s.r.name)
+	if err != nil {
+		return nil, err
+	}
+	have := map[string]bool{}
+	if err := s.living(s.r.after, func(l ledger.Living) { have[l.Subject] = true }); err != nil {
+		return nil, err
+	}
+	var out []Client
+	err = s.living(s.r.before, func(l ledger.Living) {
+		if !have[l.Subject] {
+			id := fmt.Sprintf("%.16x", l.SHA256)
+			out = append(out, Client{Name: id, Until: l.NotAfter, Named: named[id],
+				Detail: fmt.Sprintf("%s uses a certificate of the CA before until %s, and has none of the new one", l.Subject, l.NotAfter.Format(time.DateOnly))})
+		}
+	})
+	return out, err
+}
+
+func (s *sight) living(name string, each func(ledger.Living)) error {
+	ca, err := authority.InState(s.ctx, s.q, name)
+	if err != nil {
+		return err
+	}
+	for _, i := range ca.Issuers {
+		list, err := ledger.LivingOf(s.ctx, s.q, i.Name, s.r.cluster, s.now, maxClients)
+		if err != nil {
+			return err
+		}
+		for _, l := range list {
+			each(l)
+		}
+	}
+	return nil
+}
+
+// sums are the SHA-256 of certificates.
+func sums(ders [][]byte) (out [][]byte) {
+	for _, d := range ders {
+		s := sha256.Sum256(d)
+		out = append(out, s[:])
+	}
+	return out
+}
+
+func contains(all [][]byte, one []byte) bool {
+	for _, x := range all {
+		if bytes.Equal(x, one) {
+			return true
+		}
+	}
+	return false
+}

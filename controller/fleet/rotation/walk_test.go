@@ -1,0 +1,104 @@
+package rotation_test
+
+import (
+	"flag"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
+	"github.com/cassandra-security-manager/csm/controller/state"
+	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
+)
+
+// walk is a random life of a ring whose CA changes: whatever the leader, agents, machines and people do in whatever order, no
+// two live members lack a path of trust both ways.
+type walk struct {
+	*world
+	rotation string
+}
+
+func (k *walk) pick(t *rapid.T) *member { return rapid.SampledFrom(k.nodes).Draw(t, "node") }
+
+// act lets one agent do what it is asked for.
+func (k *walk) act(t *rapid.T) {
+	if m := k.pick(t); !k.down[m.name] && m.pending() {
+		_ = m.move()
+	}
+}
+
+// power stops a Cassandra, or starts it: with the files that are there, or, where its agent comes first, with those of now.
+func (k *walk) power(t *rapid.T) {
+	m := k.pick(t)
+	if !k.down[m.name] {
+		k.stop(m)
+		return
+	}
+	aside := false
+	if k.rotation != "" {
+		for _, a := range k.get(k.rotation).Asides {
+			aside = aside || a.Node == m.name
+		}
+	}
+	// A member that was set aside is not let up before its agent has brought its files up to date.
+	if (aside || rapid.Bool().Draw(t, "ensure")) && m.pending() {
+		if err := m.move(); err != nil && aside {
+			return
+		}
+	}
+	k.startCassandra(m)
+}
+
+func (k *walk) people(t *rapid.T) {
+	if k.rotation == "" || k.get(k.rotation).EndTime.Unix() > 0 {
+		to := rapid.SampledFrom([]string{old, young}).Draw(t, "to")
+		if p, err := k.rotations.Plan(ctx, cluster, to); err == nil {
+			if r, err := k.rotations.Start(ctx, cluster, to, p.Hash, 0, "walk", ann); err == nil {
+				k.rotation = r.Name
+			}
+		}
+		return
+	}
+	switch rapid.SampledFrom([]string{"retire", "retire", "rollback", "pause", "resume", "resume", "aside", "advance"}).Draw(t, "what") {
+	case "retire":
+		_ = k.retire(k.rotation)
+	case "rollback":
+		if rapid.IntRange(0, 3).Draw(t, "seldom") == 0 {
+			_, _ = k.rotations.Control(ctx, k.rotation, "rollback", "walk", ann)
+		}
+	case "pause":
+		_, _ = k.rotations.Control(ctx, k.rotation, "pause", "walk", ann)
+	case "resume":
+		_, _ = k.rotations.Control(ctx, k.rotation, "resume", "walk", ann)
+	case "aside":
+		m := k.pick(t)
+		_, _ = k.rotations.SetAside(ctx, k.rotation, m.name, m.incarnation, "walk", ann)
+	case "advance": // anybody may ask
+		_, _ = k.log.Propose(ctx, state.Proposal{Command: &clusterv1.AdvanceRotation{Name: k.rotation}, Actor: "mallory"})
+	}
+}
+
+func TestNoOrderOfEventsCutsTwoLiveMembers(t *testing.T) {
+	// Each walk has a state machine and two CAs of its own; -rapid.checks asks for more of them.
+	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
+		if err := f.Value.Set("12"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	phases := map[rotation.Phase]int{}
+	rapid.Check(t, func(r *rapid.T) {
+		k := &walk{world: newWorld(t, 3, "")}
+		r.Repeat(map[string]func(*rapid.T){
+			"act": k.act, "act more": k.act, "act again": k.act, "tick": func(*rapid.T) { k.tick() }, "tick more": func(*rapid.T) { k.tick() }, "power": k.power, "people": k.people,
+			"": func(t *rapid.T) {
+				if b := k.broken(); b != "" {
+					t.Fatal(b)
+				}
+				if k.rotation != "" {
+					phases[k.get(k.rotation).Phase]++
+				}
+			},
+		})
+	})
+	t.Logf("steps by phase: %v", phases)
+}

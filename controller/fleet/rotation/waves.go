@@ -1,0 +1,54 @@
+package rotation
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
+	"github.com/cassandra-security-manager/csm/controller/state"
+)
+
+// Rollouts are the waves of package rollout, with its usual figures for each kind.
+type Rollouts struct{}
+
+var _ Waves = Rollouts{}
+
+// Begin starts a rollout that belongs to the rotation.
+func (Rollouts) Begin(a *state.Apply, w Wave) (string, error) {
+	s := rollout.Usual(w.Cluster, w.Kind)
+	s.Owner, s.Authority, s.Bake = w.Owner, w.Authority, w.Bake
+	for _, n := range w.Members {
+		s.Nodes = append(s.Nodes, short(n))
+	}
+	return rollout.Begin(a, s)
+}
+
+// Set pauses, resumes or aborts it.
+func (Rollouts) Set(a *state.Apply, name, verb, reason string) error {
+	r, err := rollout.Get(a.Context(), a.Querier(), name, a.Now)
+	if err != nil || !r.Live() || r.State == rollout.Aborting || verb == "pause" && r.State != rollout.Running {
+		return err
+	}
+	return rollout.SetState(a, name, verb, reason)
+}
+
+// Stand says where it stands.
+func (Rollouts) Stand(ctx context.Context, q state.Querier, name string, now time.Time) (Rollout, error) {
+	r, err := rollout.Get(ctx, q, name, now)
+	if err != nil {
+		return Rollout{}, err
+	}
+	var words []string
+	if r.Note != "" {
+		words = append(words, r.Note)
+	}
+	for i, x := range r.Awaits {
+		if i == 3 {
+			words = append(words, "and more")
+			break
+		}
+		words = append(words, x.Message)
+	}
+	return Rollout{Name: name, State: r.State, Detail: strings.Join(words, "; ")}, nil
+}
