@@ -64,7 +64,7 @@ test-packages: setup ## install, upgrade, downgrade, remove and purge under a re
 model: setup ## search the models of install and rotation, the largest too; prints the outage behind each gate
 	CSM_TEST_FULL=1 $(GO) test -timeout 30m -count=1 -v ./test/model
 
-test-full: test test-packages ## also what takes longer: Cassandra's own polls, long soaks
+test-full: test test-packages ## also what takes longer: Cassandra's own polls, the lives of nodes on a real ring, long soaks
 	CSM_TEST_FULL=1 $(GO) test -timeout 60m -p 1 -count=1 ./test/...
 
 # Left out of `make race`: packages whose tests live by raft's timers or replay thousands of transactions, which the

@@ -126,6 +126,9 @@ type Authorities struct {
 	rand    io.Reader
 	options Options
 
+	// clockDoubt says why lists must not be dated now.
+	clockDoubt func() error
+
 	mu     sync.RWMutex
 	cached map[string]remembered
 	crls   *crlCache
@@ -136,6 +139,10 @@ type remembered struct {
 	authority *Authority
 	watch     *state.Watch
 }
+
+// JudgeClock makes the door ask before it dates a revocation list: a controller whose clock is wrong would leave out what it
+// takes for expired, and relying parties would refuse the list. It is called before the door is used.
+func (s *Authorities) JudgeClock(doubt func() error) { s.clockDoubt = doubt }
 
 // New makes the door. rand gives serial numbers.
 func New(store Store, log state.Log, keys Keys, clock clockwork.Clock, rand io.Reader, o Options) *Authorities {
@@ -148,7 +155,7 @@ func New(store Store, log state.Log, keys Keys, clock clockwork.Clock, rand io.R
 	if o.AllowBenchmark {
 		algorithm.AllowBenchmark()
 	}
-	return &Authorities{store: store, log: log, keys: keys, clock: clock, rand: rand, options: o,
+	return &Authorities{clockDoubt: func() error { return nil }, store: store, log: log, keys: keys, clock: clock, rand: rand, options: o,
 		cached: map[string]remembered{}, crls: newCRLCache()}
 }
 

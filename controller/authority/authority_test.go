@@ -273,6 +273,33 @@ func TestAListIsKeptUntilHalfOfItsLife(t *testing.T) {
 	}
 }
 
+func TestAControllerWithAWrongClockDatesNoListAndForgetsThoseOfTheFuture(t *testing.T) {
+	w := newWorld(t)
+	i := w.issuer(t, w.root(t), "eu")
+	first, err := w.CRL(ctx, i.PublicID, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong := fault.New(fault.Unavailable, "clock-skew", "wrong")
+	w.JudgeClock(func() error { return wrong })
+	if l, err := w.CRL(ctx, i.PublicID, 0); err != nil || !bytes.Equal(l.DER, first.DER) {
+		t.Errorf("the list that is valid still is not given: %v", err)
+	}
+	w.log.Clock.Advance(400 * 24 * time.Hour)
+	if _, err := w.CRL(ctx, i.PublicID, 0); !fault.HasReason(err, "clock-skew") {
+		t.Errorf("a list by a wrong clock: %v", err)
+	}
+	w.JudgeClock(func() error { return nil })
+	future, err := w.CRL(ctx, i.PublicID, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.log.Clock.Advance(-400 * 24 * time.Hour)
+	if l, err := w.CRL(ctx, i.PublicID, 0); err != nil || !l.ThisUpdate.Before(future.ThisUpdate) || l.ThisUpdate.After(w.log.Clock.Now()) {
+		t.Errorf("a list of the future is given on: %v %v", l.ThisUpdate, err)
+	}
+}
+
 func TestASealedControllerGivesNoListThatItCannotSign(t *testing.T) {
 	w := newWorld(t)
 	i := w.issuer(t, w.root(t), "eu")

@@ -64,6 +64,14 @@ func (j judgement) mayDate(now reading) *fault.Error {
 // mayDate says why this controller must not date a write now; nil when it may.
 func (n *Node) mayDate() *fault.Error { return n.judged.Load().mayDate(n.readClock()) }
 
+// clockDoubt says that the clock differs from most others', or was set a moment ago; nil when neither is known.
+func (n *Node) clockDoubt() *fault.Error {
+	if j := n.judged.Load(); !j.unknown {
+		return j.mayDate(n.readClock())
+	}
+	return nil
+}
+
 // clockWrong says that the clock differs from most others'; nil when it does not, or is not known to.
 func (n *Node) clockWrong() *fault.Error { return n.judged.Load().wrong }
 

@@ -73,7 +73,7 @@ func TestALeaderWhoseClockIsSetDatesNotASingleWriteWithIt(t *testing.T) {
 		}
 		wg.Wait()
 		for _, b := range w.boxes {
-			if at := b.store.Now(); at.Sub(time.Now()) > time.Minute || at.Before(before) {
+			if at := b.store.Now(); time.Until(at) > time.Minute || at.Before(before) {
 				t.Fatalf("a leap by %s: the state of %s is at %s", leap, b.name, at)
 			}
 		}
@@ -101,7 +101,7 @@ func TestTheTermOfAControllerWithAWrongClockDoesNotMoveTheStatesClock(t *testing
 	})
 	w.eventually("another leads", func() bool { return w.leader() != b })
 	w.leader().mustWrite("after")
-	if at := b.store.Now(); at.Sub(time.Now()) > time.Minute {
+	if at := b.store.Now(); time.Until(at) > time.Minute {
 		t.Errorf("the state is at %s", at)
 	}
 }

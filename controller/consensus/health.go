@@ -27,7 +27,7 @@ type Health struct {
 // Health implements Quorum.
 func (n *Node) Health() Health {
 	h := Health{Leader: n.Leader(), Age: n.Age(), Applied: n.store.Applied(), DiskFree: float64(n.free.Load()) / 1e6,
-		ClockAhead: n.store.Now().Sub(n.cfg.Clock.Now()), DiskLow: n.diskLow.Load(), ClockWrong: n.clockWrong(), ShutOut: n.shutOut.Load(),
+		ClockAhead: n.store.Now().Sub(n.cfg.Clock.Now()), DiskLow: n.diskLow.Load(), ClockWrong: n.clockDoubt(), ShutOut: n.shutOut.Load(),
 		LeaderChanges: n.leaders.changes.Load()}
 	if id := n.leaderID(); id != "" && id != n.cfg.NodeID {
 		if a := n.contacts.get(id).answer; a != nil && a.Applied > h.Applied {

@@ -100,6 +100,12 @@ func assemble(cfg Config, in installation, kek *keyring.KEK, store *state.Store,
 	d := assembleOn(cfg, keyring.New(store, log, kek, in.Name), store, log, m)
 	d.node = node
 	d.fleet.Holders(node.Answers)
+	d.authorities.JudgeClock(func() error {
+		if f := node.Health().ClockWrong; f != nil {
+			return f
+		}
+		return nil
+	})
 	return d
 }
 

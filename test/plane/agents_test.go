@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -29,9 +30,10 @@ var agentProgram = sync.OnceValues(func() (string, error) {
 
 // host is a real csm-agent beside a Cassandra that does not run: its stores are installed for its next start.
 type host struct {
-	w    world
-	name string
-	log  string
+	w      world
+	name   string
+	log    string
+	stores string
 }
 
 type nodeView struct {
@@ -67,14 +69,14 @@ func (w world) hostOf(program, name string, env ...string) host {
 		"cassandra.yaml": fmt.Sprintf("cluster_name: ring\nendpoint_snitch: SimpleSnitch\nlisten_address: 127.0.0.1\nrpc_address: 127.0.0.1\nstorage_port: %d\nnative_transport_port: %d\n"+
 			"server_encryption_options: {internode_encryption: all, %s}\n", internode, native, section),
 		"token": token.Token + "\n",
-		"agent.yaml": fmt.Sprintf("controllers: [%s, %s, %s]\npin: %s\ncluster: prod\njoin: {method: token, file: %s/token}\nmode: manage\nstate_dir: %s/state\nhold_file: %s/HOLD\n"+
+		"agent.yaml": fmt.Sprintf("controllers: [%s]\npin: %s\ncluster: prod\njoin: {method: token, file: %s/token}\nmode: manage\nstate_dir: %s/state\nhold_file: %s/HOLD\n"+
 			"cassandra: [{config: %s/cassandra.yaml, store_roots: [%s], reload: {command: [/bin/true]}}]\n",
-			w.Controllers[0].Address(9641), w.Controllers[1].Address(9641), w.Controllers[2].Address(9641), w.API.Pin, dir, dir, dir, dir, stores),
+			strings.Join(w.Fleet("prod").Controllers, ", "), w.API.Pin, dir, dir, dir, dir, stores),
 	}
 	for name, text := range files {
 		w.must(os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
-	h := host{w, name, filepath.Join(dir, "agent.log")}
+	h := host{w, name, filepath.Join(dir, "agent.log"), stores}
 	p, err := process.Start(process.Spec{Name: "agent of " + name, Path: program, Args: []string{"run", "--config", filepath.Join(dir, "agent.yaml")}, Env: env, Dir: dir, Log: h.log})
 	w.must(err)
 	w.t.Cleanup(p.Kill)

@@ -5,6 +5,7 @@ package plane_test
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -124,23 +125,32 @@ func (c *clocked) said(within time.Duration, log string, words ...string) {
 // TestClocksThatAreSetWhileEverythingRuns is one system and one story: starting it is most of the time.
 func TestClocksThatAreSetWhileEverythingRuns(t *testing.T) {
 	c := startClocked(t)
-	for _, by := range []time.Duration{leapYear, -leapYear, 3 * time.Minute, 11 * time.Minute} {
+	few := func(all ...time.Duration) []time.Duration {
+		if os.Getenv("CSM_TEST_FULL") == "" {
+			return all[:1]
+		}
+		return all
+	}
+	for _, by := range few(leapYear, -leapYear, 3*time.Minute, 11*time.Minute) {
 		if !t.Run(fmt.Sprintf("the leader's by %s", by), func(t *testing.T) { c.leaderIsSet(t, by) }) {
 			return
 		}
 	}
-	for _, by := range []time.Duration{leapYear, -leapYear} {
+	for _, by := range few(leapYear, -leapYear) {
 		if !t.Run(fmt.Sprintf("a follower's by %s", by), func(t *testing.T) { c.followerIsSet(t, by) }) {
 			return
 		}
 	}
-	for _, by := range []time.Duration{leapYear, -leapYear, 30 * time.Minute} {
+	for _, by := range few(leapYear, -leapYear, 30*time.Minute) {
 		if !t.Run(fmt.Sprintf("the agent's by %s", by), func(t *testing.T) { c.agentIsSet(t, by) }) {
 			return
 		}
 	}
-	var sums struct{ Equal bool }
+	var sums struct{ Consistent bool }
 	c.must(c.API.Do(t.Context(), http.MethodPost, "/v1/system:verify", struct{}{}, &sums))
+	if !sums.Consistent {
+		t.Error("the states of the controllers differ")
+	}
 }
 
 // leaderIsSet: a leader far from the others dates nothing and hands over; one that is a little off goes on.
@@ -200,16 +210,11 @@ func (c *clocked) agentIsSet(t *testing.T, by time.Duration) {
 	h := c.node
 	h.w.t = t
 	before := h.await("connected", func(v nodeView) bool { return v.Agent.Connected })
-	marked := strings.Count(process.Tail(h.log, 5000), "clock was set")
 	c.set("agent", by)
-	c.must(plane.Eventually(t.Context(), 90*time.Second, func() error {
-		if strings.Count(process.Tail(h.log, 5000), "clock was set") == marked {
-			return fmt.Errorf("the agent does not notice: %s", process.Tail(h.log, 5))
-		}
-		return nil
-	}))
+	// The wish wakes the agent, which looks at its clock before it decides. A controller may notice before it does.
 	c.must(c.API.Do(t.Context(), http.MethodPost, h.path()+":renew", map[string]string{"reason": "test"}, nil))
 	h.await("let go", func(v nodeView) bool { return !v.Agent.Connected })
+	c.said(60*time.Second, h.log, "no stream")
 	if v := h.installed(); v.Stores[0].LeafSha256 != before.Stores[0].LeafSha256 {
 		t.Errorf("something was done by a wrong clock: %+v", v)
 	}

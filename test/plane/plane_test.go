@@ -30,9 +30,9 @@ type world struct {
 	t *testing.T
 }
 
-// program builds csm-controller once for all tests; TestMain takes it away.
+// program builds csm-controller and csm once for all tests; TestMain takes them away.
 var program = sync.OnceValues(func() (string, error) {
-	c := exec.Command("go", "build", "-o", filepath.Join(folder, "csm-controller"), "./controller/cmd/csm-controller")
+	c := exec.Command("go", "build", "-o", folder+"/", "./controller/cmd/csm-controller", "./controller/cmd/csm")
 	c.Dir, c.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)

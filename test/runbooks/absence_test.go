@@ -68,9 +68,9 @@ func (x *absence) must(err error) {
 }
 
 // stopped is a node whose Cassandra does not run: files alone, as before its first start.
-func stopped(t *testing.T, dir string, ip netip.Addr) *ring.Node {
+func stopped(t *testing.T, dir, name string, ip netip.Addr) *ring.Node {
 	t.Helper()
-	n := &ring.Node{Name: "n1", Dir: dir, Address: ip, Config: filepath.Join(dir, "cassandra.yaml"), Stores: filepath.Join(dir, "tls"), Nodetool: "/bin/false"}
+	n := &ring.Node{Name: name, Dir: dir, Address: ip, Config: filepath.Join(dir, "cassandra.yaml"), Stores: filepath.Join(dir, "tls"), Nodetool: "/bin/false"}
 	n.Keystore, n.Truststore = filepath.Join(n.Stores, "keystore.p12"), filepath.Join(n.Stores, "truststore.p12")
 	stores := fmt.Sprintf("  store_type: PKCS12\n  keystore: %s\n  keystore_password: changeit-1\n  truststore: %s\n  truststore_password: changeit-1\n", n.Keystore, n.Truststore)
 	if err := os.MkdirAll(n.Stores, 0o700); err != nil {
@@ -114,12 +114,7 @@ func TestASystemThatWasOffFor400DaysComesBack(t *testing.T) {
 	if testing.Short() {
 		t.Skip("real programs are left out of -short runs")
 	}
-	today, past, dir := t.TempDir(), t.TempDir(), t.TempDir()
-	build(t, today, "./controller/cmd/csm-controller", "./controller/cmd/csm", "./agent/cmd/csm-agent")
-	t.Chdir("../..")
-	if err := clock.Build(past, "./controller/cmd/csm-controller", "./agent/cmd/csm-agent"); err != nil {
-		t.Fatal(err)
-	}
+	today, past, dir := must[string](t)(shipped()), must[string](t)(shifted()), t.TempDir()
 	x := made400DaysAgo(t, dir, past)
 	x.agent.Process.Kill()
 	x.p.Stop()
@@ -142,7 +137,7 @@ func made400DaysAgo(t *testing.T, dir, past string) *absence {
 	name, value, _ := strings.Cut(clock.Shift(-away), "=")
 	t.Setenv(name, value)
 	p := found(t, plane.Options{Dir: dir, Bin: past, Now: func() time.Time { return time.Now().Add(-away) }})
-	x := &absence{operator: operator{t: t, p: p, env: environment(dir)}, dir: dir, fleet: p.Fleet("prod"), node: stopped(t, filepath.Join(dir, "n1"), p.Host(4))}
+	x := &absence{operator: operator{t: t, p: p, env: environment(dir)}, dir: dir, fleet: p.Fleet("prod"), node: stopped(t, filepath.Join(dir, "n1"), "n1", p.Host(4))}
 	x.must(p.API.Do(t.Context(), http.MethodPost, "/v1/tenants/default/clusters", map[string]string{"id": "prod", "authority": "root", "cassandraName": "ring"}, nil))
 	var token struct{ Token string }
 	x.must(p.API.Do(t.Context(), http.MethodPost, prod+"/joinTokens", map[string]any{"node": "n1", "dns": []string{"n1.example"}, "ips": []string{x.node.Address.String(), "127.0.0.1"}}, &token))

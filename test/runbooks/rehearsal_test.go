@@ -20,14 +20,18 @@ import (
 
 	"github.com/cassandra-security-manager/csm/test/plane"
 	"github.com/cassandra-security-manager/csm/test/process"
+	"github.com/cassandra-security-manager/csm/test/ring"
 )
 
 // operator has csm and a context for three real controllers.
 type operator struct {
+	// t is the test at hand, whole the one that what outlives it belongs to.
 	t   *testing.T
 	p   *plane.Plane
 	bin string
 	env []string
+
+	whole *testing.T
 }
 
 // csm runs a command line of a runbook and gives its exit code and what it said.
@@ -88,27 +92,20 @@ func begin(t *testing.T) operator {
 	if testing.Short() {
 		t.Skip("real programs are left out of -short runs")
 	}
-	bin, dir := t.TempDir(), t.TempDir()
-	build(t, bin, "./controller/cmd/csm-controller", "./controller/cmd/csm")
-	o := operator{t, found(t, plane.Options{Dir: dir, Bin: bin, Extra: "backup: {to: \"file://" + filepath.Join(dir, "backups") + "\", keep: 3}\n"}), bin, environment(dir)}
+	bin, dir := must[string](t)(shipped()), t.TempDir()
+	mount(t, filepath.Join(dir, "csm2", "data"), smallDisk)
+	o := operator{t, found(t, plane.Options{Dir: dir, Bin: bin, Extra: "backup: {to: \"file://" + filepath.Join(dir, "backups") + "\", keep: 3}\n"}), bin, environment(dir), t}
 	o.context()
 	return o
 }
 
-// build makes the programs as they are shipped.
-func build(t *testing.T, bin string, programs ...string) {
-	t.Helper()
-	c := exec.Command("go", append([]string{"build", "-o", bin + "/"}, programs...)...)
-	c.Dir, c.Env = "../..", append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-}
+// smallDisk is the size of the disk of csm2, in megabytes.
+const smallDisk = 512
 
 // found makes a system of three controllers.
 func found(t *testing.T, o plane.Options) *plane.Plane {
 	t.Helper()
-	r, err := process.Claim(210, 4, 9640, 9641, 9642, 9643, 9644)
+	r, err := process.Claim(210, 7, 9640, 9641, 9642, 9643, 9644, ring.StoragePort, ring.NativePort)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,6 +153,24 @@ func (o operator) Approve(_ context.Context, controller, fingerprint string) err
 // metric reads the first figure of that name from a controller.
 func (o operator) metric(c *plane.Controller, name string) float64 {
 	o.t.Helper()
+	all := o.metrics(c, name)
+	if len(all) == 0 {
+		o.t.Fatalf("there is no %s", name)
+	}
+	return all[0]
+}
+
+// total adds the figures of that name, whatever their labels; 0 when there is none yet.
+func (o operator) total(c *plane.Controller, name string) (sum float64) {
+	o.t.Helper()
+	for _, v := range o.metrics(c, name) {
+		sum += v
+	}
+	return sum
+}
+
+func (o operator) metrics(c *plane.Controller, name string) (out []float64) {
+	o.t.Helper()
 	client := http.Client{Timeout: 5 * time.Second}
 	r, err := client.Get("http://" + c.Address(9644) + "/metrics")
 	if err != nil {
@@ -166,15 +181,14 @@ func (o operator) metric(c *plane.Controller, name string) float64 {
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	found := regexp.MustCompile(`(?m)^` + name + `(?:\{[^}]*\})? (\S+)$`).FindSubmatch(b)
-	if found == nil {
-		o.t.Fatalf("there is no %s", name)
+	for _, found := range regexp.MustCompile(`(?m)^`+name+`(?:\{[^}]*\})? (\S+)$`).FindAllSubmatch(b, -1) {
+		v, err := strconv.ParseFloat(string(found[1]), 64)
+		if err != nil {
+			o.t.Fatal(err)
+		}
+		out = append(out, v)
 	}
-	v, err := strconv.ParseFloat(string(found[1]), 64)
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	return v
+	return out
 }
 
 func (o operator) start(names ...int) {
@@ -196,13 +210,20 @@ func TestTheRunbooksOfTheControlPlane(t *testing.T) {
 		rehearse func(operator)
 	}{
 		{"frozen-too-long", frozen},
+		{"backup-old", backupOld},
 		{"no-quorum", withoutQuorum},
 		{"all-controllers-lost", allLost},
-		{"backup-old", backupOld},
+		{"clock-wrong", clockWrong},
+		{"disk-full", diskFull},
+		{"agent-not-heard", agentNotHeard},
+		{"identity-conflict", identityConflict},
 		{"controller-lost", oneLost},
 	} {
-		t.Log(book.name)
-		book.rehearse(o)
+		t.Run(book.name, func(t *testing.T) {
+			o := o
+			o.t = t
+			book.rehearse(o)
+		})
 	}
 }
 
@@ -259,26 +280,9 @@ func allLost(o operator) {
 	}
 	o.expect("csm doctor", 10, "no controller answers", "do NOT restart Cassandra", "csm-agent doctor")
 	o.expect("csm check", 2, "CSM CRITICAL")
-	o.start(0, 1, 2)
+	signedWithoutControllers(o)
 	o.expect("csm status --verify", 0)
 	o.expect("csm doctor", 0)
-}
-
-func backupOld(o operator) {
-	o.t.Helper()
-	if at := o.metric(o.p.Controllers[0], "csm_backup_last_verified_timestamp_seconds"); at != 0 {
-		o.t.Errorf("a backup was verified at %v", at)
-	}
-	o.expect("csm backup create --wait --timeout 10m", 1, "does not exist", "install -d")
-	o.expect("csm backup list", 0, "failed", "does not exist")
-	if err := os.Mkdir(filepath.Join(o.p.Dir, "backups"), 0o700); err != nil {
-		o.t.Fatal(err)
-	}
-	o.expect("csm backup create --wait --timeout 10m", 0, "ready")
-	o.expect("csm backup list", 0, "ready")
-	if at := o.metric(o.p.Controllers[0], "csm_backup_last_verified_timestamp_seconds"); time.Since(time.Unix(int64(at), 0)) > time.Minute {
-		o.t.Errorf("the last backup was verified at %v", at)
-	}
 }
 
 func oneLost(o operator) {
