@@ -60,9 +60,14 @@ const (
 
 const joiner = 3
 
-// gate numbers that the mirror asks; the same as in rotation.pml.
-var gateNames = map[int]string{1: "MEMBERS", 3: "DISTRIBUTED", 4: "REISSUED", 5: "UNENROLLED", 6: "TWO_PEERS", 7: "JOINING", 13: "OPEN_CLAIMS", 15: "LINKS",
-	17: "CLIENT_TRUST", 18: "CLIENT_RETIRE", 19: "CLIENT_BACK", 21: "BACK_PROVED", 23: "FILES"}
+// gateSet are gates that are left out, a bit for each number.
+type gateSet uint32
+
+func (g gateSet) has(n int) bool { return g>>n&1 != 0 }
+
+// The gates that the mirror asks about nodes and clients, by their numbers in rotation.pml.
+var gateNames = map[int]string{1: "MEMBERS", 5: "UNENROLLED", 6: "TWO_PEERS", 7: "JOINING", 13: "OPEN_CLAIMS", 15: "LINKS", 17: "CLIENT_TRUST",
+	18: "CLIENT_RETIRE", 19: "CLIENT_BACK", 23: "FILES"}
 
 func begin(application, joins bool) world {
 	w := world{named: !application, joins: joins}
@@ -99,11 +104,11 @@ func (w *world) mayLeaf(i int) bool {
 }
 
 // move is what the phase lets node i claim; without leaves one gate out.
-func (w *world) move(i, without int) uint32 {
+func (w *world) move(i int, without gateSet) uint32 {
 	switch {
 	case w.phase == distribute && !w.has(i, bDiskN):
 		return grow
-	case w.phase == reissue && !w.has(i, bDiskLeafN) && (without == 17 || w.named || w.seen || w.has(i, bCanary) || !w.anyCanary()):
+	case w.phase == reissue && !w.has(i, bDiskLeafN) && (without.has(17) || w.named || w.seen || w.has(i, bCanary) || !w.anyCanary()):
 		return leafN
 	case w.phase == retire && w.has(i, bDiskO):
 		return shrink
@@ -133,29 +138,29 @@ func (w *world) shows(i, shift int) bool {
 	return false
 }
 
-func (w *world) provable(i, without int) bool {
-	return w.has(i, bUp) && w.has(i, bEnrolled) && !w.has(i, bAside) && (w.kind(i) == 0 || without == 13) && w.shows(i, 3) &&
-		(w.shows(i, 6) || without == 15) && (w.shows(i, 0) || without == 23)
+func (w *world) provable(i int, without gateSet) bool {
+	return w.has(i, bUp) && w.has(i, bEnrolled) && !w.has(i, bAside) && (w.kind(i) == 0 || without.has(13)) && w.shows(i, 3) &&
+		(w.shows(i, 6) || without.has(15)) && (w.shows(i, 0) || without.has(23))
 }
 
-func (w *world) ready(i, without int) bool {
-	counts := !w.has(i, bAside) && (w.has(i, bGossip) || without != 7 && w.has(i, bEnrolled)) &&
-		(i != joiner || !w.late || without != 6) && (w.has(i, bEnrolled) || without != 5) && (w.has(i, bUp) || without != 1)
-	return !counts || w.has(i, bUp) && w.has(i, bEnrolled) && w.has(i, bProved) && (w.kind(i) == 0 || without == 13)
+func (w *world) ready(i int, without gateSet) bool {
+	counts := !w.has(i, bAside) && (w.has(i, bGossip) || !without.has(7) && w.has(i, bEnrolled)) &&
+		(i != joiner || !w.late || !without.has(6)) && (w.has(i, bEnrolled) || !without.has(5)) && (w.has(i, bUp) || !without.has(1))
+	return !counts || w.has(i, bUp) && w.has(i, bEnrolled) && w.has(i, bProved) && (w.kind(i) == 0 || without.has(13))
 }
 
 // next is the phase that the gates let it enter now; the present one when they do not.
-func (w *world) next(without int) uint8 {
+func (w *world) next(without gateSet) uint8 {
 	all := w.ready(0, without) && w.ready(1, without) && w.ready(2, without) && w.ready(3, without)
 	app := func(leaf bool) bool { return w.named || w.issued > 1 == leaf && w.using == w.issued }
 	switch {
-	case w.phase == distribute && (all || without == 3):
+	case w.phase == distribute && (all || without.has(3)):
 		return reissue
-	case w.phase == reissue && (all || without == 4) && (app(true) || without == 18):
+	case w.phase == reissue && (all || without.has(4)) && (app(true) || without.has(18)):
 		return retire
 	case w.phase == retire && all:
 		return done
-	case w.phase == backLeaf && (all || without == 21) && (app(false) || without == 19):
+	case w.phase == backLeaf && (all || without.has(21)) && (app(false) || without.has(19)):
 		return backTrust
 	case w.phase == backTrust && all:
 		return backDone

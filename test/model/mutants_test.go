@@ -1,0 +1,220 @@
+package model
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"go/parser"
+	"go/token"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// mutant is a gate of the code that is taken out: once, in one file.
+type mutant struct{ file, old, new string }
+
+// mutantLimit bounds the tests of one mutant: one that makes them hang is killed as well.
+const mutantLimit = 5 * time.Minute
+
+var mutantOnly = os.Getenv("CSM_TEST_MUTANTS") // "all", or a part of a file's path
+
+// Every mutant can still be made: its text is there exactly once, and what comes out is Go. `make mutants` runs the tests of
+// the package on each of them, through an overlay: nothing in the tree changes. One that no test notices is a failure.
+func TestMutants(t *testing.T) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(mutants) < 50 {
+		t.Errorf("only %d mutants", len(mutants))
+	}
+	var killed, ran atomic.Int32
+	t.Run("each", func(t *testing.T) {
+		for _, m := range mutants {
+			t.Run(filepath.Base(filepath.Dir(m.file))+"/"+strings.TrimSpace(strings.Split(m.old, "\n")[0]), func(t *testing.T) {
+				source := m.source(t, root)
+				if mutantOnly == "" || mutantOnly != "all" && !strings.Contains(m.file, mutantOnly) {
+					return
+				}
+				t.Parallel()
+				busy <- struct{}{}
+				defer func() { <-busy }()
+				ran.Add(1)
+				if m.survives(t, root, source) {
+					t.Errorf("no test of %s notices that\n\t%s\nhas become\n\t%s", filepath.Dir(m.file), m.old, m.new)
+					return
+				}
+				killed.Add(1)
+			})
+		}
+	})
+	if mutantOnly != "" {
+		t.Logf("%d of %d mutants killed", killed.Load(), ran.Load())
+	}
+}
+
+func (m mutant) source(t *testing.T, root string) []byte {
+	t.Helper()
+	before, err := os.ReadFile(filepath.Join(root, m.file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := bytes.Count(before, []byte(m.old)); n != 1 {
+		t.Fatalf("%s has %d times\n\t%s", m.file, n, m.old)
+	}
+	after := bytes.Replace(before, []byte(m.old), []byte(m.new), 1)
+	if _, err := parser.ParseFile(token.NewFileSet(), m.file, after, 0); err != nil {
+		t.Fatalf("the mutant of %s is no Go: %v", m.file, err)
+	}
+	return after
+}
+
+// survives runs the tests of the package on the mutant. A mutant that does not compile is a failure of the table.
+func (m mutant) survives(t *testing.T, root string, source []byte) bool {
+	t.Helper()
+	dir := t.TempDir()
+	changed, overlay := filepath.Join(dir, filepath.Base(m.file)), filepath.Join(dir, "overlay.json")
+	list, err := json.Marshal(map[string]map[string]string{"Replace": {filepath.Join(root, m.file): changed}})
+	if err == nil {
+		err = errors.Join(os.WriteFile(changed, source, 0o644), os.WriteFile(overlay, list, 0o644))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), mutantLimit)
+	defer cancel()
+	c := exec.CommandContext(ctx, "go", "test", "-overlay", overlay, "-failfast", "-short", "-timeout", "4m", "./"+filepath.Dir(m.file))
+	c.Dir = root
+	out, err := c.CombinedOutput()
+	if bytes.Contains(out, []byte("[build failed]")) || bytes.Contains(out, []byte("[setup failed]")) {
+		t.Fatalf("the mutant does not compile:\n%s", out)
+	}
+	return err == nil
+}
+
+const (
+	gateFile   = "controller/fleet/rotation/gate.go"
+	applyFile  = "controller/fleet/rotation/apply.go"
+	asideFile  = "controller/fleet/rotation/aside.go"
+	askedFile  = "controller/fleet/rotation/asked.go"
+	decideFile = "controller/fleet/rotation/decide.go"
+	typesFile  = "controller/fleet/rotation/rotation.go"
+	waveFile   = "controller/fleet/rollout/decide.go"
+	openFile   = "controller/fleet/rollout/gate.go"
+	setFile    = "controller/fleet/rollout/apply.go"
+	claimFile  = "controller/fleet/claims.go"
+	guardFile  = "controller/fleet/guard.go"
+)
+
+var mutants = []mutant{
+	{gateFile, `if v.Frozen == "" {`, `if true {`},
+	{gateFile, `if !v.Paused {`, `if true {`},
+	{gateFile, `for _, d := range v.Doubts {`, `for _, d := range v.Doubts[:0] {`},
+	{gateFile, `if len(v.Doubts) == 0 && len(v.Members) == 0 {`, `if false {`},
+	{gateFile, `case m.Node == "":`, `case false:`},
+	{gateFile, `case !m.Active:`, `case false:`},
+	{gateFile, `if m.Up {`, `if true {`},
+	{gateFile, `if m.State == "normal" {`, `if true {`},
+	{gateFile, `case m.Version != first.Version:`, `case false:`},
+	{gateFile, `if v.Signer == "" {`, `if true {`},
+	{gateFile, `if s.Behind {`, `if false {`},
+	{gateFile, `if v.Kind == Rekey {`, `if true {`},
+	{gateFile, `case p.Trusts || p.Exempt != "":`, `case true:`},
+	{gateFile, `case After:`, `case After, Before, Neither:`},
+	{gateFile, `case Before:`, `case Before, After, Neither:`},
+	{gateFile, `if s.Moving {`, `if false {`},
+	{gateFile, `case m.OldLinks < 0:`, `case false:`},
+	{gateFile, `case m.OldLinks > 0:`, `case false:`},
+	{gateFile, `if !c.Named {`, `if false {`},
+	{gateFile, `if !m.counts() || who != "" && m.Node == who && !m.Up {`, `if m.Aside != "" || who != "" && m.Node == who && !m.Up {`},
+	{gateFile, `if !m.counts() || who != "" && m.Node == who && !m.Up {`, `if !m.counts() || m.Node == who {`},
+	{gateFile, `if len(m.Stores) == 0 {`, `if false {`},
+	{gateFile, `{"up", without(everywhere, StepBack),`, `{"up", []Step{StepLeaf},`},
+	{gateFile, `{"enrolled", without(everywhere, StepBack),`, `{"enrolled", []Step{},`},
+	{gateFile, `{"trust-proved", []Step{StepReissue, StepLeaf},`, `{"trust-proved", []Step{StepReissue},`},
+	{gateFile, `{"still", []Step{StepReissued, StepRetire, StepWithdraw, StepDone, StepUndone},`, `{"still", []Step{},`},
+	{gateFile, `{"links", []Step{StepRetire},`, `{"links", []Step{},`},
+	{gateFile, `{"clients", []Step{StepRetire},`, `{"clients", []Step{},`},
+
+	{applyFile, `if len(p.Blockers) > 0 {`, `if false {`},
+	{applyFile, `if !bytes.Equal(p.sum(), c.PlanHash) {`, `if false && !bytes.Equal(p.sum(), c.PlanHash) {`},
+	{applyFile, `case r.phase != Reissued:`, `case false:`},
+	{applyFile, `p.Hash != hex.EncodeToString(c.PlanHash) {`, `false && p.Hash != hex.EncodeToString(c.PlanHash) {`},
+	{applyFile, `m.gates.Ask(StepRetire, named, ""); len(reasons) > 0 {`, `m.gates.Ask(StepRetire, named, ""); false && len(reasons) > 0 {`},
+	{applyFile, `case r.phase == Retire:`, `case false:`},
+	{applyFile, `case r.phase.Undo():`, `case false:`},
+	{applyFile, `if r.kind == Takeover && anyLeaf(v, After) {`, `if false {`},
+	{applyFile, `return enter(a, r, Undoing, "turned round: "+reason)`, `return enter(a, r, Withdrawing, "turned round: "+reason)`},
+	{applyFile, `case reason == "":`, `case false:`},
+	{applyFile, `fleet.WithdrawAnchors(a, r.trust, r.sumsAfter)`, `fleet.WithdrawAnchors(a, r.trust, r.sumsBefore)`},
+	{applyFile, `fleet.WithdrawAnchors(a, r.trust, r.sumsBefore)`, `fleet.WithdrawAnchors(a, r.trust, r.sumsAfter)`},
+	{applyFile, `fleet.SetClusterAuthority(a, r.cluster, r.after)`, `fleet.SetClusterAuthority(a, r.cluster, r.before)`},
+
+	{asideFile, `case x.Up:`, `case false:`},
+	{asideFile, `case x.Incarnation != c.Incarnation:`, `case false:`},
+	{asideFile, `case c.Reason == "":`, `case false:`},
+
+	{typesFile, `return m.Aside == "" || m.Up`, `return m.Aside == ""`},
+	{typesFile, `return m.Aside == "" || m.Up`, `return true`},
+
+	{decideFile, `if v.Paused {`, `if false {`},
+	{decideFile, `if len(reasons) == 0 {`, `if true {`},
+	{decideFile, `return StepWithdraw, Withdrawing`, `return StepUndone, Withdrawing`},
+	{decideFile, `return StepReissue, Reissue`, `return StepUndone, Reissue`},
+
+	{askedFile, `g.gates.Ask(step, v, mv.Node); len(reasons) > 0 {`, `g.gates.Ask(step, v, mv.Node); false && len(reasons) > 0 {`},
+	{askedFile, `return "", "trust shrinks only when every member is proved without it"`, `return "", ""`},
+	{askedFile, `return "", "a leaf of the new CA comes only when every member is proved to trust it"`, `return "", ""`},
+	{askedFile, `return "", "the CA before is withdrawn: no leaf of it may be served any more"`, `return "", ""`},
+	{askedFile, `return "", "a leaf of the CA before comes again only by a rollback"`, `return "", ""`},
+	{askedFile, `return StepShrink, ""`, `return "", ""`},
+
+	{waveFile, `case n.Broken:`, `case false:`},
+	{waveFile, `case n.Phase == Failed && n.Canary:`, `case false:`},
+	{waveFile, `if f.Failures > f.Spec.FailureBudget {`, `if false {`},
+	{waveFile, `if len(out) <= f.Spec.MaxUnavailable {`, `if true {`},
+	{waveFile, `if n.Fallen && n.Phase == Proved {`, `if false {`},
+	{waveFile, `if slots <= 0 {`, `if false {`},
+	{waveFile, `return f.Unknown }`, `return nil }`},
+	{waveFile, `return f.Unsettled }`, `return nil }`},
+	{waveFile, `return f.Outside }`, `return nil }`},
+	{waveFile, `if f.Freeze == nil {`, `if true {`},
+	{waveFile, `case n.Frozen != "":`, `case false:`},
+	{waveFile, `case n.Unable != "":`, `case false:`},
+	{waveFile, `if !begun {`, `if false {`},
+
+	{openFile, `if f.State != Running && f.State != RollingBack {`, `if false {`},
+	{openFile, `if len(reasons) == 0 && busy >= f.Spec.Width {`, `if false {`},
+
+	{setFile, `case s.Owner != "":`, `case false:`},
+	{setFile, `case s.Kind != Renew:`, `case false:`},
+	{setFile, `if p.Hash != hex.EncodeToString(c.PlanHash) {`, `if false && p.Hash != hex.EncodeToString(c.PlanHash) {`},
+	{setFile, `if !contains(from, r.state) {`, `if false {`},
+	{setFile, `if r.spec.Owner != "" && (c.Verb == AbortIt || c.Verb == Rollback) {`, `if false {`},
+	{setFile, `} else if r != nil {`, `} else if false {`},
+
+	{claimFile, `if n.name != r.GetNode() {`, `if false {`},
+	{claimFile, `case r.Generation < s.generation:`, `case false:`},
+	{claimFile, `case r.Generation > s.generation:`, `case false:`},
+	{claimFile, `case !bytes.Equal(r.KeystoreSha256, s.keystore) ||`, `case false && !bytes.Equal(r.KeystoreSha256, s.keystore) || false &&`},
+	{claimFile, `case s.state == agentv1.InstallState_INSTALL_STATE_CONTESTED:`, `case false:`},
+	{claimFile, `if failed < maxFailures {`, `if true {`},
+	{claimFile, `if counter >= n.agent.counter {`, `if false {`},
+	{claimFile, `if alone && !owned {`, `if false {`},
+	{claimFile, `case n.agent.mode != agentv1.Mode_MODE_MANAGE:`, `case false:`},
+	{claimFile, `case n.agent.hold != "":`, `case false:`},
+	{claimFile, `if err != nil || z == nil {`, `if err != nil || true {`},
+	{claimFile, `if trustAlone(r.Kind) {`, `if false {`},
+
+	{guardFile, `case m.node != c.Node || m.store != c.Store:`, `case false:`},
+	{guardFile, `case c.Incarnation != n.incarnation || m.incarnation != n.incarnation:`, `case false:`},
+	{guardFile, `case m.state != moveOpen || m.expires <= a.Now.UnixMilli():`, `case false:`},
+	{guardFile, `if err := authorityFits(a, m, c.Issuer); err != nil {`, `if err := authorityFits(a, m, c.Issuer); false && err != nil {`},
+	{guardFile, `if !ok {`, `if false {`},
+}
