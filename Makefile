@@ -64,10 +64,10 @@ test-packages: setup ## install, upgrade, downgrade, remove and purge under a re
 model: setup ## search the models of install and rotation, the largest too; prints the outage behind each gate
 	CSM_TEST_FULL=1 $(GO) test -timeout 30m -count=1 -v ./test/model
 
-mutants: ## take each gate of the code out in turn: the tests of its package must notice (an hour)
+mutants: ## take each gate of the code out in turn: the tests of its package must notice
 	CSM_TEST_MUTANTS=all $(GO) test -timeout 4h -count=1 -v -run Mutants ./test/model
 
-test-full: test test-packages mutants ## also what takes longer: Cassandra's own polls, the lives of nodes on a real ring, long soaks
+test-full: test test-packages ## also what takes longer: Cassandra's own polls, the lives of nodes on a real ring, long soaks
 	CSM_TEST_FULL=1 $(GO) test -timeout 60m -p 1 -count=1 ./test/...
 
 # Left out of `make race`: packages whose tests live by raft's timers or replay thousands of transactions, which the

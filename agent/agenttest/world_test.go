@@ -23,6 +23,7 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
 	"github.com/cassandra-security-manager/csm/agent/config"
 	"github.com/cassandra-security-manager/csm/agent/install"
+	"github.com/cassandra-security-manager/csm/agent/links"
 	"github.com/cassandra-security-manager/csm/agent/node"
 	"github.com/cassandra-security-manager/csm/agent/reload"
 	"github.com/cassandra-security-manager/csm/controller/api/agentapi"
@@ -214,6 +215,9 @@ type host struct {
 	// mode is Options.Mode; logs takes what the agent logs.
 	mode func() agentv1.Mode
 	logs slog.Handler
+	// table and cutter are Options.Links and Options.Cutter.
+	table  links.Table
+	cutter *links.Cutter
 }
 
 func newHost(w *world, name string, f keystore.Format) *host {
@@ -265,7 +269,7 @@ func (h *host) start() {
 	n, err := node.Open(node.Options{Config: h.conf, Instance: h.conf.Cassandra[0], Reloader: reloader, Clock: clock{clockwork.NewRealClock(), h.w}, Logger: log,
 		Machine:  func() [32]byte { return [32]byte{1, h.name[len(h.name)-1]} },
 		Install:  install.Options{ProveFor: patience, ProveEvery: 20 * time.Millisecond, NeighbourFor: cmp.Or(h.neighbourFor, 20*time.Second), Before: h.hook},
-		ClaimFor: h.claimFor, Mode: h.mode,
+		ClaimFor: h.claimFor, Mode: h.mode, Links: h.table, Cutter: h.cutter,
 		Notify: func(store string, a node.Action, err error) {
 			word := string(a.Do) + " done"
 			if err != nil {

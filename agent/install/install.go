@@ -57,8 +57,7 @@ type Options struct {
 	Detect func(context.Context, *cassandra.Instance) cassandra.Presence
 	Clock  clockwork.Clock
 	Logger *slog.Logger
-	// Now is the time by which certificates are judged: that of the controllers, where this host's clock is known to be wrong.
-	// Nil is Clock.Now.
+	// Now is the time by which certificates are judged: not a clock that was set a moment ago. Nil is Clock.Now.
 	Now func() time.Time
 	// Before is asked before each step and each effect on files; an error makes that step fail. It exists so that tests
 	// can fail or stop the program at every point; nil in production.

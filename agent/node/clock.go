@@ -22,9 +22,14 @@ type skew struct {
 	known bool
 	by    time.Duration
 	from  reading
+	// undo takes back what this host's clock was set by since the stream opened, up to from.
+	undo time.Duration
 }
 
-func measure(own reading, theirs time.Time) skew { return skew{true, theirs.Sub(own.wall), own} }
+// measure takes a word of the controllers about their time.
+func (s skew) measure(own reading, theirs time.Time) skew {
+	return skew{true, theirs.Sub(own.wall), own, s.undone(own)}
+}
 
 // set is how far the clock was set since; forward is positive. Pure.
 func (s skew) set(now reading) time.Duration {
@@ -37,8 +42,11 @@ func (s skew) set(now reading) time.Duration {
 // at is the difference as it is at a later reading; zero while nothing is known. Pure.
 func (s skew) at(now reading) time.Duration { return s.by - s.set(now) }
 
-// now is the time by which certificates, deadlines and freezes are judged: this host's, or the controllers' while a stream
-// lives and the two are known to differ by more than a minute.
+// undone takes back all that the clock was set by since the stream opened. Pure.
+func (s skew) undone(now reading) time.Duration { return s.undo - s.set(now) }
+
+// now is the time by which certificates, deadlines and freezes are judged: this host's, as it was before it was set while a
+// stream lives. It never follows a controller's: one whose own clock is wrong must not make stores look expired.
 func (n *Node) now() time.Time {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -48,7 +56,7 @@ func (n *Node) now() time.Time {
 // told is now for who holds the lock.
 func (n *Node) told() time.Time {
 	r := read(n.o.Clock)
-	if by := n.skew.at(r); by.Abs() > maxLeap {
+	if by := n.skew.undone(r); by.Abs() > maxLeap {
 		return r.wall.Add(by)
 	}
 	return r.wall
@@ -61,7 +69,7 @@ func (n *Node) watchClock() {
 	n.mu.Lock()
 	set := n.skew.set(now)
 	if set.Abs() > maxLeap {
-		n.skew = skew{true, n.skew.at(now), now}
+		n.skew = skew{true, n.skew.at(now), now, n.skew.undone(now)}
 	}
 	n.mu.Unlock()
 	if set.Abs() > maxLeap {

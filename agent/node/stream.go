@@ -127,13 +127,20 @@ func (n *Node) Control(c *agentv1.Control) {
 			n.suspended = "no reason given"
 		}
 	}
+	far := false
 	if c.ServerTime != nil {
-		n.skew = measure(read(n.o.Clock), c.ServerTime.AsTime())
+		n.skew = n.skew.measure(read(n.o.Clock), c.ServerTime.AsTime())
+		far = n.skew.by.Abs() > MaxSkew
 	}
 	n.reopen = n.reopen || c.ClaimsOpen
 	n.wantScan = n.wantScan || c.SendInventory
 	n.online.LastContact = now
 	n.mu.Unlock()
+	if far && n.client != nil {
+		// It let this agent in a while ago by the same time, so either clock was set since: the next controller judges.
+		n.log.Warn("the controller's time is far from this host's; another one is asked", "says", c.ServerTime.AsTime())
+		n.client.Reconnect()
+	}
 	if c.Suspended {
 		n.log.Error("this agent is suspended", "reason", c.Reason)
 	}

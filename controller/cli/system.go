@@ -47,8 +47,10 @@ func (a *app) systemToken() *cobra.Command {
 		if err := decode(ans.body, &t); err != nil {
 			return err
 		}
-		text := fmt.Sprintf("# on the new controller, whose controller.yaml names the others as join_peers:\n(umask 077; echo '%s' > /etc/csm/join.token)\n"+
-			"csm-controller join --pin %s --token-file /etc/csm/join.token\n# then here, with the fingerprint that it prints:\ncsm system approve %s --fingerprint FINGERPRINT\n", t.Token, t.CAPin, pick(name, "NAME"))
+		text := fmt.Sprintf("# on the new controller, whose /etc/csm/controller.yaml names the others as join_peers, as root; without the package, as the user who is to\n"+
+			"# run it, and without runuser:\n(umask 077; echo '%s' > /etc/csm/join.token) && chown csm: /etc/csm/join.token\n"+
+			"cd /var/lib/csm && runuser -u csm -- csm-controller join --pin %s --token-file /etc/csm/join.token && systemctl start csm-controller\n"+
+			"# then here, with the fingerprint that it prints:\ncsm system approve %s --fingerprint FINGERPRINT\n", t.Token, t.CAPin, pick(name, "NAME"))
 		if s.dryRun {
 			text = ""
 		}

@@ -23,7 +23,8 @@ func TestLifeUnderSystemd(t *testing.T) {
 		{"installed, nothing runs that has not joined", installed},
 		{"joined, the agent runs without any privilege", joined},
 		{"the shipped unit reloads a real Cassandra", reloads},
-		{"only the agent's user reaches the reload socket", guarded},
+		{"only the agent's user reaches the helpers' sockets", guarded},
+		{"the shipped unit ends a connection of the internode port, and no other", cut},
 		{"without the reload unit a change is rolled back", unreloaded},
 		{"an upgrade keeps the state and the controller's process", upgraded},
 		{"an upgrade in the middle of an installation leaves a node as it should be", upgradedMidway},
@@ -53,7 +54,8 @@ func installed(s site) {
 		}
 	}
 	for path, want := range map[string]string{"/var/lib/csm": "csm:csm 700", "/var/lib/csm-agent": "cassandra:cassandra 700", "/etc/cassandra/tls": "cassandra:cassandra 750",
-		"/etc/csm": "root:root 755", "/etc/csm/agent.yaml": "root:root 644", "/run/csm-agent/reload.sock": "cassandra:cassandra 600"} {
+		"/etc/csm": "root:root 755", "/etc/csm/agent.yaml": "root:root 644", "/run/csm-agent/reload.sock": "cassandra:cassandra 600", "/run/csm-agent/links.sock": "cassandra:cassandra 600",
+		"/var/backups/csm": "csm:csm 700"} {
 		if got := s.do("stat -c '%U:%G %a' " + path); got != want {
 			s.t.Errorf("%s is %s, not %s", path, got, want)
 		}
@@ -102,13 +104,36 @@ func reloads(s site) {
 	s.do("journalctl -u cassandra -o cat | grep 'SSL certificates have been updated for client_encryption_options'")
 }
 
-const dial = `perl -MIO::Socket::UNIX -e 'exit(IO::Socket::UNIX->new("/run/csm-agent/reload.sock") ? 0 : 1)'`
+const dial = `perl -MIO::Socket::UNIX -e 'exit(IO::Socket::UNIX->new(shift) ? 0 : 1)' /run/csm-agent/`
 
 func guarded(s site) {
-	s.do("runuser -u cassandra -- " + dial)
-	if _, err := s.try("runuser -u nobody -- " + dial); err == nil {
-		s.t.Error("anybody may ask for a reload")
+	for _, socket := range []string{"reload.sock", "links.sock"} {
+		s.do("runuser -u cassandra -- " + dial + socket)
+		if _, err := s.try("runuser -u nobody -- " + dial + socket); err == nil {
+			s.t.Error("anybody may use ", socket)
+		}
 	}
+}
+
+// cut asks the helper by its own wire to end connections that a client holds open from 127.0.0.5.
+func cut(s site) {
+	s.write("/root/hold.pl", holdScript, 0o644)
+	s.write("/root/ask.pl", askScript, 0o644)
+	for port, want := range map[string]string{"7000": `"cut":1`, "9042": "helper-refused"} {
+		s.do("systemd-run --quiet --unit hold-" + port + " perl /root/hold.pl " + port)
+		s.until("ss -tnH state established src 127.0.0.1:"+port+" dst 127.0.0.5 | wc -l", is("1"))
+		link := s.do(`ss -tneH state established src 127.0.0.1:` + port + ` dst 127.0.0.5 | sed -n 's/.*127.0.0.5:\([0-9]*\).* sk:\([0-9a-f]*\).*/\1 \2/p'`)
+		if out := s.do("runuser -u cassandra -- perl /root/ask.pl " + port + " " + link); !strings.Contains(out, want) {
+			s.t.Errorf("%s: %s", port, out)
+		}
+		left := map[string]string{"7000": "0", "9042": "1"}[port]
+		if n := s.do("ss -tnH state established src 127.0.0.1:" + port + " dst 127.0.0.5 | wc -l"); n != left {
+			s.t.Errorf("port %s: %s connections are left", port, n)
+		}
+		s.try("systemctl stop hold-" + port)
+	}
+	// The wish travels from the command to the agent and back.
+	s.do("csm node cycle-links n1 --dry-run && csm node cycle-links n1 --wait --timeout 100s")
 }
 
 func unreloaded(s site) {

@@ -24,6 +24,12 @@ var cassandraService string
 //go:embed files/nodetool
 var nodetool string
 
+//go:embed files/hold.pl
+var holdScript string
+
+//go:embed files/ask.pl
+var askScript string
+
 // site is a machine with a controller, an agent and a real Cassandra, installed from packages as docs/packages.md says.
 type site struct {
 	*machine

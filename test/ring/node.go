@@ -38,6 +38,8 @@ type Node struct {
 	Log string
 	// Nodetool is a script for this node: it runs the real nodetool.
 	Nodetool string
+	// Enter is a command that the next start and each nodetool are given to, for example to enter a network namespace.
+	Enter []string
 	// JVM are further arguments of the next start.
 	JVM []string
 
@@ -65,6 +67,7 @@ func (n *Node) Start() error {
 	if err != nil {
 		return err
 	}
+	args = append(append([]string{}, n.Enter...), args...)
 	n.process, err = process.Start(process.Spec{Name: "Cassandra " + n.Name, Path: args[0], Args: args[1:], Dir: n.Dir, Log: n.Log})
 	return err
 }

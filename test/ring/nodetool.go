@@ -35,7 +35,8 @@ exec %[5]s -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:+PerfDisableSharedMem $s
 // RunNodetool runs the node's nodetool and returns what it printed. A non-zero exit is an error; a zero exit proves
 // nothing about a reload.
 func (n *Node) RunNodetool(ctx context.Context, args ...string) (string, error) {
-	c := exec.CommandContext(ctx, n.Nodetool, args...)
+	words := append(append(append([]string{}, n.Enter...), n.Nodetool), args...)
+	c := exec.CommandContext(ctx, words[0], words[1:]...)
 	out, err := c.CombinedOutput()
 	if err != nil {
 		return string(out), fmt.Errorf("nodetool %s on %s: %w: %s", strings.Join(args, " "), n.Name, err, tail(string(out), 5))

@@ -3,7 +3,6 @@
 package runbooks
 
 import (
-	"encoding/pem"
 	"fmt"
 	"os"
 	"os/exec"
@@ -65,8 +64,4 @@ func asRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("this test mounts disks and needs root: run it with sudo, or leave it out with -short")
 	}
-}
-
-func pemOf(der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
