@@ -31,7 +31,7 @@ func TestMutants(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(mutants) < 35 {
+	if len(mutants) < 50 {
 		t.Errorf("only %d mutants", len(mutants))
 	}
 	var killed, ran atomic.Int32
@@ -99,14 +99,82 @@ func (m mutant) survives(t *testing.T, root string, source []byte) bool {
 }
 
 const (
-	waveFile  = "controller/fleet/rollout/decide.go"
-	openFile  = "controller/fleet/rollout/gate.go"
-	setFile   = "controller/fleet/rollout/apply.go"
-	claimFile = "controller/fleet/claims.go"
-	guardFile = "controller/fleet/guard.go"
+	gateFile   = "controller/fleet/rotation/gate.go"
+	applyFile  = "controller/fleet/rotation/apply.go"
+	asideFile  = "controller/fleet/rotation/aside.go"
+	askedFile  = "controller/fleet/rotation/asked.go"
+	decideFile = "controller/fleet/rotation/decide.go"
+	typesFile  = "controller/fleet/rotation/rotation.go"
+	waveFile   = "controller/fleet/rollout/decide.go"
+	openFile   = "controller/fleet/rollout/gate.go"
+	setFile    = "controller/fleet/rollout/apply.go"
+	claimFile  = "controller/fleet/claims.go"
+	guardFile  = "controller/fleet/guard.go"
 )
 
 var mutants = []mutant{
+	{gateFile, `if v.Frozen == "" {`, `if true {`},
+	{gateFile, `if !v.Paused {`, `if true {`},
+	{gateFile, `for _, d := range v.Doubts {`, `for _, d := range v.Doubts[:0] {`},
+	{gateFile, `if len(v.Doubts) == 0 && len(v.Members) == 0 {`, `if false {`},
+	{gateFile, `case m.Node == "":`, `case false:`},
+	{gateFile, `case !m.Active:`, `case false:`},
+	{gateFile, `if m.Up {`, `if true {`},
+	{gateFile, `if m.State == "normal" {`, `if true {`},
+	{gateFile, `case m.Version != first.Version:`, `case false:`},
+	{gateFile, `if v.Signer == "" {`, `if true {`},
+	{gateFile, `if s.Behind {`, `if false {`},
+	{gateFile, `if v.Kind == Rekey {`, `if true {`},
+	{gateFile, `case p.Trusts || p.Exempt != "":`, `case true:`},
+	{gateFile, `case After:`, `case After, Before, Neither:`},
+	{gateFile, `case Before:`, `case Before, After, Neither:`},
+	{gateFile, `if s.Moving {`, `if false {`},
+	{gateFile, `case m.OldLinks < 0:`, `case false:`},
+	{gateFile, `case m.OldLinks > 0:`, `case false:`},
+	{gateFile, `if !c.Named {`, `if false {`},
+	{gateFile, `if !m.counts() || who != "" && m.Node == who && !m.Up {`, `if m.Aside != "" || who != "" && m.Node == who && !m.Up {`},
+	{gateFile, `if !m.counts() || who != "" && m.Node == who && !m.Up {`, `if !m.counts() || m.Node == who {`},
+	{gateFile, `if len(m.Stores) == 0 {`, `if false {`},
+	{gateFile, `{"up", without(everywhere, StepBack),`, `{"up", []Step{StepLeaf},`},
+	{gateFile, `{"enrolled", without(everywhere, StepBack),`, `{"enrolled", []Step{},`},
+	{gateFile, `{"trust-proved", []Step{StepReissue, StepLeaf},`, `{"trust-proved", []Step{StepReissue},`},
+	{gateFile, `{"still", []Step{StepReissued, StepRetire, StepWithdraw, StepDone, StepUndone},`, `{"still", []Step{},`},
+	{gateFile, `{"links", []Step{StepRetire},`, `{"links", []Step{},`},
+	{gateFile, `{"clients", []Step{StepRetire},`, `{"clients", []Step{},`},
+
+	{applyFile, `if len(p.Blockers) > 0 {`, `if false {`},
+	{applyFile, `if !bytes.Equal(p.sum(), c.PlanHash) {`, `if false && !bytes.Equal(p.sum(), c.PlanHash) {`},
+	{applyFile, `case r.phase != Reissued:`, `case false:`},
+	{applyFile, `p.Hash != hex.EncodeToString(c.PlanHash) {`, `false && p.Hash != hex.EncodeToString(c.PlanHash) {`},
+	{applyFile, `m.gates.Ask(StepRetire, named, ""); len(reasons) > 0 {`, `m.gates.Ask(StepRetire, named, ""); false && len(reasons) > 0 {`},
+	{applyFile, `case r.phase == Retire:`, `case false:`},
+	{applyFile, `case r.phase.Undo():`, `case false:`},
+	{applyFile, `if r.kind == Takeover && anyLeaf(v, After) {`, `if false {`},
+	{applyFile, `return enter(a, r, Undoing, "turned round: "+reason)`, `return enter(a, r, Withdrawing, "turned round: "+reason)`},
+	{applyFile, `case reason == "":`, `case false:`},
+	{applyFile, `fleet.WithdrawAnchors(a, r.trust, r.sumsAfter)`, `fleet.WithdrawAnchors(a, r.trust, r.sumsBefore)`},
+	{applyFile, `fleet.WithdrawAnchors(a, r.trust, r.sumsBefore)`, `fleet.WithdrawAnchors(a, r.trust, r.sumsAfter)`},
+	{applyFile, `fleet.SetClusterAuthority(a, r.cluster, r.after)`, `fleet.SetClusterAuthority(a, r.cluster, r.before)`},
+
+	{asideFile, `case x.Up:`, `case false:`},
+	{asideFile, `case x.Incarnation != c.Incarnation:`, `case false:`},
+	{asideFile, `case c.Reason == "":`, `case false:`},
+
+	{typesFile, `return m.Aside == "" || m.Up`, `return m.Aside == ""`},
+	{typesFile, `return m.Aside == "" || m.Up`, `return true`},
+
+	{decideFile, `if v.Paused {`, `if false {`},
+	{decideFile, `if len(reasons) == 0 {`, `if true {`},
+	{decideFile, `return StepWithdraw, Withdrawing`, `return StepUndone, Withdrawing`},
+	{decideFile, `return StepReissue, Reissue`, `return StepUndone, Reissue`},
+
+	{askedFile, `g.gates.Ask(step, v, mv.Node); len(reasons) > 0 {`, `g.gates.Ask(step, v, mv.Node); false && len(reasons) > 0 {`},
+	{askedFile, `return "", "trust shrinks only when every member is proved without it"`, `return "", ""`},
+	{askedFile, `return "", "a leaf of the new CA comes only when every member is proved to trust it"`, `return "", ""`},
+	{askedFile, `return "", "the CA before is withdrawn: no leaf of it may be served any more"`, `return "", ""`},
+	{askedFile, `return "", "a leaf of the CA before comes again only by a rollback"`, `return "", ""`},
+	{askedFile, `return StepShrink, ""`, `return "", ""`},
+
 	{waveFile, `case n.Broken:`, `case false:`},
 	{waveFile, `case n.Phase == Failed && n.Canary:`, `case false:`},
 	{waveFile, `if f.Failures > f.Spec.FailureBudget {`, `if false {`},
