@@ -97,7 +97,7 @@ func ProvenOf(ctx context.Context, q state.Querier, node, store string) (Proven,
 	}
 	var f agentv1.StoreFacts
 	var i agentv1.InstanceFacts
-	if err := proto.Unmarshal(facts, &f); err == nil {
+	if err = proto.Unmarshal(facts, &f); err == nil {
 		err = proto.Unmarshal(instance, &i)
 	}
 	if err != nil {

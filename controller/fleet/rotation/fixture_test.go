@@ -43,10 +43,7 @@ const (
 	renew    = agentv1.MoveKind_MOVE_KIND_RENEW
 )
 
-var (
-	ctx        = context.Background()
-	everywhere = func(string, string) bool { return true }
-)
+var ctx = context.Background()
 
 // world is a ring whose agents do what a test says, over the real state machine with two real CAs.
 type world struct {
