@@ -78,7 +78,7 @@ test-full: test test-packages ## also what takes longer: Cassandra's own polls, 
 # Left out of `make race`: packages whose tests live by raft's timers or replay thousands of transactions, which the
 # detector slows tenfold. `make race-full` runs them too; give it a quiet machine.
 RACE = ./shared/... ./protocol/bounds ./agent/node ./agent/state ./agent/sync ./agent/watch ./agent/probe ./agent/reload \
-	./controller/people ./controller/keyring ./controller/ledger ./controller/api/rest ./controller/consensus/wal
+	./controller/people ./controller/keyring ./controller/ledger ./controller/consensus/wal
 
 race: ## the race detector over the packages that are quick under it
 	CGO_ENABLED=1 $(GO) test -race -short -timeout 15m -p 1 $(RACE)
