@@ -56,9 +56,6 @@ func Open(ctx context.Context, o Options) (*Conn, error) {
 		return nil, fault.Wrap(err, fault.Unavailable, "cql-unreachable", "the CQL port %s cannot be reached", o.Address)
 	}
 	c := &Conn{c: raw}
-	if d, ok := ctx.Deadline(); ok {
-		_ = raw.SetWriteDeadline(d) // for all that comes: the connection is for one look
-	}
 	if o.TLS != nil {
 		t := tls.Client(raw, o.TLS)
 		if err := t.HandshakeContext(ctx); err != nil {
@@ -78,6 +75,8 @@ func Open(ctx context.Context, o Options) (*Conn, error) {
 
 // bound ends what is under way on the connection when ctx does. end must be called; the connection has no deadline then.
 func (c *Conn) bound(ctx context.Context) (end func()) {
+	d, _ := ctx.Deadline() // zero is none
+	_ = c.c.SetWriteDeadline(d)
 	done := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		_ = c.c.SetReadDeadline(time.Unix(1, 0)) // a write is short, and one that was cut leaves TLS unusable
