@@ -18,7 +18,7 @@ TOOL    := go tool -modfile=$(CURDIR)/test/tools/go.mod
 PACKAGES = $(shell go list ./... | grep -v /protocol/)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build cross packages run drill-rotation test test-packages test-full model mutants race race-full fuzz lint proto proto-fresh openapi bench clean
+.PHONY: help setup build cross packages run test test-packages test-full model mutants race race-full fuzz lint proto proto-fresh openapi bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,11 +51,6 @@ run: setup ## three regions and a real Cassandra ring: issue, install, hot-reloa
 	@mkdir -p $(BIN)
 	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent ./test/demo
 	@exec $(BIN)/demo -bin $(BIN)
-
-drill-rotation: setup ## a ring of two data centres gets another root under load while things break (root: in a network namespace of its own)
-	@mkdir -p $(BIN)
-	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent ./test/demo
-	@if [ $$(id -u) = 0 ]; then ns="unshare --net"; fi; exec $$ns sh -c 'ip link set lo up 2>/dev/null; CI=true exec $(BIN)/demo -bin $(BIN) -story rotation -dir build/drill'
 
 test: setup ## every test that fits into minutes, then the whole path on a real ring (make run)
 	@mkdir -p $(BIN)
