@@ -129,7 +129,7 @@ func (a *app) rotationPlan() *cobra.Command {
 	var to string
 	c := &cobra.Command{Use: "plan", Short: "Show what a rotation would do, who would break, and what cannot be proved", Args: cobra.NoArgs,
 		Long:    "Nothing is changed or kept. Exit code 0 when it could start, 3 when it would be refused. The plan's hash is what `csm rotation start` takes.",
-		Example: "  csm ca create root-2027 --issuer eu\n  csm rotation plan -c prod-eu --to root-2027"}
+		Example: "  csm ca create root-2027 --region eu-west\n  csm rotation plan -c prod-eu --to root-2027"}
 	a.rotationTo(c, &to)
 	return a.run(c, func(s *session, _ []string) error {
 		p, raw, _, err := s.planRotation(to)
