@@ -51,6 +51,8 @@ type ringView struct {
 	// such a view is evidence.
 	counts  bool
 	members []ringMember
+	// failed is why the node could not list the ring, as it says.
+	failed string
 }
 
 func (v ringView) has(match func(ringMember) bool) bool { return slices.ContainsFunc(v.members, match) }
@@ -91,6 +93,7 @@ func ringViews(ctx context.Context, q state.Querier, cluster string) ([]ringView
 	type decoded struct {
 		members []ringMember
 		whole   bool
+		failed  string
 	}
 	known := map[string]decoded{}
 	out := make([]ringView, 0, len(rows))
@@ -101,10 +104,10 @@ func ringViews(ctx context.Context, q state.Querier, cluster string) ([]ringView
 			if err := proto.Unmarshal(x.encoded, &v); err != nil {
 				return nil, fault.Wrap(err, fault.Internal, "bad-row", "the ring that %s sees cannot be read", x.view.node)
 			}
-			d = decoded{members(&v), !v.Truncated && v.Error == ""}
+			d = decoded{members(&v), !v.Truncated && v.Error == "", v.Error}
 			known[string(x.sum)] = d
 		}
-		x.view.members = d.members
+		x.view.members, x.view.failed = d.members, d.failed
 		x.view.counts = x.view.counts && d.whole && x.view.hostID != "" && x.view.has(byHostID(x.view.hostID))
 		out = append(out, x.view)
 	}

@@ -128,7 +128,6 @@ func (e *estate) enrol(n *ring.Node) {
 	e.t.Helper()
 	token := secret.FindString(e.csm("cluster", "join-command", "prod/"+n.Name, "--yes", "--ip", n.Address.String(), "--ip", "127.0.0.1", "--dns", n.Name+".rollouts.example"))
 	a := plane.NewAgent(filepath.Join(e.dir, "agents", n.Name), e.bin, n)
-	a.Lists = true
 	e.must(os.MkdirAll(a.Dir, 0o700))
 	e.must(os.WriteFile(a.Token, []byte(token+"\n"), 0o600))
 	e.must(a.Write(e.p.Fleet("prod"), "manage"))
