@@ -22,8 +22,8 @@ type Agent struct {
 	Config, State, Token, Hold string
 	// Reload is the local reload command. While the file Trap is there, its next run spoils the keystore first.
 	Reload, Trap string
-	Process *process.Process
-	program string
+	Process      *process.Process
+	program      string
 }
 
 // Fleet is what an agent must know to join.

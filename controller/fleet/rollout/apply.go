@@ -255,9 +255,9 @@ func has(n fleet.Standing, store string) bool {
 	return false
 }
 
-// moves are what the stores of a kind are to do. A shrink is the move kind that only takes anchors away.
+// moves are what the stores of a kind are to do.
 var moves = map[string]agentv1.MoveKind{
-	Renew: agentv1.MoveKind_MOVE_KIND_RENEW, Leaf: agentv1.MoveKind_MOVE_KIND_RENEW, Trust: agentv1.MoveKind_MOVE_KIND_TRUST, Shrink: agentv1.MoveKind(4),
+	Renew: agentv1.MoveKind_MOVE_KIND_RENEW, Leaf: agentv1.MoveKind_MOVE_KIND_RENEW, Trust: agentv1.MoveKind_MOVE_KIND_TRUST, Shrink: agentv1.MoveKind_MOVE_KIND_SHRINK,
 }
 
 // open lets nodes begin: their stores' generations are raised.
@@ -270,7 +270,8 @@ func open(a *state.Apply, r *row, stores []storeRow, nodes []string) error {
 		if x.state != storePending || !contains(nodes, x.node) {
 			continue
 		}
-		w := fleet.Wish{Node: x.node, Store: x.store, Move: moves[r.spec.Kind], Authority: r.spec.Authority, PlanHash: r.hash, Reason: r.spec.Kind + " by rollout " + resource.Last(r.name)}
+		w := fleet.Wish{Node: x.node, Store: x.store, Move: moves[r.spec.Kind], Authority: r.spec.Authority, PlanHash: r.hash, Reason: r.spec.Kind + " by rollout " + resource.Last(r.name),
+			TakeOver: r.spec.Kind == Leaf && r.spec.Owner != ""} // only a rotation replaces the leaf of another CA
 		if r.back {
 			w.Move, w.Authority, w.Reason = agentv1.MoveKind_MOVE_KIND_RENEW, x.authority, "rollback of "+resource.Last(r.name)
 		}
