@@ -3,6 +3,7 @@ package fleet_test
 import (
 	"maps"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -64,5 +65,14 @@ func TestFailuresAreCountedOnceAndOnlyNewOnes(t *testing.T) {
 	}
 	if again, _, err := w.Failures(ctx, mark); err != nil || !reflect.DeepEqual(again, none) {
 		t.Errorf("counted again: %v %v", again, err)
+	}
+}
+
+func TestANodeWhoseLastInstallWasRolledBackSaysSo(t *testing.T) {
+	_, r, c := moved(t, "n1", "n2")
+	m := r["n1"]
+	m.must(m.report(c, rolledBack))
+	if why := m.view().Why; !strings.Contains(why, "was rolled back: ") || !strings.Contains(why, "tries again") {
+		t.Errorf("why %q", why)
 	}
 }
