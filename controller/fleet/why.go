@@ -64,7 +64,7 @@ func whyBroken(n Node, _ *blocking, _ time.Time) string {
 		case "contested":
 			return "another tool writes the files: stop it, then restart the agent"
 		case "foreign":
-			if s.Installed > 0 {
+			if s.Installed > 0 && s.Wanted == "" { // CSM never gave this store a leaf
 				return "trusts our CA beside its own; its certificate is that of another CA"
 			}
 			return "the files were not written by CSM and are left alone"

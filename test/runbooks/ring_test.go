@@ -185,7 +185,7 @@ func (e *estate) storeContested(t *testing.T) {
 	}
 	e.operator.node(a, "csm-agent release", 0)
 	e.expect("csm node get prod-eu/n7", 0, "foreign")
-	e.expect("csm why prod-eu/n7", 0, "foreign")
+	e.expect("csm why prod-eu/n7", 0, "were not written by CSM")
 	for _, file := range []string{a.Node.Keystore, a.Node.Truststore} {
 		e.must(os.Rename(file, file+".of-the-tool"))
 	}
