@@ -153,7 +153,9 @@ func TestTheLeafOfAnotherCAIsTakenOverWhenItIsAsked(t *testing.T) {
 	h, before := hosts[0], hosts[0].leaf()
 	h.cass.IgnoreReloads(true)
 	w.takeOver(h)
-	h.await("rolled back", func(s fleet.Store) bool { return s.State == "rolled-back" || s.State == "foreign" && s.Installed < s.Generation })
+	h.await("rolled back", func(s fleet.Store) bool {
+		return s.State == "rolled-back" || s.State == "foreign" && s.Installed < s.Generation
+	})
 	h.did("install failed")
 	if !h.leaf().Equal(before) || len(trusts(t, h)) != 2 {
 		t.Fatal("what was there before the failed take-over is not there again")
@@ -172,7 +174,9 @@ func TestTheLeafOfAnotherCAIsTakenOverWhenItIsAsked(t *testing.T) {
 	_, err := w.fleet.RequestRenewal(t.Context(), cluster+"/nodes/p1", "", "from now on a renewal is one like any other", ann)
 	must(t, err)
 	taken := h.leaf()
-	h.await("renewed", func(s fleet.Store) bool { return done(s) && s.Leaf != certificate.Hex(certificate.Fingerprint(taken.Raw)) })
+	h.await("renewed", func(s fleet.Store) bool {
+		return done(s) && s.Leaf != certificate.Hex(certificate.Fingerprint(taken.Raw))
+	})
 }
 
 func (w *world) takeOver(h *host) {
