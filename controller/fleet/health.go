@@ -107,6 +107,17 @@ func lookOf(ctx context.Context, q state.Querier, cluster string) (look uint64, 
 	return look, err
 }
 
+// LookAgain is how old the newest question must be before something that waits for the ring asks again: what agents tell by
+// themselves is up to ten minutes old, and a member that is back must not be waited for that long.
+const LookAgain = time.Minute
+
+// MayLookAgain says whether the last question about a cluster's ring is that old.
+func MayLookAgain(ctx context.Context, q state.Querier, cluster string, now time.Time) (bool, error) {
+	var asked int64
+	_, err := found(q.QueryRowContext(ctx, `SELECT asked_ms FROM ring_looks WHERE cluster = ?`, cluster).Scan(&asked))
+	return now.Sub(at(asked)).Abs() >= LookAgain, err
+}
+
 // AskHealth has every agent of a cluster look at its ring now. An answer to this question, or a newer one, carries at least
 // the number that is returned.
 func AskHealth(a *state.Apply, cluster string) (look uint64, err error) {

@@ -167,6 +167,7 @@ func (d *drill) until(ctx context.Context, atMost time.Duration, phases ...strin
 	began := time.Now()
 	err := plane.Eventually(ctx, atMost, func() error {
 		var r rotation.Rotation
+		pause(ctx, 300*time.Millisecond)
 		if err := d.get(ctx, "/v1/"+d.name, &r); err != nil {
 			return err
 		}
@@ -261,6 +262,7 @@ func (d *drill) cycled(ctx context.Context, _ *demo) (string, error) {
 	began := time.Now()
 	err := plane.Eventually(ctx, 8*time.Minute, func() error {
 		var r rotation.Rotation
+		pause(ctx, time.Second)
 		if err := d.get(ctx, "/v1/"+d.name, &r); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -458,21 +459,32 @@ func contains(all []string, s string) bool {
 	return false
 }
 
-// dueNow are the live rollouts that would not simply go on waiting for what they wait for.
-func dueNow(ctx context.Context, q state.Querier, now time.Time) ([]string, error) {
+// due is what the leader has to ask for: rollouts that would not simply go on waiting for what they wait for, and clusters whose
+// rollouts wait for the ring while nobody has looked at it for a while.
+type due struct{ rollouts, clusters []string }
+
+func dueNow(ctx context.Context, q state.Querier, now time.Time) (out due, err error) {
 	rows, err := collect(ctx, q, scanRow, rowColumns+`WHERE end_ms = 0 ORDER BY name`)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
-	var out []string
 	for _, r := range rows {
 		f, _, err := factsOf(ctx, q, r, now)
 		if err != nil {
-			return nil, err
+			return out, err
 		}
 		act, reasons := decide(f)
 		if act.Do != Wait || key(reasons) != r.awaits || f.gone {
-			out = append(out, r.name)
+			out.rollouts = append(out.rollouts, r.name)
+		}
+		if act.Do != Wait || !slices.ContainsFunc(reasons, Reason.OfRing) {
+			continue
+		}
+		switch again, err := fleet.MayLookAgain(ctx, q, r.spec.Cluster, now); {
+		case err != nil:
+			return out, err
+		case again && !slices.Contains(out.clusters, r.spec.Cluster):
+			out.clusters = append(out.clusters, r.spec.Cluster)
 		}
 	}
 	return out, nil
