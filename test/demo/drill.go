@@ -261,9 +261,9 @@ func (d *drill) clients(ctx context.Context, _ *demo) (string, error) {
 func (d *drill) cycled(ctx context.Context, _ *demo) (string, error) {
 	began := time.Now()
 	err := plane.Eventually(ctx, 8*time.Minute, func() error {
-		var r rotation.Rotation
 		pause(ctx, time.Second)
-		if err := d.get(ctx, "/v1/"+d.name, &r); err != nil {
+		r, err := mustJSON[rotation.RetirePlan](ctx, d.demo, "csm", "rotation", "retire", "-c", clusterShort, "--dry-run")
+		if err != nil {
 			return err
 		}
 		for _, x := range r.Reasons {

@@ -65,7 +65,7 @@ func planOf(a *state.Apply, s Spec) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	return Make(s, nodes, a.Now, 0)
+	return Make(s, nodes, a.Now, Pace{})
 }
 
 func begin(a *state.Apply, p Plan) (string, error) {
