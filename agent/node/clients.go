@@ -25,12 +25,12 @@ const (
 	swapWithin = 10 * time.Minute
 )
 
-// clientPort is the CQL port, when it speaks TLS.
+// clientPort is the CQL port on every address, when it speaks TLS: an application may run on the node itself.
 func clientPort(inst *cassandra.Instance) (links.Port, bool) {
 	if inst == nil || !inst.NativeTransport || !inst.Client.Active() {
 		return links.Port{}, false
 	}
-	return links.Port{Address: inst.RPC, Number: inst.NativePort, PID: inst.Process.PID}, true
+	return links.Port{Number: inst.NativePort, PID: inst.Process.PID}, true
 }
 
 // noteClients notes the connections of applications that a reload does not reach.
@@ -94,7 +94,5 @@ func (n *Node) freshClients(inst *cassandra.Instance, leaf []byte, c *agentv1.Cl
 	}
 	sum := sha256.Sum256(leaf)
 	c.LeafSha256 = sum[:]
-	return func(a netip.AddrPort) bool {
-		return !old[a] && a.Addr() != inst.Listen.Unmap() && a.Addr() != inst.RPC.Unmap()
-	} // the kernel's table leaves the node itself out
+	return func(a netip.AddrPort) bool { return !old[a] }
 }

@@ -244,7 +244,8 @@ func TestCodeNeedsEachGate(t *testing.T) {
 	worlds = slices.AppendSeq(worlds, maps.Keys(reachable(begin(false, false))))
 	worlds = slices.AppendSeq(worlds, maps.Keys(reachable(stranger)))
 	for w := range reachable(begin(true, false)) { // of the many with an application, those in which all waits for it
-		if x := proved(w, 0); x.next(1<<18) != x.next(0) {
+		alive := w.n[0]&w.n[1]&w.n[2]&bUp != 0
+		if x := proved(w, 0); x.next(1<<18) != x.next(0) || w.phase == reissue && w.anyCanary() && alive && !w.seen && !w.named {
 			worlds = append(worlds, w)
 		}
 	}
