@@ -18,7 +18,7 @@ TOOL    := go tool -modfile=$(CURDIR)/test/tools/go.mod
 PACKAGES = $(shell go list ./... | grep -v /protocol/)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build cross packages run test test-packages test-full model mutants race race-full fuzz lint proto proto-fresh openapi bench clean
+.PHONY: help setup prepare build cross packages run test test-packages test-full model mutants race race-full fuzz lint proto proto-fresh openapi bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,14 +52,23 @@ run: setup ## three regions and a real Cassandra ring: issue, install, hot-reloa
 	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent ./test/demo
 	@exec $(BIN)/demo -bin $(BIN)
 
-test: setup ## every test that fits into minutes, then the whole path on a real ring (make run)
-	@mkdir -p $(BIN)
+# Lint vets, so tests do not.
+TEST = $(GO) test -vet=off
+
+# -p 1 leaves each package the whole machine; what is compiled before it is compiled two at a time.
+prepare: setup ## what the tests share: the programs, the packages' tool and a Cassandra, so that no test's time holds them
+	@mkdir -p $(BIN) build/tools
 	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent
-	$(GO) test -timeout 15m -p 1 ./...
+	@cd test/tools && go build -o ../../build/tools/ github.com/goreleaser/nfpm/v2/cmd/nfpm
+	@$(GO) list -test -export ./... >/dev/null
+	@go run ./test/ring/prepare
+
+test: prepare ## every test that fits into minutes, then the whole path on a real ring (make run)
+	$(TEST) -timeout 15m -p 1 ./...
 	CI=true $(MAKE) run
 
 test-packages: setup ## install, upgrade, downgrade, remove and purge under a real systemd (root, systemd-nspawn, debootstrap), with a real Cassandra
-	CSM_TEST_PACKAGES=1 $(GO) test -timeout 20m -count=1 -run UnderSystemd ./test/packages
+	CSM_TEST_PACKAGES=1 $(TEST) -timeout 20m -count=1 -run UnderSystemd ./test/packages
 
 model: setup ## search the models of install and rotation, the largest too; prints the outage behind each gate
 	CSM_TEST_FULL=1 $(GO) test -timeout 30m -count=1 -v ./test/model
@@ -68,7 +77,8 @@ mutants: ## take each gate of the code out in turn: the tests of its package mus
 	CSM_TEST_MUTANTS=all $(GO) test -timeout 4h -count=1 -v -run Mutants ./test/model
 
 test-full: test test-packages ## also what takes longer: Cassandra's own polls, the lives of nodes on a real ring, long soaks
-	CSM_TEST_FULL=1 $(GO) test -timeout 60m -p 1 -count=1 ./test/...
+	CSM_TEST_FULL=1 $(TEST) -timeout 60m -p 1 -count=1 ./test/... ./agent/...
+	@test/fuzz.sh 30s all
 
 # Left out of `make race`: packages whose tests live by raft's timers or replay thousands of transactions, which the
 # detector slows tenfold. `make race-full` runs them too; give it a quiet machine.
@@ -76,20 +86,20 @@ RACE = ./shared/... ./protocol/bounds ./agent/node ./agent/state ./agent/sync ./
 	./controller/people ./controller/keyring ./controller/ledger ./controller/consensus/wal
 
 race: ## the race detector over the packages that are quick under it
-	CGO_ENABLED=1 $(GO) test -race -short -timeout 15m -p 1 $(RACE)
+	CGO_ENABLED=1 $(TEST) -race -short -timeout 15m $(RACE)
 
 race-full: ## the race detector over every package but the real ring (half an hour)
-	CGO_ENABLED=1 $(GO) test -race -short -timeout 60m -p 1 $$($(GO) list ./... | grep -v -e /protocol/ -e /test/)
+	CGO_ENABLED=1 $(TEST) -race -short -timeout 60m -p 1 $$($(GO) list ./... | grep -v -e /protocol/ -e /test/)
 
-fuzz: ## a short fuzz of every parser of outside input (FUZZTIME=10s)
+fuzz: ## a short fuzz of every parser of outside input (FUZZTIME=10s); `test/fuzz.sh 1m all` guides each by coverage
 	@test/fuzz.sh $${FUZZTIME:-10s}
 
 lint: ## gofmt, vet, staticcheck, buf lint, freshness of generated code
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "not gofmt-ed:"; echo "$$bad"; exit 1; fi
 	go vet ./...
 	$(TOOL) staticcheck $(PACKAGES)
-	cd protocol && $(TOOL) buf lint
 	@$(MAKE) proto-fresh
+	cd protocol && ../build/tools/buf lint
 
 proto: ## generate code from protocol/**.proto
 	@mkdir -p build/tools && cd test/tools && go build -o ../../build/tools/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc github.com/bufbuild/buf/cmd/buf

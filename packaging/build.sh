@@ -23,8 +23,12 @@ for program in csm-controller csm-agent csm; do
   for shell in bash zsh fish; do
     "$HOST_BINARIES/$program" completion "$shell" >"$out/stage/completion/$program.$shell"
   done
-  for format in deb rpm; do
-    "$NFPM" package --config "packaging/nfpm/$program.yaml" --packager "$format" --target "$to/"
-  done
 done
+# One format beside the other: compressing takes one processor, and most of the time.
+(for program in csm-controller csm-agent csm; do "$NFPM" package --config "packaging/nfpm/$program.yaml" --packager deb --target "$to/"; done) &
+debs=$!
+for program in csm-controller csm-agent csm; do
+  "$NFPM" package --config "packaging/nfpm/$program.yaml" --packager rpm --target "$to/"
+done
+wait "$debs"
 rm -rf "$out/stage"

@@ -33,12 +33,13 @@ type severed struct {
 	once sync.Once
 }
 
-func newSevered(t *testing.T, claimFor time.Duration) *severed {
+// newSevered bounds how long claims are tried again and the neighbour's proof is awaited; 0 is what others wait.
+func newSevered(t *testing.T, claimFor, neighbourFor time.Duration) *severed {
 	t.Helper()
 	s := &severed{T: t, gone: make(chan struct{})}
 	s.w, s.a, _ = ring(t, func(w *world, h *host) {
 		s.link = newLink(t, w.address)
-		h.conf.Controllers, h.neighbourFor, h.claimFor = []string{s.link.address}, 3*time.Second, claimFor
+		h.conf.Controllers, h.neighbourFor, h.claimFor = []string{s.link.address}, neighbourFor, claimFor
 		h.hook = func(op install.Op) error {
 			if f := s.step.Load(); f != nil {
 				(*f)(op)
@@ -160,11 +161,15 @@ func TestACutFromAllControllersInEachPhaseOfAnInstall(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			patient := 2 * time.Second // where the agent is to give up, it does so soon
-			if c.until == tried {
-				patient = 0
+			var claimFor, neighbourFor time.Duration
+			switch c.until { // where the agent is to give up, it does so soon; elsewhere a slow machine must not make it
+			case tried:
+			case "install failed":
+				claimFor, neighbourFor = 2*time.Second, 8*time.Second
+			default:
+				claimFor = 2 * time.Second
 			}
-			s := newSevered(t, patient)
+			s := newSevered(t, claimFor, neighbourFor)
 			c.arm(s)
 			for len(s.a.acts) > 0 {
 				<-s.a.acts

@@ -6,12 +6,17 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/cassandra-security-manager/csm/controller/state"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
@@ -236,7 +241,11 @@ func (s *Authorities) caTemplate(subject pkix.Name, pub crypto.PublicKey, validi
 	if err != nil {
 		return nil, err
 	}
-	ski, err := KeyID(pub)
+	spki, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return nil, fmt.Errorf("authority: encode public key: %w", err)
+	}
+	ski, err := KeyID(spki)
 	if err != nil {
 		return nil, err
 	}
@@ -246,16 +255,14 @@ func (s *Authorities) caTemplate(subject pkix.Name, pub crypto.PublicKey, validi
 }
 
 // KeyID is the subject key identifier: the leftmost 160 bits of the SHA-256 of the public key's bit string (RFC 7093, 2(1)).
-func KeyID(pub crypto.PublicKey) ([]byte, error) {
-	spki, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return nil, fmt.Errorf("authority: encode public key: %w", err)
+// spki is the SubjectPublicKeyInfo in DER.
+func KeyID(spki []byte) ([]byte, error) {
+	var info, algorithm cryptobyte.String
+	var key asn1.BitString
+	if rest := cryptobyte.String(spki); !rest.ReadASN1(&info, cbasn1.SEQUENCE) || !info.ReadASN1(&algorithm, cbasn1.SEQUENCE) || !info.ReadASN1BitString(&key) {
+		return nil, errors.New("authority: the public key cannot be read")
 	}
-	bits, err := publicKeyBits(spki)
-	if err != nil {
-		return nil, err
-	}
-	sum := sha256.Sum256(bits)
+	sum := sha256.Sum256(key.Bytes)
 	return sum[:20], nil
 }
 

@@ -168,12 +168,18 @@ var _ ledger.Issuers = Issuers{}
 
 // CheckIssuer refuses a certificate whose issuer is not active, or has another certificate than the one that the signer used.
 func (Issuers) CheckIssuer(a *state.Apply, c *clusterv1.RecordCertificate) error {
-	var st string
-	err := a.QueryRow(`SELECT state FROM issuers WHERE name = ? AND sha256 = ?`, c.Issuer, bytesOf(c.IssuerSha256)).Scan(&st)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+	st, err := state.Recall(a, "issuer "+c.Issuer+" "+string(c.IssuerSha256), func() (State, error) {
+		var st State
+		err := a.QueryRow(`SELECT state FROM issuers WHERE name = ? AND sha256 = ?`, c.Issuer, bytesOf(c.IssuerSha256)).Scan(&st)
+		if errors.Is(err, sql.ErrNoRows) {
+			return "", nil
+		}
+		return st, err
+	})
+	if err != nil {
 		return err
 	}
-	if State(st) != Active {
+	if st != Active {
 		return fault.New(fault.Refused, "issuer-not-active", "the issuer %s is not active", c.Issuer).Do("ask again: another issuer will sign")
 	}
 	return nil

@@ -2,8 +2,6 @@ package authority
 
 import (
 	"crypto/x509"
-	"encoding/asn1"
-	"fmt"
 	"math/big"
 	"strconv"
 )
@@ -36,15 +34,4 @@ func (i *Issuer) Shard(serial *big.Int) int {
 func (i *Issuer) Point(tmpl *x509.Certificate) {
 	tmpl.CRLDistributionPoints = i.CRLURLs(i.Shard(tmpl.SerialNumber))
 	tmpl.IssuingCertificateURL = i.CertificateURLs()
-}
-
-func publicKeyBits(spki []byte) ([]byte, error) {
-	var info struct {
-		Algorithm asn1.RawValue
-		Key       asn1.BitString
-	}
-	if _, err := asn1.Unmarshal(spki, &info); err != nil {
-		return nil, fmt.Errorf("authority: public key: %w", err)
-	}
-	return info.Key.Bytes, nil
 }

@@ -218,7 +218,7 @@ func (s *Issuance) make(ctx context.Context, o order, i *authority.Issuer, now, 
 	if err != nil {
 		return made{}, err
 	}
-	ski, err := authority.KeyID(o.wish.public)
+	ski, err := authority.KeyID(o.wish.spki)
 	if err != nil {
 		return made{}, err
 	}
@@ -232,7 +232,7 @@ func (s *Issuance) make(ctx context.Context, o order, i *authority.Issuer, now, 
 		return made{}, err
 	}
 	i.Point(tmpl)
-	der, err := s.sign(ctx, tmpl, i, o.wish.public, expected{template: o.template, names: o.names, spki: o.wish.spki, now: now,
+	der, err := s.sign(ctx, tmpl, i, expected{template: o.template, names: o.names, spki: o.wish.spki, now: now,
 		issuer: i.Certificate, signature: sig, pointed: len(i.BaseURLs) > 0})
 	return made{der, serial.Bytes()}, err
 }

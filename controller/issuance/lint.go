@@ -14,29 +14,39 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
-// linter runs the chosen lints: those of RFC 5280, 3279, 5480, 5891 and 8813 that can apply to a leaf of ours, and our own.
+// linter runs the chosen lints: those of RFC 5280, 3279, 5480, 5891 and 8813 that can apply to a leaf of ours, and our own. Only
+// errors refuse, so lints that give no more than a warning (w_) or a notice (n_) are not run: those of zlint are for the web.
 type linter struct {
-	lints  []*lint.CertificateLint
-	config lint.Configuration
+	rules []rule
+}
+
+// rule is a lint made once: those that are chosen take no configuration and keep nothing from one certificate to the next.
+type rule struct {
+	*lint.CertificateLint
+	lint lint.CertificateLintInterface
+}
+
+// broken is what (*lint.CertificateLint).Execute does with a lint made anew.
+func (r rule) broken(c *zx509.Certificate) bool {
+	return r.lint.CheckApplies(c) && r.CheckEffective(c) && r.lint.Execute(c).Status >= lint.Error
 }
 
 // inapplicable are prefixes of lints about what our leaves never hold: extensions that the builder does not write, and
 // properties of CA certificates. Left out for speed, not because they would fire.
-var inapplicable = []string{"e_ext_cert_policy", "w_ext_cert_policy", "e_ext_ian", "w_ext_ian", "e_ext_policy", "w_ext_policy",
-	"e_name_constraint", "w_name_constraint", "e_ext_name_constraints", "w_ext_name_constraints", "e_rsa_allowed_ku_ca", "w_rsa_allowed_ku",
-	"e_ext_freshest", "e_inhibit_any", "e_subject_info_access", "e_ext_subject_directory", "e_subject_surname", "w_subject_surname",
-	"e_subject_given", "w_subject_given", "e_subject_postal", "e_subject_street", "e_subject_state", "e_subject_locality", "e_subject_email",
-	"e_subject_dn_serial", "w_subject_dn_serial", "e_ext_san_rfc822"}
+var inapplicable = []string{"e_ext_cert_policy", "e_ext_ian", "e_ext_policy", "e_name_constraint", "e_ext_name_constraints",
+	"e_rsa_allowed_ku_ca", "e_ext_freshest", "e_inhibit_any", "e_subject_info_access", "e_ext_subject_directory", "e_subject_surname",
+	"e_subject_given", "e_subject_postal", "e_subject_street", "e_subject_state", "e_subject_locality", "e_subject_email",
+	"e_subject_dn_serial", "e_ext_san_rfc822"}
 
 // unwanted is a prefix of rules that real clusters break lawfully: container networks name hosts with underscores, and
 // resolvers, JVMs and crypto/x509 take them. Package certificate decides what a host name is.
 const unwanted = "e_rfc_dnsname_underscore"
 
 func newLinter() *linter {
-	l := &linter{config: lint.GlobalRegistry().GetConfiguration()}
+	l := &linter{}
 	for _, x := range lint.GlobalRegistry().CertificateLints().Lints() {
 		if chosen(x.Name, x.Source) {
-			l.lints = append(l.lints, x)
+			l.rules = append(l.rules, rule{x, x.Lint()})
 		}
 	}
 	return l
@@ -53,18 +63,18 @@ func chosen(name string, source lint.LintSource) bool {
 			return false
 		}
 	}
-	return !strings.HasPrefix(name, unwanted)
+	return strings.HasPrefix(name, "e_") && !strings.HasPrefix(name, unwanted)
 }
 
-// check lints a rehearsed certificate; the first error refuses it. Warnings of zlint are for the web.
+// check lints a rehearsed certificate; the first error refuses it.
 func (l *linter) check(der []byte, e expected) error {
 	c, err := zx509.ParseCertificate(der)
 	if err != nil {
 		return linted("unreadable", err.Error())
 	}
-	for _, x := range l.lints {
-		if r := x.Execute(c, l.config); r.Status >= lint.Error {
-			return linted(x.Name, x.Description)
+	for _, r := range l.rules {
+		if r.broken(c) {
+			return linted(r.Name, r.Description)
 		}
 	}
 	return e.check(der)

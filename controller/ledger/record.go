@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -164,36 +165,57 @@ func bytesOf(b []byte) []byte {
 	return b
 }
 
-// insertNames costs one statement for a name that was there before, as in every renewal.
+// insertNames costs one statement for a value whose names were there before, as in every renewal; the common name mostly is
+// the value of a DNS name too.
 func insertNames(a *state.Apply, names []*clusterv1.CertificateName) error {
+	kinds := map[string][]string{}
+	var values []string
 	for _, n := range names {
 		value := strings.ToLower(n.Value)
-		known, err := useName(a, n.Kind, value)
-		if err != nil {
-			return err
+		if kinds[value] == nil {
+			values = append(values, value)
 		}
-		if known {
-			continue
+		if !slices.Contains(kinds[value], n.Kind) {
+			kinds[value] = append(kinds[value], n.Kind)
 		}
-		if _, err := a.Exec(`INSERT INTO certificate_names (kind, value) VALUES (?, ?) ON CONFLICT DO NOTHING`, n.Kind, value); err != nil {
-			return err
-		}
-		if _, err := useName(a, n.Kind, value); err != nil {
+	}
+	for _, value := range values {
+		if err := insertValue(a, value, kinds[value]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// useName says that this certificate carries a name; false when the name is new, or was said already.
-func useName(a *state.Apply, kind, value string) (bool, error) {
-	res, err := a.Exec(`INSERT INTO certificate_name_uses (name, seq) SELECT id, ? FROM certificate_names WHERE value = ? AND kind = ?
-		ON CONFLICT DO NOTHING`, int64(a.Index), value, kind)
+// insertValue says that this certificate carries a value as each of some kinds.
+func insertValue(a *state.Apply, value string, kinds []string) error {
+	if len(kinds) <= 2 {
+		n, err := useName(a, value, kinds[0], kinds[len(kinds)-1])
+		if err != nil || n == len(kinds) {
+			return err
+		}
+	}
+	for _, kind := range kinds {
+		if _, err := a.Exec(`INSERT INTO certificate_names (kind, value) VALUES (?, ?) ON CONFLICT DO NOTHING`, kind, value); err != nil {
+			return err
+		}
+		if _, err := useName(a, value, kind, kind); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// useName says that this certificate carries a value as one kind or as two, and how many of them were known and not said
+// already. The plus signs keep the planner from building a table of the two kinds: a value has few.
+func useName(a *state.Apply, value, kind, other string) (int, error) {
+	res, err := a.Exec(`INSERT INTO certificate_name_uses (name, seq) SELECT id, ? FROM certificate_names WHERE value = ? AND (+kind = ? OR +kind = ?)
+		ON CONFLICT DO NOTHING`, int64(a.Index), value, kind, other)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	n, err := res.RowsAffected()
-	return n > 0, err
+	return int(n), err
 }
 
 // revoke handles RevokeCertificate. A second revocation changes nothing and says when the first one was.

@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// pruneEvery commands, up to pruneMost outcomes that are past their time go.
-	pruneEvery, pruneMost = 64, 256
+	// pruneEvery commands, of the oldest pruneMost outcomes those that are past their time go: more than come meanwhile.
+	pruneEvery, pruneMost = 64, "128"
 	// keepChanges is for how many indexes changes are listed.
 	keepChanges = 100_000
 	// maxTouched resources in one command.
@@ -90,17 +90,19 @@ func (s *Store) applySome(logs []*raft.Log, answers []any) (int, error) {
 // replayed answers an entry that was applied before this process began; nobody waits for it.
 var replayed = &clusterv1.Outcome{Fault: EncodeFault(fault.New(fault.Unknown, "replayed", "the entry had been applied before").Do("ask again with the same id"))}
 
-// errUndo: a command that had begun to write was refused, and nothing can take back its part alone.
-var errUndo = errors.New("a refused command had written")
+// errUndo: a command that had begun to write was refused, or had run before, and nothing can take back its part alone.
+var errUndo = errors.New("a command must not stay that had written")
 
 // transact runs a batch as one transaction. A savepoint under each command makes SQLite copy every page that the command
-// changes, only to forget the copy: so without careful there is none, and errUndo asks for the same batch again, carefully.
-// Most refusals are found before the first write and need neither.
+// changes, only to forget the copy; and nearly no command is a repeat: so without careful there are no savepoints and nobody
+// looks for repeats, and errUndo asks for the same batch again, carefully. Most refusals are found before the first write and
+// need neither. What the careful way decides is what counts, so batches may end wherever they do.
 func (s *Store) transact(logs []*raft.Log, answers []any, careful bool) (*batch, int, error) {
 	b := &batch{store: s, w: s.current.writer, head: s.head, careful: careful}
 	n, err := b.run(logs, answers)
 	if err != nil {
 		b.w.conn.ExecContext(context.Background(), "ROLLBACK")
+		s.memory.forget()
 	}
 	return b, n, err
 }
@@ -112,7 +114,7 @@ type batch struct {
 	head    head
 	touched map[string]struct{}
 	marker  bool
-	// careful puts each command under a savepoint.
+	// careful puts each command under a savepoint, and asks first whether it ran before.
 	careful bool
 }
 
@@ -171,14 +173,17 @@ func (b *batch) entry(l *raft.Log) (*clusterv1.Outcome, error) {
 	if err := b.store.checkVersion(e); err != nil {
 		return nil, err
 	}
-	out, taken, err := b.repeat(e)
-	if err != nil || out != nil {
-		return out, err
+	late := b.head.clock > e.Deadline.AsTime().UnixMilli()
+	if b.careful || late || len(e.RequestSha256) > 0 { // else record finds a repeat
+		out, taken, err := b.repeat(e)
+		if err != nil || out != nil {
+			return out, err
+		}
+		if taken != nil {
+			return b.refuse(l, e, taken)
+		}
 	}
-	if taken != nil {
-		return b.refuse(l, e, taken)
-	}
-	if b.head.clock > e.Deadline.AsTime().UnixMilli() {
+	if late {
 		return b.refuse(l, e, fault.New(fault.Unavailable, "deadline-passed", "the command reached the log after its deadline; nothing was done").
 			Do("ask again; if it happens often, compare the controllers' clocks in `csm status`"))
 	}
@@ -193,7 +198,8 @@ func (b *batch) refuse(l *raft.Log, e *clusterv1.Envelope, f *fault.Error) (*clu
 
 // perform runs the handler and records what came of it. A refusal leaves nothing of it but the record.
 func (b *batch) perform(l *raft.Log, e *clusterv1.Envelope) (*clusterv1.Outcome, error) {
-	a := &Apply{Index: l.Index, Now: time.UnixMilli(b.head.clock).UTC(), Envelope: e, ctx: context.Background(), q: b.w}
+	b.store.memory.begin(e.Kind)
+	a := &Apply{Index: l.Index, Now: time.UnixMilli(b.head.clock).UTC(), Envelope: e, ctx: context.Background(), q: b.w, memory: &b.store.memory}
 	if b.careful {
 		if err := b.exec("SAVEPOINT command"); err != nil {
 			return nil, err
@@ -212,7 +218,12 @@ func (b *batch) perform(l *raft.Log, e *clusterv1.Envelope) (*clusterv1.Outcome,
 			err = fault.New(fault.Invalid, "too-large", "the command touches %d resources, %d are allowed", len(a.touched), maxTouched).
 				Do("split the request into smaller ones")
 		}
-	} else if ofMachine(err) || errors.As(err, new(*crash)) {
+	} else if ofMachine(err) {
+		return nil, fmt.Errorf("%s: %w", e.Kind, err)
+	} else if errors.As(err, new(*crash)) {
+		if !b.careful {
+			return nil, errUndo
+		}
 		return nil, fmt.Errorf("%s: %w", e.Kind, err)
 	}
 	var refusal, answer *fault.Error
@@ -315,8 +326,9 @@ func (b *batch) conclude(l *raft.Log, e *clusterv1.Envelope, touched []Change, r
 
 // prune depends on nothing but the commands before it: not on batches, nor on this machine's time.
 func (b *batch) prune(index uint64) error {
-	if err := b.exec("DELETE FROM outcomes WHERE idx IN (SELECT idx FROM outcomes ORDER BY idx LIMIT ?) AND expires < ?",
-		pruneMost, b.head.clock); err != nil {
+	// The limit stands in the text: SQLite would compile a statement anew at each value that is bound there.
+	if err := b.exec("DELETE FROM outcomes WHERE idx IN (SELECT idx FROM outcomes ORDER BY idx LIMIT "+pruneMost+") AND expires < ?",
+		b.head.clock); err != nil {
 		return err
 	}
 	if err := b.pruneKept(); err != nil {

@@ -64,6 +64,7 @@ type Apply struct {
 
 	ctx     context.Context
 	q       querier
+	memory  *memory
 	touched []Change
 }
 

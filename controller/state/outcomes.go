@@ -81,7 +81,8 @@ func (b *batch) quota(e *clusterv1.Envelope) (*fault.Error, error) {
 }
 
 // record keeps the outcome for a repeat: until the deadline can no longer be met, or for a day behind an idempotency key. A
-// refusal did nothing, so asking again later under the same key is right.
+// refusal did nothing, so asking again later under the same key is right. An id that stands there is a repeat that nobody asked
+// for yet: errUndo.
 func (b *batch) record(l *raft.Log, e *clusterv1.Envelope, reply []byte, refusal *fault.Error) error {
 	if len(e.RequestSha256) > 0 && refusal == nil {
 		if err := b.exec("INSERT INTO kept_outcomes (idx, id, request, kind, actor, tenant, time, expires, reply) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -98,23 +99,31 @@ func (b *batch) record(l *raft.Log, e *clusterv1.Envelope, reply []byte, refusal
 		}
 	}
 	expires := min(e.Deadline.AsTime().UnixMilli(), b.head.clock+MaxDeadline.Milliseconds()) + keepOutcome.Milliseconds()
-	return b.exec("INSERT INTO outcomes (idx, id, kind, actor, tenant, time, expires, reply, fault) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		l.Index, e.Id, e.Kind, e.Actor, e.Tenant, b.head.clock, expires, reply, encoded)
+	res, err := b.w.ExecContext(context.Background(), `INSERT INTO outcomes (idx, id, kind, actor, tenant, time, expires, reply, fault) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (id) DO NOTHING`, l.Index, e.Id, e.Kind, e.Actor, e.Tenant, b.head.clock, expires, reply, encoded)
+	if err != nil {
+		return err
+	}
+	n, err := res.RowsAffected()
+	if err == nil && n == 0 {
+		return errUndo // it had run before
+	}
+	return err
 }
 
 // pruneKept ends the oldest that are past their day, and gives their actors the room back.
 func (b *batch) pruneKept() error {
-	const old = "SELECT idx FROM (SELECT idx, expires FROM kept_outcomes ORDER BY idx LIMIT ?) WHERE expires < ?"
+	const old = "SELECT idx FROM (SELECT idx, expires FROM kept_outcomes ORDER BY idx LIMIT " + pruneMost + ") WHERE expires < ?"
 	res, err := b.w.ExecContext(context.Background(), `UPDATE kept_counts SET count = count - gone.n FROM
 		(SELECT actor, count(*) AS n FROM kept_outcomes WHERE idx IN (`+old+`) GROUP BY actor) AS gone WHERE kept_counts.actor = gone.actor`,
-		pruneMost, b.head.clock)
+		b.head.clock)
 	if err != nil {
 		return err
 	}
 	if n, err := res.RowsAffected(); err != nil || n == 0 {
 		return err
 	}
-	if err := b.exec("DELETE FROM kept_outcomes WHERE idx IN ("+old+")", pruneMost, b.head.clock); err != nil {
+	if err := b.exec("DELETE FROM kept_outcomes WHERE idx IN ("+old+")", b.head.clock); err != nil {
 		return err
 	}
 	return b.exec("DELETE FROM kept_counts WHERE count <= 0")

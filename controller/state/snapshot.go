@@ -389,6 +389,7 @@ func (s *Store) Restore(r io.ReadCloser) error {
 	s.current = g
 	s.mu.Unlock()
 	s.head = h
+	s.memory.forget()
 	s.delivered.Store(h.applied)
 	s.publish()
 	s.watches.notifyAll()

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"strconv"
 	"strings"
@@ -64,6 +65,10 @@ func checkVersion(ctx context.Context, q Querier) error {
 type session struct {
 	conn  *sql.Conn
 	stmts map[string]*sql.Stmt
+	// execs are statements of the driver itself: what package sql does for each of them costs a tenth of an insert. A
+	// session has its connection to itself, so nothing of it is needed.
+	execs  map[string]driver.StmtExecContext
+	values []driver.NamedValue
 	// broken is the first error of the machine (not of the statement) that any statement met, even if a handler hid it.
 	broken error
 	// wrote is set by every statement that may have changed something.
@@ -86,13 +91,19 @@ func openSession(ctx context.Context, db *sql.DB, pragmas ...string) (*session, 
 			return nil, errors.Join(fmt.Errorf("pragma %s: %w", p, err), conn.Close())
 		}
 	}
-	return &session{conn: conn, stmts: map[string]*sql.Stmt{}}, nil
+	return &session{conn: conn, stmts: map[string]*sql.Stmt{}, execs: map[string]driver.StmtExecContext{}}, nil
 }
 
 func (s *session) close() error {
 	for _, st := range s.stmts {
 		st.Close()
 	}
+	for _, st := range s.execs {
+		if c, ok := st.(io.Closer); ok {
+			c.Close()
+		}
+	}
+	s.execs = nil
 	// ErrBadConn makes the pool close the connection, not keep it.
 	s.conn.Raw(func(any) error { return driver.ErrBadConn })
 	if err := s.conn.Close(); err != nil && !errors.Is(err, sql.ErrConnDone) && !errors.Is(err, driver.ErrBadConn) {
@@ -141,10 +152,54 @@ func reads(query string) bool {
 	return len(query) > 6 && strings.EqualFold(query[:6], "SELECT")
 }
 
+// exec is the prepared statement of the driver; nil where there is none.
+func (s *session) exec(ctx context.Context, query string) driver.StmtExecContext {
+	if st := s.execs[query]; st != nil {
+		return st
+	}
+	if len(s.execs) >= maxStatements {
+		return nil
+	}
+	s.conn.Raw(func(c any) error {
+		p, ok := c.(driver.ConnPrepareContext)
+		if !ok {
+			return nil
+		}
+		st, err := p.PrepareContext(ctx, query)
+		if err != nil {
+			return nil // run it unprepared: the same error comes back where the caller looks for it
+		}
+		if e, ok := st.(driver.StmtExecContext); ok && st.NumInput() < 0 {
+			s.execs[query] = e
+			return nil
+		}
+		return st.Close()
+	})
+	return s.execs[query]
+}
+
+// bind makes of arguments what package sql would make of them.
+func (s *session) bind(args []any) ([]driver.NamedValue, error) {
+	s.values = s.values[:0]
+	for i, a := range args {
+		v, err := driver.DefaultParameterConverter.ConvertValue(a)
+		if err != nil {
+			return nil, fmt.Errorf("argument %d: %w", i+1, err)
+		}
+		s.values = append(s.values, driver.NamedValue{Ordinal: i + 1, Value: v})
+	}
+	return s.values, nil
+}
+
 func (s *session) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
 	s.mark(query)
-	if st := s.stmt(ctx, query); st != nil {
-		res, err := st.ExecContext(ctx, args...)
+	if st := s.exec(ctx, query); st != nil {
+		values, err := s.bind(args)
+		if err != nil {
+			return nil, err
+		}
+		res, err := st.ExecContext(ctx, values)
+		clear(s.values)
 		if !inUse(err) {
 			s.note(err)
 			return res, err

@@ -50,6 +50,7 @@ type Store struct {
 	writing sync.Mutex
 	head    head
 	failed  error
+	memory  memory
 
 	// current is the generation that is read; swapped by Restore.
 	mu      sync.RWMutex

@@ -124,6 +124,7 @@ func (h host) renew() {
 // TestEveryAgentsNextRenewalWorksAfterARestore: agents that heard more than the backup holds, renewed after it even, follow the
 // restored system with the identity and the pin that they have.
 func TestEveryAgentsNextRenewalWorksAfterARestore(t *testing.T) {
+	t.Parallel()
 	w, _ := copies(t, "")
 	w.must(w.cluster("prod"))
 	hosts := []host{w.host("n1"), w.host("n2")}

@@ -86,6 +86,7 @@ func (w world) wipe(cs ...*plane.Controller) {
 
 // TestAllFoldersAreLostAndTheSystemComesBackFromABackup is the worst day: three empty machines, a backup, a recovery share.
 func TestAllFoldersAreLostAndTheSystemComesBackFromABackup(t *testing.T) {
+	t.Parallel()
 	w, _ := copies(t, "every: 1m, ")
 	ctx := t.Context()
 	w.scheduled()

@@ -256,7 +256,7 @@ func (p *Plane) admit(ctx context.Context, c *Controller) error {
 		}
 		return p.Administrator.Approve(ctx, c.Name, all[len(all)-1][1]) // an earlier join of this controller may stand above
 	}
-	if err := Eventually(ctx, 20*time.Second, approve); err != nil {
+	if err := Eventually(ctx, time.Minute, approve); err != nil {
 		return err
 	}
 	if err := <-ended; err != nil {
@@ -267,7 +267,7 @@ func (p *Plane) admit(ctx context.Context, c *Controller) error {
 
 // wait until n controllers vote.
 func (p *Plane) wait(ctx context.Context, n int) error {
-	return Eventually(ctx, 60*time.Second, func() error {
+	return Eventually(ctx, 2*time.Minute, func() error {
 		var list struct {
 			Items []struct {
 				Voter     bool

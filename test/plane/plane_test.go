@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"flag"
 	"fmt"
 	"net/http"
 	"os"
@@ -42,8 +43,13 @@ var program = sync.OnceValues(func() (string, error) {
 
 var folder string
 
+// TestMain lets more tests run at once than there are processors: controllers wait for each other for most of a test.
 func TestMain(m *testing.M) {
-	var err error
+	flag.Parse()
+	err := flag.Set("test.parallel", "4")
+	if err != nil {
+		panic(err)
+	}
 	if folder, err = os.MkdirTemp("", "csm-plane-"); err != nil {
 		panic(err)
 	}
@@ -122,6 +128,7 @@ func request(t *testing.T, name string) string {
 }
 
 func TestWhatWasAcknowledgedSurvivesTheDeathOfEveryController(t *testing.T) {
+	t.Parallel()
 	w := start(t)
 	var mu sync.Mutex
 	var acked []string
@@ -167,6 +174,7 @@ func TestWhatWasAcknowledgedSurvivesTheDeathOfEveryController(t *testing.T) {
 }
 
 func TestWithoutAQuorumTheAnswerSaysWhatToStartAndReadsGoOn(t *testing.T) {
+	t.Parallel()
 	w := start(t)
 	last := w.Controllers[2]
 	name, err := w.issue(t.Context(), last, request(t, "before.example"))
@@ -207,6 +215,7 @@ func TestWithoutAQuorumTheAnswerSaysWhatToStartAndReadsGoOn(t *testing.T) {
 }
 
 func TestAControllerWhoseLogLostItsTailNeverVotesOnIt(t *testing.T) {
+	t.Parallel()
 	w := start(t)
 	victim := w.Controllers[2]
 	var names []string

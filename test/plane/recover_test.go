@@ -40,6 +40,7 @@ func (w world) killed(c *plane.Controller, args ...string) {
 // TestOneControllerGoesOnWhenTheMajorityIsGone: it says what may be lost, wants the hash of that, survives kills at any moment,
 // and whoever it shut out stays out until it joins anew under its old name.
 func TestOneControllerGoesOnWhenTheMajorityIsGone(t *testing.T) {
+	t.Parallel()
 	w := start(t)
 	ctx := t.Context()
 	w.must(w.cluster("before"))
@@ -108,6 +109,7 @@ func TestOneControllerGoesOnWhenTheMajorityIsGone(t *testing.T) {
 
 // TestALostControllerIsReplacedUnderItsName: remove it, let an empty one join with the same name.
 func TestALostControllerIsReplacedUnderItsName(t *testing.T) {
+	t.Parallel()
 	w := start(t)
 	ctx := t.Context()
 	lost := w.Controllers[2]

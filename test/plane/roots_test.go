@@ -63,11 +63,13 @@ func documented(t *testing.T) string {
 // TestARootElsewhereSignsOurIssuer: init under a root that is not ours, by the commands of docs/roots.md, to a store that an agent
 // wrote and that openssl verifies against the root alone.
 func TestARootElsewhereSignsOurIssuer(t *testing.T) {
+	t.Parallel()
 	for root, request := range map[string]string{
 		"subordinate": "mv %s/csm-issuer.csr issuer.csr",
 		"offline":     "csm ca csr root --region eu-west > issuer.csr",
 	} {
 		t.Run(root, func(t *testing.T) {
+			t.Parallel()
 			w, c := under(t, root)
 			if strings.Contains(request, "%s") {
 				request = fmt.Sprintf(request, filepath.Dir(w.Controllers[0].Config))
