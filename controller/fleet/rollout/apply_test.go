@@ -319,7 +319,7 @@ func TestAStepOfARotationIsEndedByTheRotationOnly(t *testing.T) {
 	if err := w.rollouts.Set(ctx, name, rollout.Pause, "a person may stop it at any time", ann); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.rollouts.Set(ctx, name, rollout.Resume, "", ann); err != nil {
+	if err := w.rollouts.Set(ctx, name, rollout.Resume, "it may go on", ann); err != nil {
 		t.Fatal(err)
 	}
 }
