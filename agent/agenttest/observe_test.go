@@ -2,6 +2,7 @@ package agenttest
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,8 +14,11 @@ import (
 	"testing"
 
 	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
+	"github.com/cassandra-security-manager/csm/agent/config"
+	"github.com/cassandra-security-manager/csm/agent/cql/cqltest"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
+	shared "github.com/cassandra-security-manager/csm/shared/config"
 	"github.com/cassandra-security-manager/csm/shared/keystore"
 )
 
@@ -121,22 +125,57 @@ func TestTheTraceIsReadRightly(t *testing.T) {
 	}
 }
 
-func TestAnAgentInObserveChangesNothingOutsideOfItsStateFolder(t *testing.T) {
-	t.Parallel()
+// shadow is the agent's program in mode observe under strace.
+type shadow struct {
+	h     *host
+	trace string
+	cmd   *exec.Cmd
+}
+
+func shadowed(h *host) *shadow {
+	t := h.t
+	t.Helper()
 	strace, err := exec.LookPath("strace")
 	if err != nil {
 		t.Fatal("strace is missing: `make setup` installs it")
 	}
-	w := newWorld(t)
-	bin := program(t)
-	h := newHost(w, "n1", keystore.PKCS12)
 	h.conf.Mode = "observe"
-	conf := h.file()
-	trace := filepath.Join(t.TempDir(), "trace")
-	cmd := exec.Command(strace, "-f", "-qq", "-y", "-s", "4096", "-e", "trace="+traced, "-o", trace, bin, "run", "--config", conf)
-	cmd.Env = append(os.Environ(), "HOME="+h.conf.StateDir)
-	must(t, cmd.Start())
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _, _ = cmd.Process.Wait() })
+	s := &shadow{h: h, trace: filepath.Join(t.TempDir(), "trace")}
+	s.cmd = exec.Command(strace, "-f", "-qq", "-y", "-s", "4096", "-e", "trace="+traced, "-o", s.trace, program(t), "run", "--config", h.file())
+	s.cmd.Env = append(os.Environ(), "HOME="+h.conf.StateDir)
+	must(t, s.cmd.Start())
+	t.Cleanup(func() { _ = s.cmd.Process.Kill(); _, _ = s.cmd.Process.Wait() })
+	return s
+}
+
+// changedNothing ends the program and reads the trace.
+func (s *shadow) changedNothing() {
+	t := s.h.t
+	t.Helper()
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", s.cmd.Process.Pid, s.cmd.Process.Pid))
+	must(t, err)
+	pid, err := strconv.Atoi(strings.Fields(string(children))[0])
+	must(t, err)
+	must(t, syscall.Kill(pid, syscall.SIGTERM))
+	_ = s.cmd.Wait()
+
+	data, err := os.ReadFile(s.trace)
+	must(t, err)
+	bad, changes := violations(string(data), s.h.conf.StateDir)
+	if len(bad) > 0 {
+		t.Errorf("an agent in observe changed something outside of %s:\n%s", s.h.conf.StateDir, strings.Join(bad, ""))
+	}
+	if changes == 0 {
+		t.Error("the trace shows no change at all, so it shows nothing")
+	}
+	t.Logf("%d changes inside of the state folder, none outside", changes)
+}
+
+func TestAnAgentInObserveChangesNothingOutsideOfItsStateFolder(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	h := newHost(w, "n1", keystore.PKCS12)
+	s := shadowed(h)
 
 	h.await("no store is there", func(s fleet.Store) bool { return s.State == "absent" })
 	generation, err := w.fleet.RequestRenewal(t.Context(), cluster+"/nodes/n1", "", "a controller that wants something", ann)
@@ -158,22 +197,59 @@ func TestAnAgentInObserveChangesNothingOutsideOfItsStateFolder(t *testing.T) {
 	w.await("and told once more", func() bool { s := h.status(); return len(s.Stores) == 1 && s.Stores[0].Wanted == generation })
 	h.cass.Restart(t)
 	w.await("Cassandra is seen to run", func() bool { return h.view().Instance.Running })
+	s.changedNothing()
+}
 
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
+// TestAnAgentInObserveWithALoginReadsOfCassandraAndChangesNothing: with a role of Cassandra's it asks for the members of the ring, reads of
+// their ranges, and lists the connected clients.
+func TestAnAgentInObserveWithALoginReadsOfCassandraAndChangesNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	h := newHost(w, "n1", keystore.PKCS12)
+	cassandra := &cqltest.Server{Authenticator: "org.apache.cassandra.auth.PasswordAuthenticator", User: "csm_agent", Password: "right",
+		Answer: func(q string, _ uint16) cqltest.Answer {
+			if strings.Contains(q, "FROM system.local") {
+				return cqltest.Answer{Columns: []cqltest.Column{{Name: "partitioner", Type: cqltest.Varchar}}, Rows: [][][]byte{{[]byte("x.RandomPartitioner")}}}
+			}
+			return cqltest.Answer{Columns: []cqltest.Column{{Name: "x", Type: cqltest.Int}}}
+		}}
+	cassandra.Start(t)
+	h.login(cassandra)
+	foreign := cassandratest.NewCA(t, "corporate")
+	cassandratest.Write(t, h.cass.Store, foreign.Leaf(), foreign.Root)
+	h.cass.Restart(t)
+	s := shadowed(h)
+	h.await("the store of another CA is seen", func(s fleet.Store) bool { return s.State == "foreign" && s.Leaf != "" })
+	w.await("Cassandra is seen to run", func() bool { return h.view().Instance.Running })
+	look, err := w.fleet.AskHealth(t.Context(), cluster, ann)
 	must(t, err)
-	pid, err := strconv.Atoi(strings.Fields(string(children))[0])
-	must(t, err)
-	must(t, syscall.Kill(pid, syscall.SIGTERM))
-	_ = cmd.Wait()
+	w.await("what it read is told", func() bool {
+		health, err := w.fleet.Health(t.Context(), cluster)
+		return err == nil && len(health.Members) == 1 && health.Members[0].Look >= look
+	})
+	if cassandra.Logins() == 0 || !slices.ContainsFunc(cassandra.Asked(), func(q string) bool { return strings.Contains(q, "system_views.clients") }) {
+		t.Errorf("%d logins, asked %v", cassandra.Logins(), cassandra.Asked())
+	}
+	for _, q := range cassandra.Asked() {
+		if !strings.HasPrefix(q, "SELECT ") {
+			t.Errorf("it sent %q", q)
+		}
+	}
+	s.changedNothing()
+}
 
-	data, err := os.ReadFile(trace)
-	must(t, err)
-	bad, changes := violations(string(data), h.conf.StateDir)
-	if len(bad) > 0 {
-		t.Errorf("an agent in observe changed something outside of %s:\n%s", h.conf.StateDir, strings.Join(bad, ""))
-	}
-	if changes == 0 {
-		t.Error("the trace shows no change at all, so it shows nothing")
-	}
-	t.Logf("%d changes inside of the state folder, none outside", changes)
+// login puts a server in the place of the host's CQL port, with a role for the agent.
+func (h *host) login(s *cqltest.Server) {
+	h.t.Helper()
+	in := &h.conf.Cassandra[0]
+	yaml, err := os.ReadFile(in.Config)
+	must(h.t, err)
+	_, number, err := net.SplitHostPort(s.Address())
+	must(h.t, err)
+	text := regexp.MustCompile(`(?m)^native_transport_port: .*$`).ReplaceAllString(string(yaml), "native_transport_port: "+number)
+	text = regexp.MustCompile(`(?m)^client_encryption_options: .*$`).ReplaceAllString(text, "client_encryption_options: {enabled: false}\nauthenticator: PasswordAuthenticator")
+	must(h.t, os.WriteFile(in.Config, []byte(text), 0o600))
+	password := filepath.Join(filepath.Dir(in.Config), "cql.password")
+	must(h.t, os.WriteFile(password, []byte(s.Password+"\n"), 0o600))
+	in.CQL = config.CQL{Username: s.User, Password: shared.Reference("file:" + password)}
 }

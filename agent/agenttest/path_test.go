@@ -2,9 +2,13 @@ package agenttest
 
 import (
 	"bytes"
+	"log/slog"
 	"os"
+	"path/filepath"
 	"testing"
 
+	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
+	"github.com/cassandra-security-manager/csm/agent/install"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
@@ -151,6 +155,14 @@ func TestATruncatedStoreIsRestoredOnceThenContested(t *testing.T) {
 	if data, _ := os.ReadFile(a.cass.Store.KeystorePath); len(data) != 10 {
 		t.Error("a contested store was written")
 	}
+
+	// What `csm-agent release` does beside the running agent is taken up at once.
+	foreign := cassandratest.NewCA(t, "the other tool's")
+	cassandratest.Write(t, a.cass.Store, foreign.Leaf(), foreign.Root)
+	other, err := install.New(install.Options{StateDir: filepath.Join(a.conf.Folder(a.conf.Cassandra[0]), "install"), Hold: a.conf.HoldFile, Reloader: a.cass, Logger: slog.New(slog.DiscardHandler)})
+	must(t, err)
+	must(t, other.Release(t.Context(), install.Site{Instance: a.cass.Instance(), Store: a.cass.Store}))
+	a.await("foreign", func(s fleet.Store) bool { return s.State == "foreign" })
 }
 
 func TestAHeldNodeDoesNothingUntilReleased(t *testing.T) {

@@ -34,9 +34,13 @@ func (h *host) file() string {
 	h.t.Helper()
 	in := h.conf.Cassandra[0]
 	path := filepath.Join(filepath.Dir(in.Config), "agent.yaml")
+	cql := ""
+	if in.CQL.Username != "" {
+		cql = fmt.Sprintf(", cql: {username: %s, password: %q}", in.CQL.Username, in.CQL.Password)
+	}
 	must(h.t, os.WriteFile(path, fmt.Appendf(nil, "controllers: [%s]\npin: %s\ncluster: prod\njoin: {method: token, file: %s}\nmode: %s\nstate_dir: %s\nhold_file: %s\n"+
-		"cassandra: [{config: %s, store_roots: [%s], reload: {command: [/bin/true]}}]\n",
-		h.w.address, h.conf.Pin, h.token, h.conf.Mode, h.conf.StateDir, h.conf.HoldFile, in.Config, in.StoreRoots[0]), 0o600))
+		"cassandra: [{config: %s, store_roots: [%s], reload: {command: [/bin/true]}%s}]\n",
+		h.w.address, h.conf.Pin, h.token, h.conf.Mode, h.conf.StateDir, h.conf.HoldFile, in.Config, in.StoreRoots[0], cql), 0o600))
 	return path
 }
 

@@ -19,6 +19,9 @@ func (i *Installer) folder(site Site) folder {
 	return folder{dir: filepath.Join(i.o.StateDir, site.Store.Name), d: disk{gate: func(do, path string) error { return i.o.Before(Op{Do: do, Path: path}) }}}
 }
 
+// Record is the file that keeps what CSM did with a store. `csm-agent release` changes it beside a running agent.
+func (i *Installer) Record(site Site) string { return i.folder(site).path("record.json") }
+
 func checkNow(p pair, now time.Time) []keystore.Problem {
 	return keystore.Check(p.key, p.anchors, keystore.Expect{Now: now})
 }

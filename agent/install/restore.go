@@ -62,7 +62,7 @@ func (t *transaction) restore(ctx context.Context) (*Outcome, error) {
 		}
 	}
 	if t.rec.Contested {
-		t.i.o.Logger.Error("store contested: another tool puts its own files back", "store", t.site.Store.Name)
+		t.i.o.Logger.Error("store contested: another tool puts its own files back", "store", t.site.Store.Name, "keystore", path)
 		err := contested(path)
 		o := t.outcome(agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED, err)
 		return &o, err
@@ -96,7 +96,7 @@ func (t *transaction) rewrite(ctx context.Context, disk pair) (Outcome, error) {
 	if err != nil {
 		return t.failedRestore(err)
 	}
-	t.i.o.Logger.Warn("the store was changed by somebody else; restoring it", "store", t.site.Store.Name)
+	t.i.o.Logger.Warn("the store was changed by somebody else; restoring it", "store", t.site.Store.Name, "keystore", t.site.Store.KeystorePath)
 	t.running = t.i.o.Detect(ctx, t.site.Instance).Normal()
 	t.new = ours
 	s := t.site.Store

@@ -361,7 +361,7 @@ func (n *Node) look(ctx context.Context, full bool) {
 		}
 		for _, s := range n.inst.Stores {
 			n.stores = append(n.stores, n.facts(s))
-			watched = append(watched, s.KeystorePath, s.TruststorePath)
+			watched = append(watched, s.KeystorePath, s.TruststorePath, n.installer.Record(n.site(s)))
 		}
 		n.watch.Set(watched...)
 		for _, p := range watched {

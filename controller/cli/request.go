@@ -36,13 +36,13 @@ func (s *session) requestName(arg string) string {
 }
 
 func requestTable(s *session, rs []requestView) *ui.Table {
-	t := &ui.Table{Columns: []ui.Column{{Name: "REQUEST"}, {Name: "NODE"}, {Name: "STATE", Style: stateStyle}, {Name: "FROM"}, {Name: "SINCE"}, {Name: "NAMES", Wide: true}, {Name: "BY", Wide: true}, {Name: "WHY"}}}
+	t := &ui.Table{Columns: []ui.Column{{Name: "REQUEST"}, {Name: "NODE"}, {Name: "STATE", Style: stateStyle}, {Name: "METHOD", Wide: true}, {Name: "FROM"}, {Name: "SINCE"}, {Name: "NAMES", Wide: true}, {Name: "BY", Wide: true}, {Name: "WHY"}}}
 	for _, r := range rs {
 		why := r.Reason
 		if r.State == "pending" {
 			why = strings.Join(r.Doubts, "; ")
 		}
-		t.Add(resource.Last(r.Name), short(r.Node), r.State, r.Peer, s.ago(r.CreateTime), namesCell(r.Names.DNS, r.Names.IPs), actorName(r.Decider), why)
+		t.Add(resource.Last(r.Name), short(r.Node), r.State, r.Method, r.Peer, s.ago(r.CreateTime), namesCell(r.Names.DNS, r.Names.IPs), actorName(r.Decider), why)
 	}
 	return t
 }
@@ -102,14 +102,21 @@ func (s *session) printRequest(r requestView, raw json.RawMessage) error {
 	p.Add("names", "%s", strings.Join(append(r.Names.DNS, r.Names.IPs...), ", "))
 	p.Add("from", "%s (ring %s, listens on %s)", r.Peer, r.Ring, r.ListenAddress)
 	p.Add("new key", "%s", r.KeySha256)
-	if r.Method == "token" {
-		p.Add("token", "%s", resource.Last(r.Token))
-		return s.Print(ui.View{Pairs: p})
+	p.Add("method", "%s", r.Method)
+	p.Add("evidence", "%s", r.evidence())
+	if r.Method != "token" {
+		p.Add("attested", "%s", strings.Join(append(r.Attested.DNS, r.Attested.IPs...), ", "))
+		p.Add("key in use", "%s", r.CassandraKeySha256)
 	}
-	p.Add("attested", "%s", strings.Join(append(r.Attested.DNS, r.Attested.IPs...), ", "))
-	p.Add("anchor", "%s", resource.Last(r.Anchor))
-	p.Add("key in use", "%s", r.CassandraKeySha256)
 	return s.Print(ui.View{Pairs: p})
+}
+
+// evidence is what the join was believed by, in one line.
+func (r requestView) evidence() string {
+	if r.Method == "token" {
+		return "join token " + resource.Last(r.Token)
+	}
+	return "it holds the key that Cassandra uses today; the certificate of that key chains to anchor " + resource.Last(r.Anchor)
 }
 
 func (a *app) requestVerb(verb, short, effect string) *cobra.Command {

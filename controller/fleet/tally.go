@@ -96,10 +96,14 @@ type Mark struct {
 	closedMs int64
 }
 
-// Failures are those after a mark, and the next mark. The zero Mark counts none: what happened before this controller
-// started was counted by those that ran.
-func (f *Fleet) Failures(ctx context.Context, after Mark) (out []Failure, next Mark, err error) {
+// Failures counts those after a mark, and gives the next mark. The zero Mark counts none: what happened before this controller
+// started was counted by those that ran. What can fail in a cluster that has nodes is there with 0: who watches a counter sees no
+// increase in one that appears with its first count.
+func (f *Fleet) Failures(ctx context.Context, after Mark) (out map[Failure]int, next Mark, err error) {
 	err = f.read.View(ctx, func(ctx context.Context, q state.Querier) error {
+		if out, err = possible(ctx, q); err != nil {
+			return err
+		}
 		if err := q.QueryRowContext(ctx, `SELECT (SELECT coalesce(max(recorded), 0) FROM proof_tasks), (SELECT coalesce(max(closed_ms), 0) FROM moves)`).
 			Scan(&next.recorded, &next.closedMs); err != nil {
 			return err
@@ -119,8 +123,25 @@ func (f *Fleet) Failures(ctx context.Context, after Mark) (out []Failure, next M
 		}
 		moves, err := collect(ctx, q, func(r *sql.Rows) (f Failure, err error) { return f, r.Scan(&f.Cluster) },
 			`SELECT cluster FROM moves WHERE closed_ms > ? AND outcome = ?`, after.closedMs, agentv1.MoveOutcome_MOVE_OUTCOME_ROLLED_BACK)
-		out = append(proofs, moves...)
+		for _, f := range append(proofs, moves...) {
+			out[f]++
+		}
 		return err
 	})
 	return out, next, err
+}
+
+// possible is each failure that a cluster with nodes can have, with 0.
+func possible(ctx context.Context, q state.Querier) (map[Failure]int, error) {
+	clusters, err := collect(ctx, q, func(r *sql.Rows) (c string, err error) { return c, r.Scan(&c) }, `SELECT DISTINCT cluster FROM nodes`)
+	out := map[Failure]int{}
+	for _, c := range clusters {
+		out[Failure{Cluster: c}] = 0
+		for _, port := range []agentv1.PortKind{agentv1.PortKind_PORT_KIND_INTERNODE, agentv1.PortKind_PORT_KIND_CQL} {
+			for _, v := range []agentv1.Verdict{agentv1.Verdict_VERDICT_REFUSED, agentv1.Verdict_VERDICT_UNKNOWN, agentv1.Verdict_VERDICT_WRONG_LEAF, agentv1.Verdict_VERDICT_DOWN} {
+				out[Failure{c, portName(port), verdictName(v)}] = 0
+			}
+		}
+	}
+	return out, err
 }

@@ -1,7 +1,9 @@
 package fleet_test
 
 import (
+	"maps"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,19 +44,35 @@ func TestAFleetIsCountedByClusterAndState(t *testing.T) {
 func TestFailuresAreCountedOnceAndOnlyNewOnes(t *testing.T) {
 	w, r, c := moved(t, "n1", "n2")
 	m := r["n1"]
-	if got, _, err := w.Failures(ctx, fleet.Mark{}); err != nil || len(got) != 0 {
-		t.Fatalf("%v %v", got, err)
+	none, mark, err := w.Failures(ctx, fleet.Mark{})
+	if err != nil || len(none) != 9 {
+		t.Fatalf("%v %v", none, err)
 	}
-	_, mark, _ := w.Failures(ctx, fleet.Mark{})
+	for f, n := range none {
+		if n != 0 || f.Cluster != cluster {
+			t.Errorf("before anything fails: %+v %d", f, n)
+		}
+	}
 	tasks, _ := m.ask(c)
 	m.must(w.RecordProof(ctx, r["n2"].uid, r["n2"].incarnation, tasks[0], &agentv1.Proof{Port: m.store.Ports[0], Verdict: agentv1.Verdict_VERDICT_REFUSED}))
 	w.log.Clock.Advance(time.Second)
 	m.must(m.report(c, rolledBack))
 	got, mark, err := w.Failures(ctx, mark)
-	if want := []fleet.Failure{{Cluster: cluster, Port: "internode", Verdict: "refused"}, {Cluster: cluster}}; err != nil || !reflect.DeepEqual(got, want) {
+	want := maps.Clone(none)
+	want[fleet.Failure{Cluster: cluster, Port: "internode", Verdict: "refused"}], want[fleet.Failure{Cluster: cluster}] = 1, 1
+	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%v %v", got, err)
 	}
-	if again, _, err := w.Failures(ctx, mark); err != nil || len(again) != 0 {
+	if again, _, err := w.Failures(ctx, mark); err != nil || !reflect.DeepEqual(again, none) {
 		t.Errorf("counted again: %v %v", again, err)
+	}
+}
+
+func TestANodeWhoseLastInstallWasRolledBackSaysSo(t *testing.T) {
+	_, r, c := moved(t, "n1", "n2")
+	m := r["n1"]
+	m.must(m.report(c, rolledBack))
+	if why := m.view().Why; !strings.Contains(why, "was rolled back: ") || !strings.Contains(why, "tries again") {
+		t.Errorf("why %q", why)
 	}
 }

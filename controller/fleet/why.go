@@ -10,7 +10,7 @@ type policy func(n Node, b *blocking, now time.Time) string
 
 // why explains where a node stands, in one sentence. Pure.
 func why(n Node, b *blocking, now time.Time) string {
-	for _, p := range []policy{whyGone, whyAgent, whyBroken, whyMoving, whyNothing, whyHeld, whyWave} {
+	for _, p := range []policy{whyGone, whyAgent, whyBroken, whyMoving, whyTurnedBack, whyNothing, whyHeld, whyWave} {
 		if s := p(n, b, now); s != "" {
 			return s + stopped(n, s)
 		}
@@ -64,7 +64,7 @@ func whyBroken(n Node, _ *blocking, _ time.Time) string {
 		case "contested":
 			return "another tool writes the files: stop it, then restart the agent"
 		case "foreign":
-			if s.Installed > 0 {
+			if s.Installed > 0 && s.Wanted == "" { // CSM never gave this store a leaf
 				return "trusts our CA beside its own; its certificate is that of another CA"
 			}
 			return "the files were not written by CSM and are left alone"
@@ -78,6 +78,15 @@ func whyMoving(n Node, _ *blocking, _ time.Time) string {
 		return ""
 	}
 	return fmt.Sprintf("on the move since %s (claim of store %s, until %s)", n.Claim.Opened.Format(time.RFC3339), n.Claim.Store, n.Claim.Expires.Format(time.RFC3339))
+}
+
+func whyTurnedBack(n Node, _ *blocking, _ time.Time) string {
+	for _, s := range n.Stores {
+		if s.State == "rolled-back" {
+			return fmt.Sprintf("the last install of store %s was rolled back: %s; the agent tries again after a pause that doubles", short(s.Name), s.Detail)
+		}
+	}
+	return ""
 }
 
 func whyNothing(n Node, _ *blocking, now time.Time) string {

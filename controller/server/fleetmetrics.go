@@ -17,8 +17,7 @@ import (
 type fleetCollector struct {
 	s *Server
 
-	mu   sync.Mutex
-	mark fleet.Mark
+	failed failed
 }
 
 var (
@@ -35,11 +34,13 @@ var (
 	rotationNow  = desc("csm_rotation_phase", "Phase of the rotation that runs: 1 distribute, 2 reissue, 3 reissued, 4 retire; -1 and -2 on the way back. Absent when none runs.", "trust_domain")
 	freezes      = desc("csm_freeze_active", "1 for each freeze in force.", "scope")
 	sealedNow    = desc("csm_keyring_sealed", "1 while this controller cannot use its keys.")
+	proofsFailed = desc("csm_agent_proof_failures_total", "Proofs of a node's port that were not accepted, by port and verdict, since this controller started.", "cluster", "port", "reason")
+	rolledBack   = desc("csm_agent_rollbacks_total", "Installs that were rolled back, since this controller started.", "cluster")
 	stateRead    = desc("csm_state_readable", "1 if the figures of this scrape could be read from the local state.")
 )
 
 func (c *fleetCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{authorityEnd, crlDue, identityEnd, expiringNow, unmanaged, agentsNow, conflicts, freezes, rolloutPhase, rolloutGates, rotationNow, graceUntil, sealedNow, stateRead} {
+	for _, d := range []*prometheus.Desc{authorityEnd, crlDue, identityEnd, expiringNow, unmanaged, agentsNow, conflicts, freezes, rolloutPhase, rolloutGates, rotationNow, graceUntil, proofsFailed, rolledBack, sealedNow, stateRead} {
 		ch <- d
 	}
 }
@@ -127,23 +128,40 @@ func (c *fleetCollector) found(ctx context.Context, ch chan<- prometheus.Metric)
 	return err
 }
 
-// failures adds what went wrong since the last scrape to the counters: their records are pruned, counters never go back.
-func (c *fleetCollector) failures(ctx context.Context, _ chan<- prometheus.Metric) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	list, next, err := c.s.dom.fleet.Failures(ctx, c.mark)
+// failures adds what went wrong since the last scrape, which this scrape shows already: collectors are asked side by side, so that a
+// counter of its own would show it one scrape later.
+func (c *fleetCollector) failures(ctx context.Context, ch chan<- prometheus.Metric) error {
+	c.failed.mu.Lock()
+	defer c.failed.mu.Unlock()
+	list, next, err := c.s.dom.fleet.Failures(ctx, c.failed.mark)
 	if err != nil {
 		return err
 	}
-	c.mark = next
-	for _, f := range list {
+	c.failed.add(list, next)
+	for f, n := range c.failed.sums {
 		if f.Port == "" {
-			c.s.dom.metrics.rollback.WithLabelValues(f.Cluster).Inc()
+			ch <- prometheus.MustNewConstMetric(rolledBack, prometheus.CounterValue, float64(n), f.Cluster)
 			continue
 		}
-		c.s.dom.metrics.proofs.WithLabelValues(f.Cluster, f.Port, f.Verdict).Inc()
+		ch <- prometheus.MustNewConstMetric(proofsFailed, prometheus.CounterValue, float64(n), f.Cluster, f.Port, f.Verdict)
 	}
 	return nil
+}
+
+// failed sums failures up: their records are pruned, counters never go back.
+type failed struct {
+	mu   sync.Mutex
+	mark fleet.Mark
+	sums map[fleet.Failure]int
+}
+
+func (f *failed) add(list map[fleet.Failure]int, next fleet.Mark) {
+	if f.mark = next; f.sums == nil {
+		f.sums = map[fleet.Failure]int{}
+	}
+	for k, n := range list {
+		f.sums[k] += n
+	}
 }
 
 func truth(b bool) float64 {

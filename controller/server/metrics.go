@@ -22,8 +22,6 @@ type metrics struct {
 	commit   prometheus.Histogram
 	mismatch prometheus.Gauge
 	verified prometheus.Gauge
-	proofs   *prometheus.CounterVec
-	rollback *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -39,10 +37,6 @@ func newMetrics() *metrics {
 			Help: "Time from proposing a command here to its decision by a majority.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
 		mismatch: gauge("csm_state_checksum_mismatch", "Controllers whose state differed from the leader's when it was last compared; only the leader compares."),
 		verified: gauge("csm_state_checksum_last_verified_timestamp_seconds", "When the states of all controllers were last proved equal, by this controller as leader; 0 when it never did."),
-		proofs: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "csm_agent_proof_failures_total",
-			Help: "Proofs of a node's port that were not accepted, by port and verdict, since this controller started."}, []string{"cluster", "port", "reason"}),
-		rollback: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "csm_agent_rollbacks_total",
-			Help: "Installs that were rolled back, since this controller started."}, []string{"cluster"}),
 	}
 }
 
@@ -76,7 +70,7 @@ func (l timedLog) Propose(ctx context.Context, p state.Proposal) (state.Result, 
 func (s *Server) metricsHandler(api http.Handler) http.Handler {
 	reg := prometheus.NewRegistry()
 	m := s.dom.metrics
-	reg.MustRegister(s.lastVerifiedGauge(), quorumCollector{s.dom.node}, &fleetCollector{s: s}, m.issued, m.duration, m.commit, m.mismatch, m.verified, m.proofs, m.rollback,
+	reg.MustRegister(s.lastVerifiedGauge(), quorumCollector{s.dom.node}, &fleetCollector{s: s}, m.issued, m.duration, m.commit, m.mismatch, m.verified,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)}))

@@ -22,6 +22,8 @@ func TestLifeUnderSystemd(t *testing.T) {
 	}{
 		{"installed, nothing runs that has not joined", installed},
 		{"joined, the agent runs without any privilege", joined},
+		{"the units are closed as far as they say", closed},
+		{"the agent's unit is held to a fifth of a core and 96 MB", bounded},
 		{"the shipped unit reloads a real Cassandra", reloads},
 		{"only the agent's user reaches the helpers' sockets", guarded},
 		{"the shipped unit ends a connection of the internode port, and no other", cut},

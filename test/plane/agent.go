@@ -78,9 +78,10 @@ log: {level: info, format: json}
 // Log is where the agent's log goes.
 func (a *Agent) Log() string { return filepath.Join(a.Dir, "agent.log") }
 
-// Start starts the agent and returns at once.
+// Start starts the agent, in the network namespace of its node if it has one, and returns at once.
 func (a *Agent) Start() (err error) {
-	a.Process, err = process.Start(process.Spec{Name: "agent of " + a.Node.Name, Path: a.program, Args: []string{"run", "--config", a.Config}, Dir: a.Dir, Log: a.Log()})
+	words := append(append([]string{}, a.Node.Enter...), a.program, "run", "--config", a.Config)
+	a.Process, err = process.Start(process.Spec{Name: "agent of " + a.Node.Name, Path: words[0], Args: words[1:], Dir: a.Dir, Log: a.Log()})
 	return err
 }
 

@@ -160,6 +160,15 @@ func (o operator) metric(c *plane.Controller, name string) float64 {
 	return all[0]
 }
 
+// total adds the figures of that name, whatever their labels; 0 when there is none.
+func (o operator) total(c *plane.Controller, name string) (sum float64) {
+	o.t.Helper()
+	for _, v := range o.metrics(c, name) {
+		sum += v
+	}
+	return sum
+}
+
 func (o operator) metrics(c *plane.Controller, name string) (out []float64) {
 	o.t.Helper()
 	client := http.Client{Timeout: 5 * time.Second}
@@ -208,6 +217,7 @@ func TestTheRunbooksOfTheControlPlane(t *testing.T) {
 		{"disk-full", diskFull},
 		{"agent-not-heard", agentNotHeard},
 		{"identity-conflict", identityConflict},
+		{"joins that wait", joinsThatWait},
 		{"controller-lost", oneLost},
 	} {
 		t.Run(book.name, func(t *testing.T) {
