@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"testing"
 	"time"
@@ -65,7 +66,7 @@ func TestTheLeavesOfAnotherCAAreTakenOverUnderLoad(t *testing.T) {
 			return len(v.Stores) == 1 && v.Stores[0].State == "foreign" && v.Instance.HostID != ""
 		})
 	}
-	e.csm("cluster", "onboard", "prod", "--reason", "trust first", "--plan", e.hash("cluster", "onboard", "prod", "--reason", "trust first", "--dry-run"))
+	e.planned("cluster", "onboard", "prod", "--reason", "trust first")
 	for _, n := range e.r.Nodes {
 		e.until(n.Name, "trusting both", func(v fleet.Node) bool {
 			return v.Stores[0].State == "foreign" && v.Stores[0].Installed > 0 && v.Stores[0].Proven == v.Stores[0].Leaf
@@ -125,12 +126,14 @@ func pool(all ...*x509.Certificate) *x509.CertPool {
 	return p
 }
 
-func (e *estate) hash(args ...string) string {
+// planned runs a grave command with --dry-run, and then with the hash of its plan.
+func (e *estate) planned(args ...string) {
 	e.t.Helper()
-	out := e.csm(args...)
-	h := planHash.FindStringSubmatch(out)
-	if h == nil {
-		e.t.Fatalf("csm %v shows no plan: %s", args, out)
+	out, said, err := e.run(append(args, "--dry-run")...)
+	e.must(err)
+	hash := regexp.MustCompile(`plan ([0-9a-f]{16})`).FindStringSubmatch(out + said)
+	if hash == nil {
+		e.t.Fatalf("csm %v shows no plan: %s%s", args, out, said)
 	}
-	return h[1]
+	e.csm(append(args, "--plan", hash[1])...)
 }
