@@ -45,6 +45,8 @@ type Conn struct {
 	stream uint16
 	// Authenticator is the class that asked for a login; empty when none did.
 	Authenticator string
+	// Leaf is the certificate that the node has shown, DER; nil in plaintext.
+	Leaf []byte
 }
 
 // Open connects and logs in within ctx. Reasons: cql-unreachable, cql-tls, cql-no-login (the node asks and there is no
@@ -63,6 +65,9 @@ func Open(ctx context.Context, o Options) (*Conn, error) {
 			return nil, fault.Wrap(err, fault.Unavailable, "cql-tls", "no TLS with %s", o.Address).Do("`csm-agent probe` shows what the port serves")
 		}
 		c.c = t
+		if shown := t.ConnectionState().PeerCertificates; len(shown) > 0 {
+			c.Leaf = shown[0].Raw
+		}
 	}
 	stop := c.bound(ctx)
 	defer stop()

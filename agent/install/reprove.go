@@ -85,7 +85,8 @@ func (i *Installer) NextProof(site Site) (time.Time, error) {
 }
 
 // Reprove proves what CSM wrote once more. Files that somebody changed are restored. A pair that is no longer served is
-// reloaded; if that does not help and its polls have not all passed, the generation before it is put back. Files of somebody
+// reloaded; if that does not help and its polls have not all passed, the generation before it is put back, where both are of one
+// CA and trust the same: the ring, which nobody asks here, may have gone on by the change between them. Files of somebody
 // else are proved as they are while they hold our anchors, and never turned back. A nil outcome means that there is nothing of
 // ours or that Cassandra does not run.
 func (i *Installer) Reprove(ctx context.Context, site Site) (*Outcome, error) {
@@ -182,7 +183,8 @@ func (t *transaction) proved(o Outcome) (*Outcome, error) {
 	return &o, nil
 }
 
-// retreat puts the generation before the current one back, as a rollback of its own.
+// retreat puts the generation before the current one back, as a rollback of its own. It has no claim: so it only exchanges leaves
+// of one CA, which every member trusts or mistrusts alike. What changed anchors or the CA stays, failed, and the ring decides.
 func (t *transaction) retreat(ctx context.Context, cause error) (Outcome, error) {
 	if err := t.i.stopped(); err != nil {
 		return t.failedRestore(err)
@@ -195,10 +197,43 @@ func (t *transaction) retreat(ctx context.Context, cause error) (Outcome, error)
 	if err != nil {
 		return t.failedRestore(cause)
 	}
+	if !alike(t.new, previous) {
+		return t.failedRestore(fault.Wrap(cause, fault.Refused, "retreat-unasked",
+			"a later proof failed, and the generation before has other anchors or another CA: the ring may have gone on, so it is not put back unasked").
+			Do("see what holds the port; a rotation or rollout under way turns this node round: `csm rotation rollback`, `csm rollout abort`"))
+	}
 	t.j = &journal{Claim: t.rec.Claim, Generation: t.rec.Generation, Old: t.rec.History[1], New: t.rec.History[0],
 		Ours: t.rec.Ours, Back: fault.From(cause).Reason, Begun: t.begun}
 	t.proofs = nil
 	return t.back(ctx, cause, false)
+}
+
+// alike says whether two pairs trust the same anchors and show leaves that chain to the same one of them: whoever trusts one pair,
+// and is trusted by it, is as well off with the other.
+func alike(a, b pair) bool {
+	ids := func(p pair) (out []string) {
+		for _, c := range p.anchors {
+			out = append(out, anchorID(c))
+		}
+		slices.Sort(out)
+		return slices.Compact(out)
+	}
+	root := a.root()
+	return root != "" && root == b.root() && slices.Equal(ids(a), ids(b))
+}
+
+// root is the anchor in its own truststore that signed the last certificate of the chain; empty when none did.
+func (p pair) root() string {
+	if p.key == nil || len(p.key.Chain) == 0 {
+		return ""
+	}
+	last := p.key.Chain[len(p.key.Chain)-1]
+	for _, c := range p.anchors {
+		if last.Equal(c) || last.CheckSignatureFrom(c) == nil {
+			return anchorID(c)
+		}
+	}
+	return ""
 }
 
 // untrusted says whether none of our anchors is in a truststore.

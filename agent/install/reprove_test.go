@@ -46,6 +46,44 @@ func TestAPairThatAPollBreaksIsFollowedByTheGenerationBefore(t *testing.T) {
 	}
 }
 
+// What changed trust or the CA is not given up without a word of the ring, which may have gone on by it.
+func TestAPairThatChangedTrustOrTheCAIsNotTurnedBackUnasked(t *testing.T) {
+	for name, plan := range map[string]func(w *world, next *cassandratest.CA) install.Plan{
+		"an anchor came": func(w *world, next *cassandratest.CA) install.Plan {
+			return install.Plan{Site: w.site(), Claim: "c", Generation: 2, Anchors: []*x509.Certificate{w.ca.Root, next.Root}}
+		},
+		"the leaf is of another CA": func(w *world, next *cassandratest.CA) install.Plan {
+			grow := install.Plan{Site: w.site(), Claim: "c", Generation: 2, Anchors: []*x509.Certificate{w.ca.Root, next.Root}}
+			if o, err := w.installer().Run(context.Background(), grow); err != nil {
+				t.Fatalf("%v %v", o.Result, err)
+			}
+			leaf := next.Leaf()
+			return install.Plan{Site: w.site(), Claim: "d", Generation: 3, Key: leaf.Key, Chain: leaf.Chain, Anchors: grow.Anchors}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := running(t, keystore.PEM)
+			p := plan(w, cassandratest.NewCA(t, "next"))
+			if o, err := w.installer().Run(context.Background(), p); err != nil {
+				t.Fatalf("%v %v", o.Result, err)
+			}
+			now := w.leafOnDisk()
+			w.node.ServeOther(cassandratest.NewCA(t, "x").Leaf().TLS())
+			w.node.Set(internode, cassandratest.Other)
+			o, err := w.installer().Reprove(context.Background(), w.site())
+			if o == nil || o.Result != failed || !fault.HasReason(err, "retreat-unasked") || w.leafOnDisk() != now {
+				t.Fatalf("%+v %v", o, err)
+			}
+			if f := w.installer().Facts(w.site()); f.Generation != p.Generation || f.State != agentv1.InstallState_INSTALL_STATE_FAILED {
+				t.Errorf("%+v", f)
+			}
+			w.node.Set(internode, cassandratest.Honest)
+			w.serves(now)
+			w.clean()
+		})
+	}
+}
+
 func TestAStoreAtRestThatIsNotServedIsReloadedAndNeverTurnedBack(t *testing.T) {
 	w := running(t, keystore.PEM)
 	clock := clockwork.NewFakeClockAt(time.Now())

@@ -33,6 +33,9 @@ type health struct {
 	// asked is the newest question of the controllers.
 	asked uint64
 	soon  chan struct{}
+	// leaf is what the last look was shown; reloaded when the stores were last read again.
+	leaf     []byte
+	reloaded time.Time
 }
 
 // watchHealth looks again and again until ctx ends: at rest by time, soon after Cassandra came or went, and when asked.
@@ -57,7 +60,7 @@ func (n *Node) watchHealth(ctx context.Context) {
 			}
 		}
 		n.lookHealth(ctx)
-		wait = time.Duration(float64(every) * (0.9 + 0.2*jitter()))
+		wait = time.Duration(float64(n.everyHealth(every)) * (0.9 + 0.2*jitter()))
 	}
 }
 
@@ -154,7 +157,7 @@ func (n *Node) surveyCQL(ctx context.Context, inst *cassandra.Instance, h *agent
 	}
 	defer conn.Close()
 	var first error
-	if seen, err := survey.Clients(ctx, conn); err == nil {
+	if seen, err := survey.Clients(ctx, conn, n.freshClients(inst, conn.Leaf, c)); err == nil {
 		c.Encrypted, c.Plaintext, c.PlaintextClients, c.Seen, c.Truncated = seen.Encrypted, seen.Plaintext, seen.PlaintextClients, seen.Seen, seen.Truncated
 	} else {
 		e := fault.From(err)

@@ -26,6 +26,8 @@ type linkWork struct {
 	action     links.Action
 	busy       links.Reason
 	asked      time.Time
+	// clients are the connections of applications.
+	clients *links.Book
 }
 
 func (n *Node) openLinks() {
@@ -33,7 +35,8 @@ func (n *Node) openLinks() {
 	if t == nil {
 		t = links.Kernel()
 	}
-	n.links = linkWork{table: t, book: links.Open(filepath.Join(n.folder.Dir(), LinksFile), t, n.o.Clock), uncuttable: t.Cuttable()}
+	n.links = linkWork{table: t, book: links.Open(filepath.Join(n.folder.Dir(), LinksFile), t, n.o.Clock), uncuttable: t.Cuttable(),
+		clients: links.Open(filepath.Join(n.folder.Dir(), ClientsFile), t, n.o.Clock)}
 }
 
 // noting is a Reloader that notes the connections which a reload does not reach.
@@ -50,6 +53,7 @@ func (r noting) Reload(ctx context.Context) (reload.Output, error) {
 }
 
 func (n *Node) noteLinks() {
+	n.noteClients()
 	p, ok := n.internode()
 	if !ok {
 		return

@@ -156,7 +156,7 @@ func TestARealRingAsARoleThatMayOnlyReadIt(t *testing.T) {
 	defer conn.Close()
 
 	t.Run("clients, without the agent itself", func(t *testing.T) {
-		f, err := survey.Clients(r.ctx, conn)
+		f, err := survey.Clients(r.ctx, conn, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -208,7 +208,7 @@ func TestARealRingAsARoleThatMayOnlyReadIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		if _, err := survey.Clients(r.ctx, c); !fault.HasReason(err, "cql-not-granted") {
+		if _, err := survey.Clients(r.ctx, c, nil); !fault.HasReason(err, "cql-not-granted") {
 			t.Errorf("no grant: %v", err)
 		}
 		if f, err := survey.Ring(r.ctx, c, ""); err != nil || f.Reason != "cql-not-granted" || len(f.Probes) != 0 {
@@ -285,7 +285,7 @@ func TestARealCassandraThatAsksForNoLogin(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	f, err := survey.Clients(r.ctx, conn)
+	f, err := survey.Clients(r.ctx, conn, nil)
 	if err != nil || f.Plaintext == 0 || f.Encrypted != 0 || f.PlaintextClients[0].User != "anonymous" {
 		t.Errorf("%v %v", f, err)
 	}

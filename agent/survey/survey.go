@@ -8,6 +8,7 @@ package survey
 import (
 	"cmp"
 	"context"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -30,16 +31,18 @@ const (
 	maxConnections = 10000
 )
 
-const clientsQuery = `SELECT address, username, driver_name, driver_version, protocol_version, ssl_enabled, ssl_protocol FROM system_views.clients`
+const clientsQuery = `SELECT address, port, username, driver_name, driver_version, protocol_version, ssl_enabled, ssl_protocol FROM system_views.clients`
 
 // Clients reads who is connected now, without the agent's own connections. The error has the reason cql-not-granted or
 // cql-failed.
-func Clients(ctx context.Context, r Reader) (*agentv1.ClientFacts, error) {
+//
+// fresh says whether the connection from an address and port was made since the leaf of now is served; nil: nobody knows.
+func Clients(ctx context.Context, r Reader, fresh func(netip.AddrPort) bool) (*agentv1.ClientFacts, error) {
 	rows, more, err := r.Query(ctx, clientsQuery, cql.One, maxConnections)
 	if err != nil {
 		return nil, unread(err, "system_views.clients")
 	}
-	f := clientFacts(rows)
+	f := clientFacts(rows, fresh)
 	f.Truncated = f.Truncated || more
 	return f, nil
 }
@@ -52,12 +55,12 @@ func unread(err error, what string) error {
 }
 
 // clientFacts counts connections by who and how. Pure.
-func clientFacts(rows []cql.Row) *agentv1.ClientFacts {
+func clientFacts(rows []cql.Row, fresh func(netip.AddrPort) bool) *agentv1.ClientFacts {
 	type who struct {
 		address, user, driver, version, tls string
 		protocol                            int
 	}
-	f, count := &agentv1.ClientFacts{}, map[who]uint32{}
+	f, count, made := &agentv1.ClientFacts{}, map[who]uint32{}, map[who]uint32{}
 	for _, r := range rows {
 		if r.Text("driver_name") == cql.DriverName {
 			continue
@@ -74,9 +77,12 @@ func clientFacts(rows []cql.Row) *agentv1.ClientFacts {
 			f.Plaintext++
 		}
 		count[w]++
+		if port := r.Int("port"); fresh != nil && w.tls != "" && port > 0 && port < 1<<16 && fresh(netip.AddrPortFrom(a.Unmap(), uint16(port))) {
+			made[w]++
+		}
 	}
 	for w, n := range count {
-		f.Seen = append(f.Seen, &agentv1.SeenClient{Address: []byte(w.address), User: w.user, Driver: w.driver, DriverVersion: w.version, Tls: w.tls, Protocol: uint32(w.protocol), Connections: n})
+		f.Seen = append(f.Seen, &agentv1.SeenClient{Address: []byte(w.address), User: w.user, Driver: w.driver, DriverVersion: w.version, Tls: w.tls, Protocol: uint32(w.protocol), Connections: n, Fresh: made[w]})
 	}
 	// Plaintext first: it is what must not fall out where there are too many.
 	slices.SortFunc(f.Seen, func(a, b *agentv1.SeenClient) int {

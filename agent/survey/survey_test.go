@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -58,12 +59,26 @@ func client(address byte, user, driver, tls string) cql.Row {
 func TestConnectionsAreCountedByWhoAndHow(t *testing.T) {
 	c := &canned{t: t, rows: map[string][]cql.Row{"system_views.clients": {client(1, "app", "java", "TLSv1.3"), client(1, "app", "java", "TLSv1.3"), client(2, "old", "php", ""),
 		client(2, "old", "php", ""), client(9, "csm", cql.DriverName, "TLSv1.3"), {"username": []byte("no address")}}}}
-	f, err := survey.Clients(t.Context(), c)
+	f, err := survey.Clients(t.Context(), c, nil)
 	if err != nil || f.Encrypted != 2 || f.Plaintext != 2 || len(f.Seen) != 2 || f.Seen[0].User != "old" || f.Seen[0].Connections != 2 || f.Seen[1].Tls != "TLSv1.3" || f.Truncated {
 		t.Errorf("%v %v", f, err)
 	}
 	if len(f.PlaintextClients) != 1 || f.PlaintextClients[0].Address != "10.0.0.2" || f.PlaintextClients[0].Driver != "php 1.0" {
 		t.Errorf("%v", f.PlaintextClients)
+	}
+}
+
+func TestConnectionsSinceTheLeafAreToldApart(t *testing.T) {
+	var rows []cql.Row
+	for i, tls := range []string{"TLSv1.3", "TLSv1.3", ""} {
+		r := client(1, "app", "java", tls)
+		r["port"] = cqltest.Number(40000 + i)
+		rows = append(rows, r)
+	}
+	rows = append(rows, client(1, "app", "java", "TLSv1.3")) // without a port
+	f, err := survey.Clients(t.Context(), &canned{t: t, rows: map[string][]cql.Row{"system_views.clients": rows}}, func(a netip.AddrPort) bool { return a.String() != "10.0.0.1:40000" })
+	if err != nil || len(f.Seen) != 2 || f.Seen[0].Fresh != 0 || f.Seen[1].Connections != 3 || f.Seen[1].Fresh != 1 {
+		t.Errorf("%v %v", f, err)
 	}
 }
 
@@ -76,14 +91,14 @@ func TestTooManyClientsAreToldAsTooMany(t *testing.T) {
 		}
 		rows = append(rows, client(byte(i), fmt.Sprint("user", i), strings.Repeat("ü", 200), tls))
 	}
-	f, err := survey.Clients(t.Context(), &canned{t: t, rows: map[string][]cql.Row{"clients": rows}})
+	f, err := survey.Clients(t.Context(), &canned{t: t, rows: map[string][]cql.Row{"clients": rows}}, nil)
 	if err != nil || len(f.Seen) != 200 || !f.Truncated || f.Plaintext != 100 || len(f.PlaintextClients) != 50 || f.Seen[99].Tls != "" {
 		t.Errorf("%d seen, %d plaintext told, truncated %v, %v", len(f.Seen), len(f.PlaintextClients), f.Truncated, err)
 	}
 	if len(f.Seen[0].Driver) > 128 {
 		t.Errorf("a driver's name of %d bytes", len(f.Seen[0].Driver))
 	}
-	f, _ = survey.Clients(t.Context(), &canned{t: t, rows: map[string][]cql.Row{"clients": rows[:1]}, more: true})
+	f, _ = survey.Clients(t.Context(), &canned{t: t, rows: map[string][]cql.Row{"clients": rows[:1]}, more: true}, nil)
 	if !f.Truncated {
 		t.Error("there were more rows")
 	}

@@ -205,12 +205,14 @@ func (s *session) planned(hash, look string) error {
 
 func (a *app) rotationStart() *cobra.Command {
 	var to, bake string
+	var except []string
 	c := &cobra.Command{Use: "start", Short: "Begin the rotation of a plan", Args: cobra.NoArgs,
 		Long: "Exit code 6 when the plan would be another by now, 3 when it is refused. --wait shows it until a person is needed or it ends: 0 waiting for the\n" +
 			"retire, or done; 1 halted; 9 when --timeout ended first. What was started goes on when csm ends.",
 		Example: "  csm rotation start -c prod-eu --to root-2027 --plan 8c1f0e5a99d0b3c7 --reason 'yearly' --wait --timeout 4h"}
 	a.rotationTo(c, &to)
 	c.Flags().StringVar(&bake, "bake", "1m", "rest between two waves")
+	c.Flags().StringSliceVar(&except, "except", nil, "clients that may break, as the plan names them")
 	return a.run(c, func(s *session, _ []string) error {
 		if err := s.needReason(); err != nil {
 			return err
@@ -222,7 +224,7 @@ func (a *app) rotationStart() *cobra.Command {
 		if err := s.planned(p.Hash, "csm rotation plan"); err != nil {
 			return err
 		}
-		ans, err := s.post(base, map[string]any{"authority": s.authorityName(to), "planHash": p.Hash, "bake": bake, "reason": s.reason})
+		ans, err := s.post(base, map[string]any{"authority": s.authorityName(to), "planHash": p.Hash, "bake": bake, "reason": s.reason, "except": append([]string{}, except...)})
 		if err != nil || s.dryRun {
 			return err
 		}
@@ -315,6 +317,11 @@ func (a *app) rotationList() *cobra.Command {
 func (a *app) rotationVerb(verb, summary, example string, effects ...string) *cobra.Command {
 	c := &cobra.Command{Use: verb + " [ROTATION]", Short: summary, Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeWith(a.rotationNames), Example: example,
 		Long: "Without a name: the newest of the cluster."}
+	except := []string{}
+	if verb == "resume" {
+		c.Long += " --except names clients that are not waited for any more; the reason holds for them."
+		c.Flags().StringSliceVar(&except, "except", nil, "clients that are not waited for any more, as the reasons name them")
+	}
 	return a.run(c, func(s *session, args []string) error {
 		if err := s.needReason(); err != nil {
 			return err
@@ -328,7 +335,7 @@ func (a *app) rotationVerb(verb, summary, example string, effects ...string) *co
 				return err
 			}
 		}
-		ans, err := s.post(r.Name+":"+verb, map[string]any{"reason": s.reason})
+		ans, err := s.post(r.Name+":"+verb, map[string]any{"reason": s.reason, "except": append([]string{}, except...)})
 		if err != nil || s.dryRun {
 			return err
 		}

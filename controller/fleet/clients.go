@@ -42,6 +42,17 @@ type Client struct {
 	// First and Last are when it was seen, by the state's clock.
 	First time.Time `json:"firstSeenTime"`
 	Last  time.Time `json:"lastSeenTime"`
+	// Sights are the same by node, for gates.
+	Sights []ClientSight `json:"-"`
+}
+
+// ClientSight is what one node saw of a client.
+type ClientSight struct {
+	Node string
+	Last time.Time
+	// FreshLeaf is the SHA-256 of the node's leaf when a connection was last seen that was made since that leaf is served; empty when
+	// none was.
+	FreshLeaf []byte
 }
 
 // Look is when a node last looked for clients, and why it saw none.
@@ -53,6 +64,8 @@ type Look struct {
 	Unseen string `json:"unseen,omitempty"`
 	// Truncated: the node had more clients than are told.
 	Truncated bool `json:"truncated,omitempty"`
+	// FreshUnseen is why the node cannot tell which connections were made since its leaf is served.
+	FreshUnseen string `json:"freshUnseen,omitempty" doc:"why connections from before the node's newest leaf cannot be told from those made since"`
 }
 
 // SeenClients is who speaks CQL to a cluster.
@@ -81,9 +94,9 @@ func reportClients(a *state.Apply, n nodeRow, c *clusterv1.AgentReported) error 
 	if f.Time != nil {
 		looked = f.Time.AsTime().UnixMilli()
 	}
-	if _, err := a.Exec(`INSERT INTO clients_looked (node, cluster, facts, looked_ms, reason, unseen, truncated, seen_ms) VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (node) DO UPDATE SET
-		cluster = excluded.cluster, facts = excluded.facts, looked_ms = excluded.looked_ms, reason = excluded.reason, unseen = excluded.unseen, truncated = excluded.truncated, seen_ms = excluded.seen_ms`,
-		n.name, n.cluster, c.Clients, looked, f.Reason, f.Unseen, flag(f.Truncated), now); err != nil {
+	if _, err := a.Exec(`INSERT INTO clients_looked (node, cluster, facts, looked_ms, reason, unseen, truncated, fresh_unseen, seen_ms) VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (node) DO UPDATE SET
+		cluster = excluded.cluster, facts = excluded.facts, looked_ms = excluded.looked_ms, reason = excluded.reason, unseen = excluded.unseen, truncated = excluded.truncated, fresh_unseen = excluded.fresh_unseen, seen_ms = excluded.seen_ms`,
+		n.name, n.cluster, c.Clients, looked, f.Reason, f.Unseen, flag(f.Truncated), freshUnseen(&f), now); err != nil {
 		return err
 	}
 	for _, s := range f.Seen {
@@ -91,15 +104,31 @@ func reportClients(a *state.Apply, n nodeRow, c *clusterv1.AgentReported) error 
 		if !ok {
 			continue
 		}
-		if _, err := a.Exec(`INSERT INTO clients_seen (cluster, node, address, user, driver, driver_version, tls, protocol, connections, first_ms, last_ms) VALUES (?,?,?,?,?,?,?,?,?,?,?)
-			ON CONFLICT DO UPDATE SET connections = excluded.connections, last_ms = excluded.last_ms`,
-			n.cluster, n.name, address.Unmap().String(), s.User, s.Driver, s.DriverVersion, s.Tls, s.Protocol, s.Connections, now, now); err != nil {
+		fresh, freshMs := []byte{}, int64(0)
+		if s.Fresh > 0 && len(f.LeafSha256) > 0 {
+			fresh, freshMs = f.LeafSha256, now
+		}
+		if _, err := a.Exec(`INSERT INTO clients_seen (cluster, node, address, user, driver, driver_version, tls, protocol, connections, first_ms, last_ms, fresh_leaf, fresh_ms) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)
+			ON CONFLICT DO UPDATE SET connections = excluded.connections, last_ms = excluded.last_ms,
+			fresh_leaf = iif(excluded.fresh_ms > 0, excluded.fresh_leaf, fresh_leaf), fresh_ms = max(excluded.fresh_ms, fresh_ms)`,
+			n.cluster, n.name, address.Unmap().String(), s.User, s.Driver, s.DriverVersion, s.Tls, s.Protocol, s.Connections, now, now, fresh, freshMs); err != nil {
 			return err
 		}
 	}
 	_, err = a.Exec(`DELETE FROM clients_seen WHERE node = ? AND (last_ms < ? OR last_ms < coalesce((SELECT last_ms FROM clients_seen WHERE node = ? ORDER BY last_ms DESC LIMIT 1 OFFSET ?), 0))`,
 		n.name, now-clientKept.Milliseconds(), n.name, maxClientsPerNode)
 	return err
+}
+
+// freshUnseen says why a node that sees its clients cannot tell new connections from old ones.
+func freshUnseen(f *agentv1.ClientFacts) string {
+	switch {
+	case f.Unseen != "" || len(f.LeafSha256) > 0:
+		return ""
+	case f.FreshUnseen == "":
+		return "its agent does not tell connections from before a reload from those made since"
+	}
+	return f.FreshUnseen
 }
 
 // Clients says who was seen to speak CQL to a cluster in the last thirty days, plaintext first, then the newest.
@@ -115,7 +144,8 @@ func Clients(ctx context.Context, q state.Querier, cluster string) (SeenClients,
 		var node string
 		var connections int
 		var first, last int64
-		if err := r.Scan(&node, &k.address, &k.user, &k.driver, &k.version, &k.tls, &k.protocol, &connections, &first, &last); err != nil {
+		var fresh []byte
+		if err := r.Scan(&node, &k.address, &k.user, &k.driver, &k.version, &k.tls, &k.protocol, &connections, &first, &last, &fresh); err != nil {
 			return struct{}{}, err
 		}
 		i, ok := at1[k]
@@ -127,6 +157,7 @@ func Clients(ctx context.Context, q state.Querier, cluster string) (SeenClients,
 		c := &out.Clients[i]
 		c.Connections += connections
 		c.Nodes = append(c.Nodes, node)
+		c.Sights = append(c.Sights, ClientSight{node, at(last), fresh})
 		if t := at(first); t.Before(c.First) {
 			c.First = t
 		}
@@ -134,7 +165,7 @@ func Clients(ctx context.Context, q state.Querier, cluster string) (SeenClients,
 			c.Last = t
 		}
 		return struct{}{}, nil
-	}, `SELECT node, address, user, driver, driver_version, tls, protocol, connections, first_ms, last_ms FROM clients_seen WHERE cluster = ?
+	}, `SELECT node, address, user, driver, driver_version, tls, protocol, connections, first_ms, last_ms, fresh_leaf FROM clients_seen WHERE cluster = ?
 		ORDER BY address, user, driver, driver_version, tls, protocol, node`, cluster)
 	if err != nil {
 		return out, err
@@ -144,10 +175,10 @@ func Clients(ctx context.Context, q state.Querier, cluster string) (SeenClients,
 	})
 	out.Looks, err = collect(ctx, q, func(r *sql.Rows) (l Look, err error) {
 		var looked int64
-		err = r.Scan(&l.Node, &looked, &l.Reason, &l.Unseen, &l.Truncated)
+		err = r.Scan(&l.Node, &looked, &l.Reason, &l.Unseen, &l.Truncated, &l.FreshUnseen)
 		l.Time = at(looked)
 		return l, err
-	}, `SELECT n.name, coalesce(l.looked_ms, 0), coalesce(l.reason, 'not-told'), coalesce(l.unseen, 'its agent has not told yet'), coalesce(l.truncated, 0)
+	}, `SELECT n.name, coalesce(l.looked_ms, 0), coalesce(l.reason, 'not-told'), coalesce(l.unseen, 'its agent has not told yet'), coalesce(l.truncated, 0), coalesce(l.fresh_unseen, '')
 		FROM nodes n LEFT JOIN clients_looked l ON l.node = n.name WHERE n.cluster = ? AND n.incarnation > 0 ORDER BY n.name`, cluster)
 	return out, err
 }

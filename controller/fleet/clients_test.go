@@ -1,6 +1,7 @@
 package fleet_test
 
 import (
+	"bytes"
 	"fmt"
 	"testing"
 	"time"
@@ -63,6 +64,38 @@ func TestAClientIsToldOnceWithTheNodesThatSawIt(t *testing.T) {
 	}
 	if _, err := w.Clients(ctx, "tenants/default/clusters/none"); !fault.Is(err, fault.NotFound) {
 		t.Errorf("a cluster that is not there: %v", err)
+	}
+}
+
+func TestAConnectionSinceTheLeafIsRememberedByItsLeaf(t *testing.T) {
+	w := newWorld(t)
+	n := w.joined("n1")
+	leaf := bytes.Repeat([]byte{7}, 32)
+	sight := func() fleet.ClientSight {
+		t.Helper()
+		for _, c := range w.seen().Clients {
+			if c.User == "app" {
+				return c.Sights[0]
+			}
+		}
+		t.Fatal("it is not seen")
+		return fleet.ClientSight{}
+	}
+	app := client(1, "app", "TLSv1.3")
+	n.noticed(&agentv1.ClientFacts{Seen: []*agentv1.SeenClient{app}, LeafSha256: leaf})
+	if s := sight(); len(s.FreshLeaf) > 0 || s.Node != n.name {
+		t.Errorf("a connection from before is new: %+v", s)
+	}
+	app.Fresh = 1
+	n.noticed(&agentv1.ClientFacts{Seen: []*agentv1.SeenClient{app}, FreshUnseen: "no netlink"})
+	if s := w.seen(); len(sight().FreshLeaf) > 0 || s.Looks[0].FreshUnseen != "no netlink" {
+		t.Errorf("of no leaf: %+v", s)
+	}
+	n.noticed(&agentv1.ClientFacts{Seen: []*agentv1.SeenClient{app}, LeafSha256: leaf})
+	app.Fresh = 0
+	n.noticed(&agentv1.ClientFacts{Seen: []*agentv1.SeenClient{app, client(2, "other", "")}, LeafSha256: bytes.Repeat([]byte{8}, 32)})
+	if s := sight(); !bytes.Equal(s.FreshLeaf, leaf) {
+		t.Errorf("what was seen once is forgotten: %+v", s)
 	}
 }
 

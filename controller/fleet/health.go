@@ -17,7 +17,8 @@ import (
 
 // healthSchema: what each node last read of its ring, and the clients that it saw. "look" is the question that was answered:
 // the index of the entry that asked it, so that whoever asks needs no clock to know a fresh answer. "seen_ms" is when the
-// answer was recorded.
+// answer was recorded. "fresh_leaf" is the leaf of the node when a connection of the client was last seen that was made since that leaf
+// is served, at "fresh_ms".
 const healthSchema = `
 CREATE TABLE ring_health (
 	node TEXT PRIMARY KEY,
@@ -46,6 +47,8 @@ CREATE TABLE clients_seen (
 	connections INTEGER NOT NULL,
 	first_ms INTEGER NOT NULL,
 	last_ms INTEGER NOT NULL,
+	fresh_leaf BLOB NOT NULL,
+	fresh_ms INTEGER NOT NULL,
 	PRIMARY KEY (cluster, node, address, user, driver, driver_version, tls, protocol)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX clients_seen_last ON clients_seen (node, last_ms);
@@ -57,6 +60,7 @@ CREATE TABLE clients_looked (
 	reason TEXT NOT NULL,
 	unseen TEXT NOT NULL,
 	truncated INTEGER NOT NULL,
+	fresh_unseen TEXT NOT NULL,
 	seen_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 `

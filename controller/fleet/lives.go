@@ -179,8 +179,9 @@ func removals(ctx context.Context, q state.Querier, name string) ([]removal, err
 // A node that sees itself in its ring is not gone. Pure.
 func gone(views []ringView, hosts map[string]string) map[string][]string {
 	out := map[string][]string{}
+	sights := sightsOf(views)
 	for node, id := range hosts {
-		see, lack := witnesses(views, "", byHostID(id))
+		see, lack := sights.witnesses(id, "")
 		if len(see) > 0 || len(lack) < 2 {
 			continue
 		}

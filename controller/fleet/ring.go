@@ -51,14 +51,96 @@ type ringView struct {
 	// such a view is evidence.
 	counts  bool
 	members []ringMember
+	// sight is shared by all nodes that see the same; nil where only members are given.
+	sight *ringSight
+}
+
+// ringSight is what several nodes see alike, by host id.
+type ringSight struct {
+	members []ringMember
+	byID    map[string]ringMember
+}
+
+func sightOf(members []ringMember) *ringSight {
+	s := &ringSight{members, make(map[string]ringMember, len(members))}
+	for _, m := range members {
+		s.byID[m.hostID] = m
+	}
+	return s
+}
+
+// ringSights are the views that count, each different one with the nodes that have it. A ring of a thousand has one or two: what
+// costs by view costs little.
+type ringSights []*seenBy
+
+type seenBy struct {
+	*ringSight
+	nodes []string
+}
+
+func sightsOf(views []ringView) (out ringSights) {
+	at := map[*ringSight]*seenBy{}
+	for _, v := range views {
+		if !v.counts {
+			continue
+		}
+		s := v.sight
+		if s == nil {
+			s = sightOf(v.members)
+		}
+		if at[s] == nil {
+			at[s] = &seenBy{ringSight: s}
+			out = append(out, at[s])
+		}
+		at[s].nodes = append(at[s].nodes, v.node)
+	}
+	return out
+}
+
+// others are the nodes of a sight but for one, which may be none of them.
+func (s *seenBy) others(but string) []string {
+	i, ok := slices.BinarySearch(s.nodes, but)
+	if !ok {
+		return s.nodes
+	}
+	return slices.Concat(s.nodes[:i], s.nodes[i+1:])
+}
+
+// any says whether there are nodes of a sight but for one.
+func (s *seenBy) any(but string) bool { return len(s.nodes) > 1 || s.nodes[0] != but }
+
+// witnesses are the nodes, but for one, by whether they see a member.
+func (all ringSights) witnesses(id, but string) (see, lack []string) {
+	var with, without []*seenBy
+	for _, s := range all {
+		if _, ok := s.byID[id]; ok {
+			with = append(with, s)
+		} else {
+			without = append(without, s)
+		}
+	}
+	if len(without) == 0 { // the usual case: whether anybody sees it is all that is asked
+		for _, s := range with {
+			for _, n := range s.nodes {
+				if n != but {
+					return []string{n}, nil
+				}
+			}
+		}
+		return nil, nil
+	}
+	for _, s := range with {
+		see = append(see, s.others(but)...)
+	}
+	for _, s := range without {
+		lack = append(lack, s.others(but)...)
+	}
+	slices.Sort(see)
+	slices.Sort(lack)
+	return see, lack
 }
 
 func (v ringView) has(match func(ringMember) bool) bool { return slices.ContainsFunc(v.members, match) }
-
-// byHostID matches a member by its host id.
-func byHostID(id string) func(ringMember) bool {
-	return func(m ringMember) bool { return m.hostID == id }
-}
 
 // witnesses are the nodes, but for one, whose views count, by whether they see a member. Pure.
 func witnesses(views []ringView, but string, match func(ringMember) bool) (see, lack []string) {
@@ -89,8 +171,8 @@ func ringViews(ctx context.Context, q state.Querier, cluster string) ([]ringView
 		return nil, err
 	}
 	type decoded struct {
-		members []ringMember
-		whole   bool
+		sight *ringSight
+		whole bool
 	}
 	known := map[string]decoded{}
 	out := make([]ringView, 0, len(rows))
@@ -101,11 +183,12 @@ func ringViews(ctx context.Context, q state.Querier, cluster string) ([]ringView
 			if err := proto.Unmarshal(x.encoded, &v); err != nil {
 				return nil, fault.Wrap(err, fault.Internal, "bad-row", "the ring that %s sees cannot be read", x.view.node)
 			}
-			d = decoded{members(&v), !v.Truncated && v.Error == ""}
+			d = decoded{sightOf(members(&v)), !v.Truncated && v.Error == ""}
 			known[string(x.sum)] = d
 		}
-		x.view.members = d.members
-		x.view.counts = x.view.counts && d.whole && x.view.hostID != "" && x.view.has(byHostID(x.view.hostID))
+		x.view.sight, x.view.members = d.sight, d.sight.members
+		_, itself := d.sight.byID[x.view.hostID]
+		x.view.counts = x.view.counts && d.whole && x.view.hostID != "" && itself
 		out = append(out, x.view)
 	}
 	return out, nil

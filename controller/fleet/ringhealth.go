@@ -33,7 +33,8 @@ type MemberHealth struct {
 	// HostID and Address are the ring's; empty when nobody sees it.
 	HostID  string `json:"hostId,omitempty"`
 	Address string `json:"address,omitempty"`
-	// Witnesses are other nodes whose view of the ring counts now, by name, whether they see this member or not.
+	// Witnesses are other nodes whose view of the ring counts now, by name: all that hold something against this member or
+	// have read a range of it, and of the others the few that told last.
 	Witnesses []Witness `json:"witnesses"`
 	// Works is what is under way on the member as its own agent tells, and Unseen why that is not known. Look and Seen are
 	// that answer's.
@@ -102,9 +103,10 @@ func Health(ctx context.Context, q state.Querier, cluster string) (RingHealth, e
 		return h, err
 	}
 	h.Members = membersOf(views, enrolled)
+	tell := tellersOf(views, all)
 	for i := range h.Members {
 		m := &h.Members[i]
-		m.Witnesses = witnessesOf(*m, views, all)
+		m.Witnesses = tell.of(*m)
 		if own, ok := all[m.Node]; ok && own.counts {
 			m.Works, m.Unseen, m.Look, m.Seen = worksOf(own.facts), own.facts.WorksUnseen, own.look, own.seen
 		} else if m.Node != "" {
@@ -178,29 +180,97 @@ func membersOf(views []ringView, enrolled []string) []MemberHealth {
 	return members
 }
 
-// witnessesOf says what the others say of a member. Pure.
-func witnessesOf(m MemberHealth, views []ringView, all map[string]told) (out []Witness) {
+// enoughContent is how many witnesses are told that hold nothing against a member. Two are asked for; in a ring of a thousand all of
+// them would be a million.
+const enoughContent = 6
+
+// tellers are who may tell of members, so that each member costs by what is said of it and not by the size of the ring.
+type tellers struct {
+	sights ringSights
+	self   map[string]string // host id of each node
+	// sightOf is the number of the sight that a node has.
+	sightOf map[string]int
+	all     map[string]told
+	// newest of each sight, those that told last first.
+	newest [][]string
+	// probed are the nodes that have read a range of a member, with what they read, by its host id.
+	probed map[string]map[string]*agentv1.RangeProbe
+}
+
+func tellersOf(views []ringView, all map[string]told) tellers {
+	t := tellers{sights: sightsOf(views), self: map[string]string{}, sightOf: map[string]int{}, all: all, probed: map[string]map[string]*agentv1.RangeProbe{}}
 	for _, v := range views {
-		if !v.counts || v.node == m.Node || v.hostID != "" && v.hostID == m.HostID {
+		t.self[v.node] = v.hostID
+		x := t.told(v.node)
+		if !v.counts || !x.counts {
 			continue
 		}
-		w := Witness{Node: v.node, Lacks: true}
-		for _, x := range v.members {
-			if m.HostID != "" && x.hostID == m.HostID {
-				w.Lacks, w.Up, w.State = false, x.up, ringStateName(x.state)
+		for _, p := range x.facts.Probes {
+			if id := hostIDText(p.HostId); id != "" {
+				if t.probed[id] == nil {
+					t.probed[id] = map[string]*agentv1.RangeProbe{}
+				}
+				t.probed[id][v.node] = p
 			}
 		}
-		if t, ok := all[v.node]; ok && t.counts {
-			w.Look, w.Seen, w.Unprobed = t.look, t.seen, t.facts.Unprobed
-			for _, p := range t.facts.Probes {
-				if m.HostID != "" && hostIDText(p.HostId) == m.HostID {
-					w.Probe = probeOf(p)
+	}
+	for i, s := range t.sights {
+		for _, n := range s.nodes {
+			t.sightOf[n] = i
+		}
+		newest := slices.Clone(s.nodes)
+		slices.SortStableFunc(newest, func(a, b string) int {
+			x, y := t.told(a), t.told(b)
+			return cmp.Or(cmp.Compare(y.look, x.look), y.seen.Compare(x.seen))
+		})
+		t.newest = append(t.newest, newest)
+	}
+	return t
+}
+
+func (t tellers) told(node string) told {
+	if x := t.all[node]; x.counts {
+		return x
+	}
+	return told{}
+}
+
+// of says what the others say of a member. Pure.
+func (t tellers) of(m MemberHealth) (out []Witness) {
+	for i, s := range t.sights {
+		x, sees := s.byID[m.HostID]
+		sees = sees && m.HostID != ""
+		names := t.newest[i]
+		if sees && x.up && x.state == agentv1.RingState_RING_STATE_NORMAL {
+			names = slices.Clone(names[:min(len(names), enoughContent)])
+			for node := range t.probed[m.HostID] {
+				if t.sightOf[node] == i && !slices.Contains(names, node) {
+					names = append(names, node)
 				}
 			}
 		}
-		out = append(out, w)
+		for _, node := range names {
+			if node != m.Node && (m.HostID == "" || t.self[node] != m.HostID) {
+				out = append(out, t.witness(node, x, sees))
+			}
+		}
 	}
+	slices.SortFunc(out, func(a, b Witness) int { return cmp.Compare(a.Node, b.Node) })
 	return out
+}
+
+func (t tellers) witness(node string, x ringMember, sees bool) Witness {
+	w := Witness{Node: node, Lacks: !sees}
+	if sees {
+		w.Up, w.State = x.up, ringStateName(x.state)
+	}
+	if told := t.told(node); told.counts {
+		w.Look, w.Seen, w.Unprobed = told.look, told.seen, told.facts.Unprobed
+		if p := t.probed[x.hostID][node]; sees && p != nil {
+			w.Probe = probeOf(p)
+		}
+	}
+	return w
 }
 
 // HealthReason is why a node's neighbourhood is not well enough to touch the node: a stable word and a sentence.

@@ -98,15 +98,14 @@ func enrolled(ctx context.Context, q state.Querier, cluster string) ([]enrolledN
 func ringFrom(views []ringView, known []enrolledNode) Ring {
 	var r Ring
 	seen := map[string]RingMember{}
-	for _, v := range views {
-		if !v.counts {
-			continue
-		}
-		r.Witnesses = append(r.Witnesses, v.node)
-		for _, m := range v.members {
+	sights := sightsOf(views)
+	for _, s := range sights {
+		r.Witnesses = append(r.Witnesses, s.nodes...)
+		for _, m := range s.members {
 			seen[m.hostID] = RingMember{HostID: m.hostID, Address: m.address.String()}
 		}
 	}
+	slices.Sort(r.Witnesses)
 	if len(r.Witnesses) == 0 {
 		r.Doubts = append(r.Doubts, RingDoubt{"no-views", "no connected node tells which members the ring has"})
 		return r
@@ -114,57 +113,55 @@ func ringFrom(views []ringView, known []enrolledNode) Ring {
 	if len(r.Witnesses) < min(2, len(seen)) {
 		r.Doubts = append(r.Doubts, RingDoubt{"few-views", fmt.Sprintf("only %s tells of this ring of %d: two are needed", shortAll(r.Witnesses), len(seen))})
 	}
+	byID := map[string][]enrolledNode{}
+	for _, e := range known {
+		byID[e.hostID] = append(byID[e.hostID], e)
+	}
 	for _, id := range slices.Sorted(maps.Keys(seen)) {
-		m, doubts := memberFrom(seen[id], len(seen), views, known)
+		m, doubts := memberFrom(seen[id], len(seen), sights, byID[id])
 		r.Members = append(r.Members, m)
 		r.Doubts = append(r.Doubts, doubts...)
 	}
 	return r
 }
 
-// memberFrom says what the others know of one member.
-func memberFrom(m RingMember, size int, views []ringView, known []enrolledNode) (RingMember, []RingDoubt) {
+// memberFrom says what the others know of one member; known are the nodes that say they are it.
+func memberFrom(m RingMember, size int, sights ringSights, known []enrolledNode) (RingMember, []RingDoubt) {
 	var doubts []RingDoubt
 	var twins []string
 	for _, e := range known {
-		if e.hostID == m.HostID {
-			twins = append(twins, e.name)
-			m.Node, m.Incarnation, m.Active, m.Version, m.Datacenter, m.Rack = e.name, e.incarnation, e.active, e.version, e.dc, e.rack
-		}
+		twins = append(twins, e.name)
+		m.Node, m.Incarnation, m.Active, m.Version, m.Datacenter, m.Rack = e.name, e.incarnation, e.active, e.version, e.dc, e.rack
 	}
 	if len(twins) > 1 {
 		doubts = append(doubts, RingDoubt{"two-of-one", fmt.Sprintf("%s say that they are the member %s", shortAll(twins), m.HostID)})
 	}
-	see, lack := witnesses(views, m.Node, byHostID(m.HostID))
+	see, lack := sights.witnesses(m.HostID, m.Node)
 	if len(lack) > 0 && len(see) > 0 {
 		doubts = append(doubts, RingDoubt{"views-differ", fmt.Sprintf("%s see the member %s at %s, %s do not", shortAll(see), m.HostID, m.Address, shortAll(lack))})
 	}
 	if size > 1 && len(see) == 0 {
 		doubts = append(doubts, RingDoubt{"few-views", fmt.Sprintf("nobody but itself tells of the member %s at %s", m.HostID, m.Address)})
 	}
-	m.Up, m.State = gossiped(views, m, size)
+	m.Up, m.State = gossiped(sights, m, size)
 	return m, doubts
 }
 
 // gossiped is the worst that the witnesses say of a member: one who sees it down, or not settled, is believed. A member's own
 // word counts only in a ring of one.
-func gossiped(views []ringView, m RingMember, size int) (up bool, st string) {
+func gossiped(sights ringSights, m RingMember, size int) (up bool, st string) {
 	st = "unknown"
 	asked := 0
-	for _, v := range views {
-		if !v.counts || v.node == m.Node && size > 1 {
+	for _, v := range sights {
+		x, ok := v.byID[m.HostID]
+		if !ok || size > 1 && !v.any(m.Node) {
 			continue
 		}
-		for _, x := range v.members {
-			if x.hostID != m.HostID {
-				continue
-			}
-			up = x.up && (asked == 0 || up)
-			if s := ringStateName(x.state); asked == 0 || s != "normal" {
-				st = s
-			}
-			asked++
+		up = x.up && (asked == 0 || up)
+		if s := ringStateName(x.state); asked == 0 || s != "normal" {
+			st = s
 		}
+		asked++
 	}
 	return up, st
 }

@@ -24,7 +24,11 @@ type Standing struct {
 	// Running is the agent's word about its Cassandra.
 	Running          bool
 	Datacenter, Rack string
-	Stores           []StoreStanding
+	// Met: this incarnation has told of a ring that it is in, once at least.
+	Met bool
+	// Internode and CQL are the TLS sections of cassandra.yaml as the agent read them; nil when it told of none.
+	Internode, CQL *agentv1.TLSSection
+	Stores         []StoreStanding
 	// Claim is its open move, nil without one.
 	Claim *ClaimStanding
 }
@@ -52,8 +56,8 @@ type ClaimStanding struct {
 
 // Standings reads how the nodes of a cluster stand, by name.
 func Standings(ctx context.Context, q state.Querier, cluster string, now time.Time) ([]Standing, error) {
-	out, err := collect(ctx, q, scanStanding, `SELECT n.name, n.incarnation, n.running, n.instance, coalesce(g.state, ?), coalesce(g.mode, 0), coalesce(g.hold, ''), coalesce(g.connected, 0)
-		FROM nodes n LEFT JOIN agents g ON g.uid = n.uid AND g.incarnation = n.incarnation WHERE n.cluster = ? ORDER BY n.name`, Pending, cluster)
+	out, err := collect(ctx, q, scanStanding, `SELECT n.name, n.incarnation, n.running, n.instance, coalesce(g.state, ?), coalesce(g.mode, 0), coalesce(g.hold, ''), coalesce(g.connected, 0),
+		EXISTS (SELECT 1 FROM ring_seen r WHERE r.node = n.name AND r.incarnation = n.incarnation) FROM nodes n LEFT JOIN agents g ON g.uid = n.uid AND g.incarnation = n.incarnation WHERE n.cluster = ? ORDER BY n.name`, Pending, cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -103,14 +107,14 @@ func Standings(ctx context.Context, q state.Querier, cluster string, now time.Ti
 func scanStanding(r *sql.Rows) (s Standing, err error) {
 	var b []byte
 	var mode agentv1.Mode
-	if err := r.Scan(&s.Node, &s.Incarnation, &s.Running, &b, &s.Agent, &mode, &s.Hold, &s.Connected); err != nil {
+	if err := r.Scan(&s.Node, &s.Incarnation, &s.Running, &b, &s.Agent, &mode, &s.Hold, &s.Connected, &s.Met); err != nil {
 		return s, err
 	}
 	var i agentv1.InstanceFacts
 	if err := proto.Unmarshal(b, &i); err != nil {
 		return s, fault.Wrap(err, fault.Internal, "bad-row", "facts of %s cannot be read", s.Node)
 	}
-	s.Mode, s.Datacenter, s.Rack = modeName(mode), i.Datacenter, i.Rack
+	s.Mode, s.Datacenter, s.Rack, s.Internode, s.CQL = modeName(mode), i.Datacenter, i.Rack, i.Internode, i.Client
 	return s, nil
 }
 

@@ -94,11 +94,13 @@ func (r Reload) Tells() bool { return r == Joint || r == Apart }
 // ByTime says whether a store is read again only when its file's time has changed since the last look.
 func (r Reload) ByTime() bool { return r == Joint || r == Apart }
 
-// OneReload refuses a ring whose nodes do not all run one release that reads changed stores again: such a ring may renew, for
-// that concerns one node at a time, but trust that each node reads at another moment and in another way is not rotated.
-// versions are what the nodes report now, by node.
+// OneReload refuses a ring whose nodes do not all read changed stores again, and in one way: such a ring may renew, for that
+// concerns one node at a time, but trust that each node reads at another moment and in another way is not rotated. Patches of one
+// release line that reload alike pass; lines (4.1 beside 5.0) are mixed only during an upgrade and never pass. versions are
+// what the nodes report now, by node.
 func OneReload(versions map[string]string) error {
 	var node, version string
+	var line Release
 	for _, n := range slices.Sorted(maps.Keys(versions)) {
 		v := versions[n]
 		r, ok := Parse(v)
@@ -107,11 +109,11 @@ func OneReload(versions map[string]string) error {
 			return fault.New(fault.Refused, "release-unknown", "%s runs a release of Cassandra that is not known (%.64q)", n, v).Do("start Cassandra there, and run the agent as its user")
 		case r.Reload() == None:
 			return fault.New(fault.Refused, "no-hot-reload", "%s runs Cassandra %.64s, which reads its stores at start only", n, v).Do("upgrade it to 4.1.4 or newer")
-		case node != "" && v != version:
-			return fault.New(fault.Refused, "releases-mixed", "%s runs Cassandra %.64s, %s runs %.64s: they may differ in when and how they read their stores again", n, v, node, version).
+		case node != "" && (r.Major != line.Major || r.Minor != line.Minor || r.Reload() != line.Reload()):
+			return fault.New(fault.Refused, "releases-mixed", "%s runs Cassandra %.64s, %s runs %.64s: they differ in when and how they read their stores again", n, v, node, version).
 				Do("finish the upgrade of Cassandra first; renewals go on meanwhile")
 		}
-		node, version = n, v
+		node, version, line = n, v, r
 	}
 	return nil
 }

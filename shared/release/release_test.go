@@ -37,7 +37,11 @@ func TestARingOfMixedReleasesIsNotRotated(t *testing.T) {
 		{map[string]string{"n1": "4.0.20"}, ""},
 		{map[string]string{}, ""},
 		{map[string]string{"n1": "5.0.8", "n2": "4.1.3"}, "releases-mixed"},
-		{map[string]string{"n1": "5.0.8", "n2": "5.0.9"}, "releases-mixed"},
+		{map[string]string{"n1": "5.0.8", "n2": "5.0.9"}, ""},
+		{map[string]string{"n1": "4.1.4", "n2": "4.1.10"}, ""},
+		{map[string]string{"n1": "4.1.3", "n2": "4.1.4"}, "releases-mixed"},
+		{map[string]string{"n1": "4.1.10", "n2": "5.0.8"}, "releases-mixed"},
+		{map[string]string{"n1": "6.0-alpha2", "n2": "5.0.8"}, "releases-mixed"},
 		{map[string]string{"n1": "5.0.8", "n2": ""}, "release-unknown"},
 		{map[string]string{"n1": "3.11.9", "n2": "3.11.9"}, "no-hot-reload"},
 	} {

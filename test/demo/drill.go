@@ -126,7 +126,7 @@ func (d *drill) distribute(ctx context.Context, _ *demo) (string, error) {
 		return "", err
 	}
 	d.Began, d.began = time.Now(), d.marks()
-	started, err := mustJSON[rotation.Rotation](ctx, d.demo, "csm", "rotation", "start", "-c", clusterShort, "--to", nextShort, "--plan", hash, "--bake", "0s", "--reason", "drill")
+	started, err := mustJSON[rotation.Rotation](ctx, d.demo, "csm", "rotation", "start", "-c", clusterShort, "--to", nextShort, "--plan", hash, "--bake", "0s", "--except", "unseen", "--reason", "drill")
 	if err != nil {
 		return "", err
 	}

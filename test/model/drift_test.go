@@ -24,10 +24,16 @@ func view(w world) rotation.View {
 		v.Doubts = append(v.Doubts, "two peers differ about node 3")
 	}
 	for i := range w.n {
-		if w.has(i, bGossip) && !(w.late && i == joiner) {
+		switch {
+		case w.has(i, bGossip) && !(w.late && i == joiner):
 			v.Members = append(v.Members, member(w, i))
+		case w.has(i, bEnrolled) && !w.has(i, bGossip):
+			m := member(w, i)
+			m.Waiting, m.State = true, "not-started"
+			v.Members = append(v.Members, m)
 		}
 	}
+	clients(&v, w)
 	if !w.named {
 		// Who would break when the CA goes that the phase is about to withdraw.
 		leaves := w.phase == backLeaf || w.phase == backTrust
@@ -36,6 +42,23 @@ func view(w world) rotation.View {
 		}
 	}
 	return v
+}
+
+// clients fills in what is known of the application as a client that was seen.
+func clients(v *rotation.View, w world) {
+	if w.named || w.seen || w.phase != reissue {
+		return
+	}
+	x := rotation.Seen{Client: rotation.Client{Name: "seen"}}
+	for i := range w.n {
+		if w.has(i, bEnrolled) {
+			x.Nodes = append(x.Nodes, nodeName(i))
+		}
+		if w.has(i, bCanary) {
+			v.Canary = nodeName(i)
+		}
+	}
+	v.Seen = append(v.Seen, x)
 }
 
 func nodeName(i int) string { return fmt.Sprintf("tenants/default/clusters/c/nodes/n%d", i) }
@@ -153,18 +176,11 @@ func looser(g rotation.Gates, w world) (out []string) {
 // gaps are the gates of the model that the pure gates of the code do not ask: others do, or nobody yet. A gap that is closed
 // must leave this list.
 var gaps = map[string]string{
-	"CLIENT_TRUST in reissue":    "not asked anywhere yet: nobody waits until applications were seen on the first node with a leaf of the new CA",
-	"CLIENT_BACK in leaves back": "not asked anywhere yet: certificates of the new CA that applications got meanwhile",
-	"LINKS in distribute":        "not asked: a context for dialling that was being built during the reload lives on until Cassandra's next poll",
-	"LINKS in leaves back":       "as in distribute",
-	"LINKS in retire":            "nothing follows: it trusts the old CA a while longer",
-	"LINKS in anchors back":      "nothing follows: it trusts the new CA a while longer",
-	"OPEN_CLAIMS in distribute":  "harmless: what comes late there only adds trust, and the way back waits for it",
-	"JOINING in distribute":      "an enrolled node that never started is in no gossip: its `ensure --before-start` must bring the present files",
-	"JOINING in reissue":         "as in distribute",
-	"JOINING in retire":          "as in distribute",
-	"JOINING in leaves back":     "as in distribute",
-	"JOINING in anchors back":    "as in distribute",
+	"LINKS in distribute":       "not asked: a context for dialling that was being built during the reload lives on until Cassandra's next poll",
+	"LINKS in leaves back":      "as in distribute; README.md says what that costs",
+	"LINKS in retire":           "nothing follows: it trusts the old CA a while longer",
+	"LINKS in anchors back":     "nothing follows: it trusts the new CA a while longer",
+	"OPEN_CLAIMS in distribute": "harmless: what comes late there only adds trust, and the way back waits for it",
 }
 
 func compare(g rotation.Gates, worlds iter.Seq[world]) map[string]world {
@@ -194,7 +210,7 @@ func TestCodeIsNoLooserThanTheModel(t *testing.T) {
 		}
 	}
 	for name := range gaps {
-		if _, ok := found[name]; !ok && (full() || !strings.HasPrefix(name, "JOINING")) {
+		if _, ok := found[name]; !ok {
 			t.Errorf("the gap %q is closed: take it from the list", name)
 		}
 	}
@@ -219,16 +235,17 @@ func TestCodeOpensEachPhase(t *testing.T) {
 // Each pure gate of the code that is about trust is needed: without it the code opens where the model does not.
 func TestCodeNeedsEachGate(t *testing.T) {
 	t.Parallel()
-	// They are about time, load, people, or keys that sign, and are killed by tests of their own package; of a member without an
+	// They are about time, load, people, keys that sign, or clients that nobody registered, and are killed by tests of their own package; of a member without an
 	// agent no store is known either, which closes every gate that asks about stores.
-	others := []string{"frozen", "paused", "settled", "one-version", "signer", "installed", "enrolled"}
+	others := []string{"frozen", "paused", "settled", "one-version", "signer", "installed", "enrolled", "seen"}
 	stranger := begin(false, false)
 	stranger.n[joiner] = bUp | bGossip | bDiskO | bServerO | bClientO
 	worlds := walks(500)
 	worlds = slices.AppendSeq(worlds, maps.Keys(reachable(begin(false, false))))
 	worlds = slices.AppendSeq(worlds, maps.Keys(reachable(stranger)))
 	for w := range reachable(begin(true, false)) { // of the many with an application, those in which all waits for it
-		if x := proved(w, 0); x.next(1<<18) != x.next(0) {
+		alive := w.n[0]&w.n[1]&w.n[2]&bUp != 0
+		if x := proved(w, 0); x.next(1<<18) != x.next(0) || w.phase == reissue && w.anyCanary() && alive && !w.seen && !w.named {
 			worlds = append(worlds, w)
 		}
 	}

@@ -24,7 +24,7 @@
 #define NEIGHBOUR    11  /* another node proves the move, with a certificate of the CA that is added */
 #define COMMITTED    12  /* the ring counts the move when the agent has committed it, not when a neighbour has seen it */
 #define LINKS        13  /* ... and when a link dialled afterwards has come back: the context for dialling is new as well */
-#define RETREAT      14  /* a proved pair is given up only while the ring does not count it */
+#define RETREAT      14  /* a proved pair is given up, unasked, only for one of the same CA and anchors */
 #define GATE(g) (without != g)
 
 /* what a move does */
@@ -36,6 +36,7 @@
 #define WORN     6  /* SWAP where the old keystore is broken on disk, and good in Cassandra's memory */
 #define MIXED    7  /* keystore and truststore: from O to N, and O goes. Refused by NOT_MIXED */
 #define UNFIT    8  /* SWAP to a keystore that nobody would accept. Refused by PREFLIGHT_NEW */
+#define RENEW    9  /* keystore: another leaf of O */
 
 #define OLD    0
 #define NEW    1
@@ -72,11 +73,11 @@ byte without, goal;
 
 /* what the other members may show and trust, as the rotation's gates (model B) allow it */
 #define others_show_O  (move != SHRINK && !(move == SWAP && counted))
-#define others_show_N  (move == SWAP || move == SHRINK || move == MIXED || move == SURPRISE || move == WORN || move == UNFIT || counted)
+#define others_show_N  (move == SWAP || move == SHRINK || move == MIXED || move == SURPRISE || move == WORN || move == UNFIT || (counted && move != RENEW))
 #define others_trust_O (move != SHRINK && !(move == SWAP && counted))
 #define others_trust_N (move != GROW || counted)
 /* what a pair shows and trusts */
-#define leaf_N(k)   (move == SHRINK || (move != GROW && k == NEW))
+#define leaf_N(k)   (move == SHRINK || (move != GROW && move != RENEW && k == NEW))
 #define trusts_O(t) (!((move == SHRINK || move == MIXED) && t == NEW))
 #define trusts_N(t) (!((move == GROW || move == BOTH) && t == OLD))
 #define whole(k, t) (k != BROKEN && t != BROKEN && !((move == UNFIT || move == SURPRISE) && k == NEW) && !(move == WORN && k == OLD && touched))
@@ -195,7 +196,7 @@ inline handshake() {
 active proctype agent() {
 	c_code { now.without = getenv("WITHOUT") ? atoi(getenv("WITHOUT")) : 0; now.goal = getenv("GOAL") ? atoi(getenv("GOAL")) : 0; };
 	if
-	:: move = GROW :: move = SWAP :: move = BOTH :: move = SHRINK :: move = SURPRISE :: move = WORN
+	:: move = GROW :: move = SWAP :: move = BOTH :: move = SHRINK :: move = RENEW :: move = SURPRISE :: move = WORN
 	:: !GATE(NOT_MIXED) -> move = MIXED
 	:: !GATE(PREFLIGHT_NEW) -> move = UNFIT
 	fi;
@@ -299,9 +300,9 @@ rest:	skip;
 		:: else
 		fi
 	};
-	/* later proofs, after the polls: one that fails turns back, once more asking the ring (a claim) */
+	/* later proofs, after the polls: one that fails turns back, without asking the ring, which may have gone on */
 end:	do
-	:: d_step { record == NEW && proven && (!counted || !GATE(RETREAT)) ->
+	:: d_step { record == NEW && proven && (move == RENEW || !GATE(RETREAT)) ->
 		proven = false; assert(goal != RETREATED); printf("@ agent | a later proof fails: it gives the move up\n") }; goto back
 	od
 }

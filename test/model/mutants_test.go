@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"go/parser"
 	"go/token"
 	"os"
@@ -22,7 +23,23 @@ type mutant struct{ file, old, new string }
 // mutantLimit bounds the tests of one mutant: one that makes them hang is killed as well.
 const mutantLimit = 5 * time.Minute
 
-var mutantOnly = os.Getenv("CSM_TEST_MUTANTS") // "all", or a part of a file's path
+var mutantOnly = os.Getenv("CSM_TEST_MUTANTS") // "all", or a part of a file's path; with ":3-9", only these of the file's
+
+// wanted says whether the k-th mutant of its file is to be run.
+func wanted(t *testing.T, file string, k int) bool {
+	part, bounds, some := strings.Cut(mutantOnly, ":")
+	if mutantOnly == "" || mutantOnly != "all" && !strings.Contains(file, part) {
+		return false
+	}
+	if !some {
+		return true
+	}
+	var first, last int
+	if n, err := fmt.Sscanf(bounds, "%d-%d", &first, &last); n != 2 || err != nil {
+		t.Fatalf("CSM_TEST_MUTANTS=%s: write it like gate.go:3-9", mutantOnly)
+	}
+	return first <= k && k <= last
+}
 
 // Every mutant can still be made: its text is there exactly once, and what comes out is Go. `make mutants` runs the tests of
 // the package on each of them, through an overlay: nothing in the tree changes. One that no test notices is a failure.
@@ -36,10 +53,13 @@ func TestMutants(t *testing.T) {
 	}
 	var killed, ran atomic.Int32
 	t.Run("each", func(t *testing.T) {
+		number := map[string]int{}
 		for _, m := range mutants {
+			k := number[m.file]
+			number[m.file]++
 			t.Run(filepath.Base(filepath.Dir(m.file))+"/"+strings.TrimSpace(strings.Split(m.old, "\n")[0]), func(t *testing.T) {
 				source := m.source(t, root)
-				if mutantOnly == "" || mutantOnly != "all" && !strings.Contains(m.file, mutantOnly) {
+				if !wanted(t, m.file, k) {
 					return
 				}
 				t.Parallel()
@@ -100,6 +120,7 @@ func (m mutant) survives(t *testing.T, root string, source []byte) bool {
 
 const (
 	gateFile   = "controller/fleet/rotation/gate.go"
+	seenFile   = "controller/fleet/rotation/seen.go"
 	applyFile  = "controller/fleet/rotation/apply.go"
 	asideFile  = "controller/fleet/rotation/aside.go"
 	askedFile  = "controller/fleet/rotation/asked.go"
@@ -109,6 +130,8 @@ const (
 	openFile   = "controller/fleet/rollout/gate.go"
 	setFile    = "controller/fleet/rollout/apply.go"
 	claimFile  = "controller/fleet/claims.go"
+	backFile   = "agent/install/reprove.go"
+	eyesFile   = "controller/fleet/clients.go"
 	guardFile  = "controller/fleet/guard.go"
 )
 
@@ -121,7 +144,10 @@ var mutants = []mutant{
 	{gateFile, `case !m.Active:`, `case false:`},
 	{gateFile, `if m.Up {`, `if true {`},
 	{gateFile, `if m.State == "normal" {`, `if true {`},
-	{gateFile, `case m.Version != first.Version:`, `case false:`},
+	{gateFile, `if err := release.OneReload(versions); err != nil {`, `if err := release.OneReload(versions); false && err != nil {`},
+	{gateFile, `if m.counts() && m.Node != "" {`, `if m.Node != "" {`},
+	{gateFile, `if m.Waiting && m.Aside == "" {`, `if false {`},
+	{gateFile, `if m.Waiting && m.Aside == "" {`, `if m.Waiting {`},
 	{gateFile, `if v.Signer == "" {`, `if true {`},
 	{gateFile, `if s.Behind {`, `if false {`},
 	{gateFile, `if v.Kind == Rekey {`, `if true {`},
@@ -140,7 +166,19 @@ var mutants = []mutant{
 	{gateFile, `{"trust-proved", []Step{StepReissue, StepLeaf},`, `{"trust-proved", []Step{StepReissue},`},
 	{gateFile, `{"still", []Step{StepReissued, StepRetire, StepWithdraw, StepDone, StepUndone},`, `{"still", []Step{},`},
 	{gateFile, `{"links", []Step{StepRetire},`, `{"links", []Step{},`},
-	{gateFile, `{"clients", []Step{StepRetire},`, `{"clients", []Step{},`},
+	{gateFile, `{"clients", []Step{StepRetire, StepWithdraw},`, `{"clients", []Step{StepRetire},`},
+	{gateFile, `{"clients", []Step{StepRetire, StepWithdraw},`, `{"clients", []Step{StepWithdraw},`},
+
+	{gateFile, `{"canary", []Step{StepLeaf},`, `{"canary", []Step{},`},
+	{gateFile, `{"seen", []Step{StepRetire},`, `{"seen", []Step{},`},
+	{gateFile, `{"started", transition,`, `{"started", []Step{},`},
+	{seenFile, `if !x.Named && (node == "" || slices.Contains(x.Nodes, node)) {`, `if false && !x.Named && (node == "" || slices.Contains(x.Nodes, node)) {`},
+	{seenFile, `if !x.Named && (node == "" || slices.Contains(x.Nodes, node)) {`, `if node == "" || slices.Contains(x.Nodes, node) {`},
+	{seenFile, `if c.TLS == "" || c.Last.Before(since) {`, `if c.Last.Before(since) {`},
+	{seenFile, `back[who] = back[who] || side == After`, `back[who] = back[who] || side != Unknown`},
+	{seenFile, `return back[x.Detail] })`, `return true })`},
+	{seenFile, `if len(x.Nodes) == 0 {`, `if true {`},
+	{seenFile, `return m.Node == v.Canary && m.Node != "" && m.counts() && m.Up }) {`, `return true }) {`},
 
 	{applyFile, `if len(p.Blockers) > 0 {`, `if false {`},
 	{applyFile, `if !bytes.Equal(p.sum(), c.PlanHash) {`, `if false && !bytes.Equal(p.sum(), c.PlanHash) {`},
@@ -156,14 +194,21 @@ var mutants = []mutant{
 	{applyFile, `fleet.WithdrawAnchors(a, r.trust, r.sumsBefore)`, `fleet.WithdrawAnchors(a, r.trust, r.sumsAfter)`},
 	{applyFile, `fleet.SetClusterAuthority(a, r.cluster, r.after)`, `fleet.SetClusterAuthority(a, r.cluster, r.before)`},
 
+	{applyFile, `if len(c.Exceptions) > 0 && c.Verb != "resume" {`, `if false {`},
+	{applyFile, `if first != "" {
+		w.Members`, `if false {
+		w.Members`},
+
 	{asideFile, `case x.Up:`, `case false:`},
 	{asideFile, `case x.Incarnation != c.Incarnation:`, `case false:`},
 	{asideFile, `case c.Reason == "":`, `case false:`},
 
-	{typesFile, `return m.Aside == "" || m.Up`, `return m.Aside == ""`},
-	{typesFile, `return m.Aside == "" || m.Up`, `return true`},
+	{typesFile, `return !m.Waiting && (m.Aside == "" || m.Up)`, `return !m.Waiting && m.Aside == ""`},
+	{typesFile, `return !m.Waiting && (m.Aside == "" || m.Up)`, `return !m.Waiting`},
+	{typesFile, `return !m.Waiting && (m.Aside == "" || m.Up)`, `return m.Aside == "" || m.Up`},
 
 	{decideFile, `if v.Paused {`, `if false {`},
+	{decideFile, `if waits := g.waitsForCanary(v); len(waits) > 0 {`, `if waits := g.waitsForCanary(v); false && len(waits) > 0 {`},
 	{decideFile, `if len(reasons) == 0 {`, `if true {`},
 	{decideFile, `return StepWithdraw, Withdrawing`, `return StepUndone, Withdrawing`},
 	{decideFile, `return StepReissue, Reissue`, `return StepUndone, Reissue`},
@@ -217,4 +262,10 @@ var mutants = []mutant{
 	{guardFile, `case m.state != moveOpen || m.expires <= a.Now.UnixMilli():`, `case false:`},
 	{guardFile, `if err := authorityFits(a, m, c.Issuer); err != nil {`, `if err := authorityFits(a, m, c.Issuer); false && err != nil {`},
 	{guardFile, `if !ok {`, `if false {`},
+
+	{backFile, `if !alike(t.new, previous) {`, `if false && !alike(t.new, previous) {`},
+	{backFile, `return root != "" && root == b.root() && slices.Equal(ids(a), ids(b))`, `return root != "" && root == b.root()`},
+	{backFile, `return root != "" && root == b.root() && slices.Equal(ids(a), ids(b))`, `return slices.Equal(ids(a), ids(b))`},
+	{eyesFile, `if s.Fresh > 0 && len(f.LeafSha256) > 0 {`, `if len(f.LeafSha256) > 0 {`},
+	{eyesFile, `if s.Fresh > 0 && len(f.LeafSha256) > 0 {`, `if false {`},
 }

@@ -39,6 +39,14 @@ type RotationStart struct {
 	PlanHash string `json:"planHash" minLength:"64" maxLength:"64" doc:"of rotations:plan for the same body"`
 	Bake     string `json:"bake,omitempty" doc:"rest between two waves; default 1m" example:"10m"`
 	Reason   string `json:"reason" minLength:"1" maxLength:"1024"`
+	// Except is asked for where nobody can tell who speaks CQL to the ring.
+	Except []string `json:"except,omitempty" maxItems:"1000" doc:"clients that may break, as the plan names them"`
+}
+
+// RotationControl is why, and who is not waited for.
+type RotationControl struct {
+	Why
+	Except []string `json:"except,omitempty" maxItems:"1000" doc:"with resume: clients that are not waited for any more, as the reasons name them"`
 }
 
 // RotationAside names a member that is down.
@@ -123,7 +131,7 @@ func (s *server) startRotation(ctx context.Context, p TrustDomainPath, b Rotatio
 		_, err := s.Rotations.Plan(ctx, p.cluster(), authority)
 		return oneRotation(rotation.Rotation{}, err)
 	}
-	return oneRotation(s.Rotations.Start(ctx, p.cluster(), authority, b.PlanHash, bake, b.Reason, actor(ctx)))
+	return oneRotation(s.Rotations.Start(ctx, p.cluster(), authority, b.PlanHash, bake, b.Reason, actor(ctx), b.Except...))
 }
 
 func (s *server) rotationVerb(verb, summary string) {
@@ -132,12 +140,12 @@ func (s *server) rotationVerb(verb, summary string) {
 		func(ctx context.Context, in *struct {
 			RotationPath
 			Created
-			Body Why
+			Body RotationControl
 		}) (*One[Rotation], error) {
 			if in.ValidateOnly {
 				return oneRotation(s.Rotations.Get(ctx, in.name()))
 			}
-			return oneRotation(s.Rotations.Control(ctx, in.name(), verb, in.Body.Reason, actor(ctx)))
+			return oneRotation(s.Rotations.Control(ctx, in.name(), verb, in.Body.Reason, actor(ctx), in.Body.Except...))
 		})
 }
 

@@ -302,3 +302,24 @@ func TestTimeAloneOpensTheNextWave(t *testing.T) {
 	w.tick()
 	w.want(name, rollout.Running, "proved", "told")
 }
+
+func TestAStepOfARotationIsEndedByTheRotationOnly(t *testing.T) {
+	w := newWorld(t, "r1", "r2")
+	r, err := w.log.Propose(ctx, state.Proposal{Command: &clusterv1.StartRotation{Cluster: cluster}, Actor: ann}) // owner stands for package rotation
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := r.Reply.(*clusterv1.StartRotationReply).Name
+	for _, verb := range []string{rollout.AbortIt, rollout.Rollback} {
+		wantReason(t, w.rollouts.Set(ctx, name, verb, "by hand", ann), "owned")
+	}
+	if got := w.get(name); got.State != rollout.Running {
+		t.Fatalf("it is %s", got.State)
+	}
+	if err := w.rollouts.Set(ctx, name, rollout.Pause, "a person may stop it at any time", ann); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.rollouts.Set(ctx, name, rollout.Resume, "it may go on", ann); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -68,10 +68,22 @@ type member struct {
 	streams     int
 }
 
+// owner begins a rollout inside Apply, as package rotation does.
+func owner() state.Module {
+	return state.Module{Name: "owner", Commands: func(r *state.Registry) {
+		state.Handle(r, func(a *state.Apply, c *clusterv1.StartRotation) (*clusterv1.StartRotationReply, error) {
+			s := rollout.Usual(c.Cluster, rollout.Renew)
+			s.Owner = c.Cluster + "/rotations/r1"
+			name, err := rollout.Begin(a, s)
+			return &clusterv1.StartRotationReply{Name: name}, err
+		})
+	}}
+}
+
 // newWorld is a ring of proved nodes, named n1, n2 and so on, in the racks that are given.
 func newWorld(t testing.TB, racks ...string) *world {
 	t.Helper()
-	w := &world{t: t, log: statetest.New(t, fleet.Module(rollout.Gate{}), rollout.Module(), recorder())}
+	w := &world{t: t, log: statetest.New(t, fleet.Module(rollout.Gate{}), rollout.Module(), recorder(), owner())}
 	w.fleet = fleet.New(w.log.Store, w.log, w.log.Clock, func(context.Context, string) ([][]byte, error) { return [][]byte{[]byte("anchor")}, nil })
 	w.rollouts = rollout.New(w.log.Store, w.log, w.log.Clock)
 	if _, err := w.fleet.CreateCluster(ctx, fleet.ClusterSpec{Name: cluster, Authority: old}, ann); err != nil {

@@ -93,7 +93,7 @@ func Make(s Spec, nodes []fleet.Standing, now time.Time, took time.Duration) (Pl
 	}
 	var in []Member
 	for _, n := range nodes {
-		if len(wanted) > 0 && !wanted[resource.Last(n.Node)] {
+		if len(s.Nodes) > 0 && !wanted[resource.Last(n.Node)] {
 			continue
 		}
 		delete(wanted, resource.Last(n.Node))

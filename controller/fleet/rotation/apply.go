@@ -46,6 +46,13 @@ func (m machine) applyStart(a *state.Apply, c *clusterv1.StartRotation) (*cluste
 			return nil, err
 		}
 	}
+	v, err := look(a.Context(), a.Querier(), a.Now, r).view(m.waves)
+	if err == nil {
+		err = except(a, r, v, c.Exceptions, c.Reason)
+	}
+	if err != nil {
+		return nil, err
+	}
 	return &clusterv1.StartRotationReply{Name: r.name}, event(a, r, fmt.Sprintf("started (%s, %s to %s): %s", r.kind, short(r.before), short(r.after), c.Reason))
 }
 
@@ -107,6 +114,10 @@ func (m machine) begin(a *state.Apply, r row, v View) error {
 			w.Members = append(w.Members, x.Node)
 		}
 	}
+	first := canary(v, w.Members)
+	if first != "" {
+		w.Members = []string{first}
+	}
 	name := nothing
 	if len(w.Members) > 0 {
 		var err error
@@ -114,8 +125,11 @@ func (m machine) begin(a *state.Apply, r row, v View) error {
 			return err
 		}
 	}
-	if _, err := a.Exec(`UPDATE rotations SET rollout = ?, rounds = rounds + 1, updated_ms = ?, revision = ? WHERE name = ?`, name, a.Now.UnixMilli(), a.Index, r.name); err != nil {
+	if _, err := a.Exec(`UPDATE rotations SET rollout = ?, canary = iif(? <> '', ?, canary), rounds = rounds + 1, updated_ms = ?, revision = ? WHERE name = ?`, name, first, first, a.Now.UnixMilli(), a.Index, r.name); err != nil {
 		return err
+	}
+	if first != "" {
+		return event(a, r, fmt.Sprintf("%s goes first (%s); the others follow when its clients have connected anew", short(first), short(name)))
 	}
 	return event(a, r, fmt.Sprintf("waves begin: %s for %d nodes (%s)", w.Kind, len(w.Members), short(name)))
 }
@@ -178,11 +192,14 @@ func (m machine) applyControl(a *state.Apply, c *clusterv1.ControlRotation) (*cl
 	case r.phase.Ended():
 		return nil, ended(r)
 	}
+	if len(c.Exceptions) > 0 && c.Verb != "resume" {
+		return nil, fault.New(fault.Invalid, "bad-exceptions", "clients are named with resume or retire").Do("`csm rotation resume --except ID --reason ...`")
+	}
 	switch c.Verb {
 	case "pause":
 		return &clusterv1.Empty{}, m.pause(a, r, true, "paused: "+c.Reason)
 	case "resume":
-		return &clusterv1.Empty{}, m.resume(a, r)
+		return &clusterv1.Empty{}, m.resume(a, r, c)
 	case "rollback":
 		return &clusterv1.Empty{}, m.rollback(a, r, c.Reason)
 	}
@@ -214,9 +231,13 @@ func (m machine) set(a *state.Apply, r row, verb, reason string) error {
 }
 
 // resume goes on. Waves that were stopped, or halted, begin again for those that still lack something.
-func (m machine) resume(a *state.Apply, r row) error {
+// Clients that it names are not waited for from now on.
+func (m machine) resume(a *state.Apply, r row, c *clusterv1.ControlRotation) error {
 	v, err := look(a.Context(), a.Querier(), a.Now, r).view(m.waves)
 	if err != nil {
+		return err
+	}
+	if err := except(a, r, v, c.Exceptions, c.Reason); err != nil {
 		return err
 	}
 	if err := m.pause(a, r, false, "resumed"); err != nil {
@@ -299,10 +320,8 @@ func (m machine) applyRetire(a *state.Apply, c *clusterv1.RetireRotation) (*clus
 	if reasons := m.gates.Ask(StepRetire, named, ""); len(reasons) > 0 {
 		return nil, refusal(reasons)
 	}
-	for _, x := range c.Exceptions {
-		if _, err := a.Exec(`INSERT INTO rotation_exceptions (rotation, client, reason, actor) VALUES (?,?,?,?) ON CONFLICT DO NOTHING`, r.name, x, c.Reason, a.Envelope.GetActor()); err != nil {
-			return nil, err
-		}
+	if err := except(a, r, v, c.Exceptions, c.Reason); err != nil {
+		return nil, err
 	}
 	if err := m.pin(a, r, ""); err != nil {
 		return nil, err
@@ -315,20 +334,47 @@ func (m machine) applyRetire(a *state.Apply, c *clusterv1.RetireRotation) (*clus
 	return &clusterv1.Empty{}, enter(a, r, Retire, "retired by hand: "+c.Reason)
 }
 
+// except writes down who may break, by the names that the plan or the reasons give.
+func except(a *state.Apply, r row, v View, names []string, reason string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	if reason == "" {
+		return fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
+	}
+	if _, err := nameExceptions(v, names); err != nil {
+		return err
+	}
+	for _, x := range names {
+		if _, err := a.Exec(`INSERT INTO rotation_exceptions (rotation, client, reason, actor) VALUES (?,?,?,?) ON CONFLICT DO NOTHING`, r.name, x, reason, a.Envelope.GetActor()); err != nil {
+			return err
+		}
+		if err := event(a, r, "not waited for any more: "+x+": "+reason); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func nameExceptions(v View, names []string) (View, error) {
-	clients := append([]Client(nil), v.Clients...)
+	clients, seen := slices.Clone(v.Clients), slices.Clone(v.Seen)
 	for _, n := range names {
-		found := n == exceptLinks
-		v.LinksAccepted = v.LinksAccepted || found
+		v.LinksAccepted = v.LinksAccepted || n == exceptLinks
+		found := n == exceptLinks || n == exceptSeen || n == exceptUnseen
 		for i := range clients {
 			if clients[i].Name == n {
 				clients[i].Named, found = true, true
+			}
+		}
+		for i := range seen {
+			if x := &seen[i]; x.Name == n || n == exceptSeen && x.Name != exceptUnseen {
+				x.Named, found = true, true
 			}
 		}
 		if !found {
 			return v, fault.New(fault.NotFound, "no-client", "the plan names no client %.100q", n).Do("see `csm rotation plan`")
 		}
 	}
-	v.Clients = clients
+	v.Clients, v.Seen = clients, seen
 	return v, nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/state"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -67,11 +66,11 @@ func (m machine) applySetAside(a *state.Apply, c *clusterv1.SetAsideMember) (*cl
 	case c.Reason == "":
 		return nil, fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
 	}
-	ring, err := fleet.RingOf(a.Context(), a.Querier(), r.cluster)
+	members, _, err := look(a.Context(), a.Querier(), a.Now, r).members()
 	if err != nil {
 		return nil, err
 	}
-	for _, x := range ring.Members {
+	for _, x := range members {
 		switch {
 		case x.HostID != c.Member && (x.Node == "" || x.Node != c.Member):
 			continue

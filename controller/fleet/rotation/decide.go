@@ -54,6 +54,9 @@ func (g Gates) Decide(v View) Decision {
 		if len(reasons) == 0 {
 			return Decision{Action: Enter, Next: next}
 		}
+		if waits := g.waitsForCanary(v); len(waits) > 0 {
+			return Decision{Action: Wait, Reasons: append(waits, reasons...)}
+		}
 		if behind(v) {
 			return Decision{Action: Begin, Reasons: reasons}
 		}

@@ -56,6 +56,7 @@ type world struct {
 	nodes       []*member
 	serial      int
 	down        map[string]bool
+	cql         bool // nodes serve applications over TLS
 }
 
 // member is a node with its agent and what its Cassandra has loaded.
@@ -94,10 +95,10 @@ func (eager) Stand(context.Context, state.Querier, string, time.Time) (rotation.
 	return rotation.Rollout{Name: "eager", State: "done"}, nil
 }
 
-// newWorldWith names a gate that is taken out, and other waves.
-func newWorldWith(t testing.TB, size int, without string, waves rotation.Waves) *world {
+// newWorldWith names a gate that is taken out, and other waves. cql: applications connect to the nodes.
+func newWorldWith(t testing.TB, size int, without string, waves rotation.Waves, cql ...bool) *world {
 	t.Helper()
-	w := &world{t: t, down: map[string]bool{}}
+	w := &world{t: t, down: map[string]bool{}, cql: len(cql) > 0}
 	gates := []fleet.Gates{rotation.GuardWithout(without)}
 	if waves == (rotation.Rollouts{}) {
 		gates = append(gates, rollout.Gate{})
@@ -161,6 +162,9 @@ func (w *world) join(node string, id byte) *member {
 	m.instance = &agentv1.InstanceFacts{ClusterName: "ring", Datacenter: "dc1", Rack: node, CassandraVersion: "5.0.8", Internode: required, Client: required, ListenAddress: address,
 		HostId: h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]}
 	m.store = &agentv1.StoreFacts{Store: "node", State: agentv1.InstallState_INSTALL_STATE_ABSENT, Ports: []*agentv1.Port{{Kind: agentv1.PortKind_PORT_KIND_INTERNODE, Address: address, Port: 7000}}}
+	if w.cql {
+		m.store.Ports = append(m.store.Ports, &agentv1.Port{Kind: agentv1.PortKind_PORT_KIND_CQL, Address: address, Port: 9042})
+	}
 	j, err := w.fleet.Join(ctx, fleet.JoinSpec{Token: token, Key: sha256.Sum256([]byte(node)), Cluster: "prod", Peer: address, Agent: m.agent, Instance: m.instance})
 	w.must(err)
 	m.name, m.uid, m.incarnation = j.Node, j.UID, j.Incarnation

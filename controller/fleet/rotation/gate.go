@@ -3,6 +3,9 @@ package rotation
 import (
 	"fmt"
 	"slices"
+
+	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/release"
 )
 
 // Step is something that could cut the ring if it came too early.
@@ -67,6 +70,7 @@ func All() Gates {
 		{"ring-known", without(everywhere, StepBack), ringKnown},
 		{"enrolled", without(everywhere, StepBack), members(enrolledGate)},
 		{"up", without(everywhere, StepBack), members(upGate)},
+		{"started", transition, startedGate},
 		{"settled", []Step{StepReissue, StepReissued, StepRetire, StepShrink, StepWithdraw}, members(settledGate)},
 		{"one-version", []Step{StepReissue, StepLeaf}, oneVersion},
 		{"signer", []Step{StepReissue, StepLeaf, StepBack}, signerGate},
@@ -76,7 +80,9 @@ func All() Gates {
 		{"leaf-back", []Step{StepWithdraw, StepUnshrink}, stores(leafBack)},
 		{"still", []Step{StepReissued, StepRetire, StepWithdraw, StepDone, StepUndone}, stores(stillGate)},
 		{"links", []Step{StepRetire}, members(linksGate)},
-		{"clients", []Step{StepRetire}, clientsGate},
+		{"clients", []Step{StepRetire, StepWithdraw}, clientsGate},
+		{"canary", []Step{StepLeaf}, canaryGate},
+		{"seen", []Step{StepRetire}, seenGate},
 	}
 }
 
@@ -164,27 +170,31 @@ func settledGate(_ View, m Member) *Reason {
 	return &Reason{Message: "is " + m.State + " in the ring", Remedy: "wait until it is done"}
 }
 
-// oneVersion refuses a ring of mixed versions: they differ in how and when they read the files again (CASSANDRA-18681).
-func oneVersion(v View, _ string) []Reason {
-	var first Member
+// startedGate asks for nodes that have stores of ours and whose Cassandra has never started: it may do so two phases later, with
+// what lies there now.
+func startedGate(v View, _ string) (out []Reason) {
 	for _, m := range v.Members {
-		switch {
-		case !m.counts() || m.Node == "":
-		case first.Node == "":
-			first = m
-		case m.Version != first.Version:
-			return []Reason{{Node: m.Name, Message: fmt.Sprintf("runs Cassandra %s, %s runs %s: they differ in when they read trust again", orUnknown(m.Version), first.Name, orUnknown(first.Version)),
-				Remedy: "finish the upgrade of Cassandra first; renewals go on meanwhile"}}
+		if m.Waiting && m.Aside == "" {
+			out = append(out, Reason{Node: m.Name, Message: "is enrolled and has stores of ours, and its Cassandra has never started: when it does, it trusts what lies there",
+				Remedy: "start it, after `csm-agent ensure --before-start`; or `csm node remove` if it is not to come"})
 		}
 	}
-	return nil
+	return out
 }
 
-func orUnknown(s string) string {
-	if s == "" {
-		return "of unknown version"
+// oneVersion refuses a ring whose releases read their stores again at different moments (CASSANDRA-18681).
+func oneVersion(v View, _ string) []Reason {
+	versions := map[string]string{}
+	for _, m := range v.Members {
+		if m.counts() && m.Node != "" {
+			versions[m.Name] = m.Version
+		}
 	}
-	return s
+	if err := release.OneReload(versions); err != nil {
+		f := fault.From(err)
+		return []Reason{{Message: f.Message, Remedy: f.Remedy}}
+	}
+	return nil
 }
 
 func signerGate(v View, _ string) []Reason {
@@ -272,8 +282,16 @@ func why(text string) string {
 func clientsGate(v View, _ string) (out []Reason) {
 	for _, c := range v.Clients {
 		if !c.Named {
-			out = append(out, Reason{Node: c.Name, Message: "would break: " + c.Detail, Remedy: "give it a certificate of the new CA, or name it: `csm rotation retire --except " + c.Name + " --reason ...`"})
+			out = append(out, c.reason(v.Phase))
 		}
 	}
 	return out
+}
+
+func (c Client) reason(p Phase) Reason {
+	r := Reason{Node: c.Name, Message: "would break: " + c.Detail, Remedy: "give it a certificate of the new CA, or name it: `csm rotation retire --except " + c.Name + " --reason ...`"}
+	if p.Undo() {
+		r.Remedy = "give it a certificate of the CA before, or name it: `csm rotation resume --except " + c.Name + " --reason ...`"
+	}
+	return r
 }

@@ -37,6 +37,10 @@ var faults = []struct {
 	{"enrolled", "a member has no agent", func(v *View) { v.Members[1].Node = "" }},
 	{"enrolled", "an agent may not act", func(v *View) { v.Members[1].Active = false }},
 	{"up", "a member is down", func(v *View) { v.Members[2].Up = false }},
+	{"started", "an enrolled node has stores and never started", func(v *View) {
+		v.Members = append(v.Members, Member{Name: "n4", Node: "tenants/default/clusters/c/nodes/n4", HostID: "n4", Incarnation: 1, Active: true, State: "not-started", OldLinks: -1, Waiting: true,
+			Stores: []Store{{Name: "node", Leaf: Unknown, Moving: true}}})
+	}},
 	{"settled", "a member joins", func(v *View) { v.Members[2].State = "joining" }},
 	{"settled", "a member leaves", func(v *View) { v.Members[2].State = "leaving" }},
 	{"one-version", "versions are mixed", func(v *View) { v.Members[1].Version = "4.1.3" }},
@@ -52,6 +56,48 @@ var faults = []struct {
 	{"links", "old links live on", func(v *View) { v.Members[0].OldLinks = 2 }},
 	{"links", "links are not known", func(v *View) { v.Members[0].OldLinks = -1 }},
 	{"clients", "an application would break", func(v *View) { v.Clients = []Client{{Name: "shop", Detail: "x", Until: time.Now()}} }},
+	{"canary", "a client of the first node has not come back", func(v *View) { v.Canary, v.Seen = v.Members[0].Node, awaits(v.Members[0].Node) }},
+	{"canary", "clients are waited for and no node is the first", func(v *View) { v.Seen = awaits(v.Members[0].Node) }},
+	{"canary", "the first node is down", func(v *View) { v.Canary, v.Seen, v.Members[0].Up = v.Members[0].Node, awaits(v.Members[1].Node), false }},
+	{"canary", "who speaks to the first node cannot be seen", func(v *View) {
+		v.Canary, v.Seen = v.Members[0].Node, []Seen{{Client{Name: exceptUnseen, Detail: "x"}, []string{v.Members[0].Node}}}
+	}},
+	{"seen", "a client was not seen to connect since", func(v *View) { v.Seen = awaits(v.Members[0].Node) }},
+}
+
+func awaits(nodes ...string) []Seen {
+	return []Seen{{Client{Name: "seen-1", Detail: "10.9.9.9 as app"}, nodes}}
+}
+
+func TestTheOthersWaitForTheClientsOfTheCanaryOnly(t *testing.T) {
+	v := good(Reissue)
+	first, other := v.Members[0].Node, v.Members[1].Node
+	v.Canary, v.Seen = first, awaits(first)
+	if r := All().Ask(StepLeaf, v, first); len(r) > 0 {
+		t.Errorf("the first itself is held: %v", r)
+	}
+	if r := All().Ask(StepLeaf, v, other); len(r) == 0 {
+		t.Error("another may go")
+	}
+	v.Seen[0].Named = true
+	if r := All().Ask(StepLeaf, v, other); len(r) > 0 {
+		t.Errorf("a person does not wait for it, and yet %v", r)
+	}
+	v.Seen = awaits(other)
+	if r := All().Ask(StepLeaf, v, other); len(r) > 0 {
+		t.Errorf("its client never spoke to the first, and yet %v", r)
+	}
+	if got := canary(v, []string{first, other}); got != "" {
+		t.Errorf("%q goes first though nobody of the first is waited for", got)
+	}
+	v.Canary = ""
+	if got := canary(v, []string{first, other}); got != other {
+		t.Errorf("%q goes first, want the one with a client", got)
+	}
+	v.Seen = append(v.Seen, Seen{Client{Name: exceptUnseen}, []string{first}})
+	if got := canary(v, []string{first, v.Members[2].Node}); got != v.Members[2].Node {
+		t.Errorf("%q goes first, whose clients cannot be seen", got)
+	}
 }
 
 func TestNothingIsInTheWayOfAGoodRing(t *testing.T) {
@@ -138,12 +184,42 @@ func TestWhoClaimsBeforeItsStartIsNotAskedAboutItself(t *testing.T) {
 	}
 }
 
+func TestANodeThatNeverStartedCanBeSetAside(t *testing.T) {
+	v := good(Distribute)
+	m := v.Members[0]
+	m.Name, m.Node, m.Up, m.Waiting, m.Version, m.Aside = "n4", "tenants/default/clusters/c/nodes/n4", false, true, "", "its machine does not come"
+	v.Members = append(v.Members, m)
+	if r := All().Ask(StepReissue, v, ""); len(r) > 0 {
+		t.Errorf("set aside, and yet %v", r)
+	}
+}
+
+func TestAMemberThatIsSetAsideHasNoVersion(t *testing.T) {
+	v := good(Distribute)
+	v.Members[2].Up, v.Members[2].Aside, v.Members[2].Version = false, "its board is broken", "4.1.3"
+	if r := All().Ask(StepReissue, v, ""); len(r) > 0 {
+		t.Errorf("set aside, and yet %v", r)
+	}
+	v = good(Distribute)
+	v.Members[2].Version = "5.0.9"
+	if r := All().Ask(StepReissue, v, ""); len(r) > 0 {
+		t.Errorf("two patches that reload alike, and yet %v", r)
+	}
+}
+
 func TestPortsOfWhichNothingCanBeProvedDoNotHold(t *testing.T) {
 	v := good(Distribute)
 	v.Members[0].Stores[0].Ports[1] = Port{Name: "CQL", Exempt: "asks for no certificate"}
 	if r := All().Ask(StepReissue, v, ""); len(r) > 0 {
 		t.Errorf("got %v", r)
 	}
+}
+
+// lagging is a reissue whose canary is the first member, in which one still serves the leaf from before.
+func lagging(who int) View {
+	v := good(Reissue)
+	v.Canary, v.Members[who].Stores[0].Leaf = v.Members[0].Node, Before
+	return v
 }
 
 func TestDecisions(t *testing.T) {
@@ -163,6 +239,9 @@ func TestDecisions(t *testing.T) {
 		{"waves over, one joined later", with(good(Distribute), func(v *View) { v.Members[0].Stores[0].Behind = true }), Begin, "", ""},
 		{"waves over, a truststore changed by hand", with(good(Distribute), func(v *View) { v.Members[0].Stores[0].Ports[0].Trusts = false }), Begin, "", ""},
 		{"leaves proved", good(Reissue), Enter, Reissued, ""},
+		{"the first has its leaf, its client has not come", with(lagging(1), func(v *View) { v.Seen = awaits(v.Canary) }), Wait, "", "canary"},
+		{"the client of the first has come", lagging(1), Begin, "", ""},
+		{"the first has to move again", with(lagging(0), func(v *View) { v.Seen = awaits(v.Canary) }), Begin, "", ""},
 		{"one lies about its leaf", with(good(Reissue), func(v *View) { v.Members[0].Stores[0].Leaf = Before }), Begin, "", ""},
 		{"links that can be cycled", with(good(Reissued), func(v *View) { v.Members[1].OldLinks = 1 }), Cycle, "", ""},
 		{"one cycles already", with(good(Reissued), func(v *View) { v.Members[1].OldLinks, v.Members[0].Cycling = 1, true }), Wait, "", "links"},

@@ -83,6 +83,7 @@ CREATE TABLE rotations (
 	sums_after TEXT NOT NULL,
 	plan_hash BLOB NOT NULL,
 	rollout TEXT NOT NULL,
+	canary TEXT NOT NULL,
 	rounds INTEGER NOT NULL,
 	generation INTEGER NOT NULL,
 	bake_ms INTEGER NOT NULL,

@@ -51,6 +51,8 @@ type PlanClient struct {
 	Name   string `json:"name" doc:"as --except takes it"`
 	Detail string `json:"detail"`
 	Named  bool   `json:"named,omitempty" doc:"a person accepted that it may break"`
+	// Seen clients come and go: they are no part of the hash.
+	Seen bool `json:"seen,omitempty" doc:"nobody registered it: it was seen, or cannot be seen"`
 }
 
 // setting is a cluster as a plan needs it.
@@ -101,6 +103,9 @@ func (s *sight) plan(after string, gates Gates) (p RotationPlan, draft row, err 
 		return p, draft, err
 	}
 	p = describe(c, draft, v)
+	if p.Notes, err = s.notes(v); err != nil {
+		return p, draft, err
+	}
 	p.Holds = gates.Ask(StepReissue, v, "")
 	p.Holds = slices.DeleteFunc(p.Holds, func(r Reason) bool {
 		return slices.Contains([]string{"trust-proved", "installed", "one-version", "signer"}, r.Code)
@@ -153,6 +158,9 @@ func describe(c setting, r row, v View) RotationPlan {
 	}
 	for _, m := range v.Members {
 		x := PlanMember{Name: m.Name, Node: m.Node, HostID: m.HostID, Incarnation: m.Incarnation, Up: m.Up, State: m.State}
+		if m.Unprovable != "" {
+			x.Unprovable = append(x.Unprovable, m.Unprovable)
+		}
 		for _, s := range m.Stores {
 			for _, q := range s.Ports {
 				if q.Exempt != "" {
@@ -162,11 +170,11 @@ func describe(c setting, r row, v View) RotationPlan {
 		}
 		p.Members = append(p.Members, x)
 	}
-	if len(v.Members) == 1 {
-		p.Notes = append(p.Notes, "a ring of one has no neighbour: the node proves itself, and nobody else sees what it serves")
-	}
 	for _, x := range v.Clients {
-		p.Clients = append(p.Clients, PlanClient{x.Name, x.Detail, x.Named})
+		p.Clients = append(p.Clients, PlanClient{Name: x.Name, Detail: x.Detail, Named: x.Named})
+	}
+	for _, x := range v.Seen {
+		p.Clients = append(p.Clients, PlanClient{x.Name, x.Detail, x.Named, true})
 	}
 	return p
 }
@@ -220,10 +228,11 @@ func anyLeaf(v View, side Side) bool {
 }
 
 // sum is the hash of what a person agrees to: who, from what to what, and who would break. What comes and goes by itself (a
-// member that is down) is no part of it.
+// member that is down, a note) is no part of it.
 func (p RotationPlan) sum() []byte {
 	q := p
-	q.Hash, q.Holds, q.Blockers, q.Phases = "", nil, nil, nil
+	q.Hash, q.Holds, q.Blockers, q.Phases, q.Notes = "", nil, nil, nil, nil
+	q.Clients = slices.DeleteFunc(slices.Clone(p.Clients), func(x PlanClient) bool { return x.Seen })
 	q.Members = slices.Clone(p.Members)
 	for i := range q.Members {
 		q.Members[i].Up, q.Members[i].State = false, ""
@@ -250,7 +259,7 @@ type RetirePlan struct {
 func retirePlan(r row, v View, gates Gates) RetirePlan {
 	d := describe(setting{Name: r.cluster, Trust: r.trust}, r, v)
 	p := RetirePlan{Rotation: r.name, Withdraw: d.Withdraw, Members: d.Members, Clients: d.Clients, Reasons: gates.Ask(StepRetire, v, "")}
-	d.Notes = []string{"retire", r.name}
+	d.Cluster = r.name // the hash of a retire is never that of a start
 	p.Hash = hex.EncodeToString(d.sum())
 	return p
 }

@@ -88,6 +88,10 @@ type View struct {
 	Signer string
 	// Clients who would break when the old CA goes.
 	Clients []Client
+	// Seen are clients of which nobody knows whether they trust the CA that comes.
+	Seen []Seen
+	// Canary is the full name of the node that got the first leaf of the CA that comes, while clients are waited for.
+	Canary  string
 	Rollout Rollout
 	// LinksAccepted: a person said that connections from before the swap may live on, with a reason.
 	LinksAccepted bool
@@ -115,10 +119,15 @@ type Member struct {
 	Links    string
 	// Cycling: it was asked to end them and has not answered.
 	Cycling bool
+	// Unprovable is why nothing can be proved between it and its peers; empty when something can.
+	Unprovable string
+	// Waiting: it is enrolled and has stores of ours, and its Cassandra has never started: no gossip knows it yet.
+	Waiting bool
 }
 
-// counts says whether the gates ask for this member: one that was set aside is excused while it is down, not when it is back.
-func (m Member) counts() bool { return m.Aside == "" || m.Up }
+// counts says whether the gates of members ask for this one: one that was set aside is excused while it is down, not when it is
+// back; of one that never started there is nothing to ask, so it has a gate of its own.
+func (m Member) counts() bool { return !m.Waiting && (m.Aside == "" || m.Up) }
 
 // Side is the CA that a leaf chains to.
 type Side string
@@ -158,9 +167,11 @@ type Port struct {
 	Marker bool
 	// Exempt is why nothing can be proved here; empty when something can.
 	Exempt string
+	// CQL: applications connect to it.
+	CQL bool
 }
 
-// Client is an application that uses a certificate of the CA before, or was seen without being known.
+// Client is an application that uses a certificate of the CA that goes, or was seen without being known.
 type Client struct {
 	Name, Detail string
 	// Until is when its certificate ends; zero when it is not known.

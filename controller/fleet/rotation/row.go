@@ -23,6 +23,7 @@ type row struct {
 	sumsBefore, sumsAfter      [][]byte
 	planHash                   []byte
 	rollout                    string
+	canary                     string // node that goes first in reissue
 	rounds                     int
 	generation                 uint64
 	bake                       time.Duration // rest between two waves
@@ -31,13 +32,13 @@ type row struct {
 	revision                   uint64
 }
 
-const columns = `SELECT name, cluster, trust_domain, kind, phase, paused, authority_before, authority_after, sums_before, sums_after, plan_hash, rollout, rounds, generation, bake_ms,
+const columns = `SELECT name, cluster, trust_domain, kind, phase, paused, authority_before, authority_after, sums_before, sums_after, plan_hash, rollout, canary, rounds, generation, bake_ms,
 	reason, actor, created_ms, phase_ms, updated_ms, ended_ms, revision FROM rotations `
 
 func scan(s interface{ Scan(...any) error }) (r row, err error) {
 	var before, after string
 	var created, since, upd, ended, bake int64
-	if err := s.Scan(&r.name, &r.cluster, &r.trust, &r.kind, &r.phase, &r.paused, &r.before, &r.after, &before, &after, &r.planHash, &r.rollout, &r.rounds, &r.generation, &bake,
+	if err := s.Scan(&r.name, &r.cluster, &r.trust, &r.kind, &r.phase, &r.paused, &r.before, &r.after, &before, &after, &r.planHash, &r.rollout, &r.canary, &r.rounds, &r.generation, &bake,
 		&r.reason, &r.actor, &created, &since, &upd, &ended, &r.revision); err != nil {
 		return r, err
 	}
@@ -100,8 +101,8 @@ func running(ctx context.Context, q state.Querier, cluster string) (r row, ok bo
 
 func insert(a *state.Apply, r row) error {
 	now := a.Now.UnixMilli()
-	_, err := a.Exec(`INSERT INTO rotations (name, cluster, trust_domain, kind, phase, paused, authority_before, authority_after, sums_before, sums_after, plan_hash, rollout, rounds, generation, bake_ms,
-		reason, actor, created_ms, phase_ms, updated_ms, ended_ms, revision) VALUES (?,?,?,?,?,0,?,?,?,?,?,'',0,?,?,?,?,?,?,?,0,?)`,
+	_, err := a.Exec(`INSERT INTO rotations (name, cluster, trust_domain, kind, phase, paused, authority_before, authority_after, sums_before, sums_after, plan_hash, rollout, canary, rounds, generation, bake_ms,
+		reason, actor, created_ms, phase_ms, updated_ms, ended_ms, revision) VALUES (?,?,?,?,?,0,?,?,?,?,?,'','',0,?,?,?,?,?,?,?,0,?)`,
 		r.name, r.cluster, r.trust, string(r.kind), string(r.phase), r.before, r.after, sumsText(r.sumsBefore), sumsText(r.sumsAfter), r.planHash, a.Index, r.bake.Milliseconds(),
 		r.reason, a.Envelope.GetActor(), now, now, now, a.Index)
 	a.Touch(state.Created, r.name)
@@ -115,7 +116,7 @@ func enter(a *state.Apply, r row, to Phase, message string) error {
 	if to.Ended() {
 		ended = now
 	}
-	if _, err := a.Exec(`UPDATE rotations SET phase = ?, rollout = '', rounds = 0, generation = ?, phase_ms = ?, updated_ms = ?, ended_ms = ?, revision = ? WHERE name = ?`,
+	if _, err := a.Exec(`UPDATE rotations SET phase = ?, rollout = '', canary = '', rounds = 0, generation = ?, phase_ms = ?, updated_ms = ?, ended_ms = ?, revision = ? WHERE name = ?`,
 		string(to), a.Index, now, now, ended, a.Index, r.name); err != nil {
 		return err
 	}

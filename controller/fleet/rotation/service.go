@@ -103,13 +103,14 @@ func (r *Rotations) Plan(ctx context.Context, cluster, authority string) (Rotati
 }
 
 // Start begins the rotation of a plan that a person has read; bake is the rest between two waves. Stale when the plan would be another one now.
-func (r *Rotations) Start(ctx context.Context, cluster, authority, planHash string, bake time.Duration, reason, actor string) (Rotation, error) {
+// except names clients that may break.
+func (r *Rotations) Start(ctx context.Context, cluster, authority, planHash string, bake time.Duration, reason, actor string, except ...string) (Rotation, error) {
 	hash, err := hashFrom(planHash)
 	if err != nil {
 		return Rotation{}, err
 	}
 	out, err := state.Reply[*clusterv1.StartRotationReply](ctx, r.log, proposal(cluster, actor, reason,
-		&clusterv1.StartRotation{Cluster: cluster, Authority: authority, PlanHash: hash, BakeMs: bake.Milliseconds(), Reason: reason}))
+		&clusterv1.StartRotation{Cluster: cluster, Authority: authority, PlanHash: hash, BakeMs: bake.Milliseconds(), Reason: reason, Exceptions: except}))
 	if err != nil {
 		return Rotation{}, err
 	}
@@ -133,9 +134,10 @@ func (r *Rotations) propose(ctx context.Context, name, actor, reason string, c p
 	return err
 }
 
-// Control pauses, resumes or turns a rotation round: verb is pause, resume or rollback.
-func (r *Rotations) Control(ctx context.Context, name, verb, reason, actor string) (Rotation, error) {
-	if err := r.propose(ctx, name, actor, reason, &clusterv1.ControlRotation{Name: name, Verb: verb, Reason: reason}); err != nil {
+// Control pauses, resumes or turns a rotation round: verb is pause, resume or rollback. except names clients that a resume does not
+// wait for any more.
+func (r *Rotations) Control(ctx context.Context, name, verb, reason, actor string, except ...string) (Rotation, error) {
+	if err := r.propose(ctx, name, actor, reason, &clusterv1.ControlRotation{Name: name, Verb: verb, Reason: reason, Exceptions: except}); err != nil {
 		return Rotation{}, err
 	}
 	return r.Get(ctx, name)

@@ -5,6 +5,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
@@ -24,15 +26,17 @@ type sight struct {
 	r   row
 	// issuers remembers who signed which leaf.
 	issuers map[string]string
+	// standings are what stores has read of the cluster's nodes.
+	standings []fleet.Standing
 }
 
 func look(ctx context.Context, q state.Querier, now time.Time, r row) *sight {
-	return &sight{ctx, q, now, r, map[string]string{}}
+	return &sight{ctx: ctx, q: q, now: now, r: r, issuers: map[string]string{}}
 }
 
 // view reads all of it.
 func (s *sight) view(waves Waves) (View, error) {
-	v := View{Phase: s.r.phase, Kind: s.r.kind, Paused: s.r.paused}
+	v := View{Phase: s.r.phase, Kind: s.r.kind, Paused: s.r.paused, Canary: s.r.canary}
 	z, err := fleet.FrozenAt(s.ctx, s.q, s.r.cluster, s.now)
 	if err != nil {
 		return v, err
@@ -47,6 +51,9 @@ func (s *sight) view(waves Waves) (View, error) {
 		return v, err
 	}
 	if v.Clients, err = s.clients(); err != nil {
+		return v, err
+	}
+	if v.Seen, err = s.seen(v.Members); err != nil {
 		return v, err
 	}
 	named, err := exceptionsOf(s.ctx, s.q, s.r.name)
@@ -98,6 +105,9 @@ func (s *sight) members() ([]Member, []string, error) {
 		if m.Node != "" {
 			x.Name = short(m.Node)
 		}
+		if n := s.standing(m.Node); n != nil {
+			x.Unprovable = unprovable(n.Internode)
+		}
 		x.linked(links, s.now)
 		for _, a := range asides {
 			if a.HostID == m.HostID && a.Incarnation == m.Incarnation {
@@ -106,7 +116,35 @@ func (s *sight) members() ([]Member, []string, error) {
 		}
 		out = append(out, x)
 	}
-	return out, doubts, nil
+	return append(out, s.waiting(out, asides, stores)...), doubts, nil
+}
+
+// standing is what stores has read of a node; nil when it has not.
+func (s *sight) standing(node string) *fleet.Standing {
+	i, ok := slices.BinarySearchFunc(s.standings, node, func(x fleet.Standing, name string) int { return strings.Compare(x.Node, name) })
+	if !ok {
+		return nil
+	}
+	return &s.standings[i]
+}
+
+// waiting are the enrolled nodes that no gossip has ever known, with stores of ours that their Cassandra would load. One that
+// was a member once and is none now has left the ring.
+func (s *sight) waiting(members []Member, asides []Aside, stores map[string][]Store) (out []Member) {
+	for _, n := range s.standings {
+		if n.Incarnation == 0 || n.Met || slices.ContainsFunc(members, func(m Member) bool { return m.Node == n.Node }) ||
+			!slices.ContainsFunc(n.Stores, func(x fleet.StoreStanding) bool { return x.Installed > 0 }) {
+			continue
+		}
+		x := Member{Name: short(n.Node), Node: n.Node, HostID: n.Node, Incarnation: n.Incarnation, State: "not-started", Stores: stores[n.Node], OldLinks: -1, Waiting: true}
+		for _, a := range asides {
+			if a.HostID == n.Node && a.Incarnation == n.Incarnation {
+				x.Aside = a.Reason
+			}
+		}
+		out = append(out, x)
+	}
+	return out
 }
 
 func (s *sight) stores() (map[string][]Store, error) {
@@ -114,6 +152,7 @@ func (s *sight) stores() (map[string][]Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.standings = standings
 	out := map[string][]Store{}
 	for _, n := range standings {
 		for _, st := range n.Stores {
@@ -153,7 +192,7 @@ func (s *sight) ports(p fleet.Proven) (out []Port, lacks bool) {
 	}
 	for _, x := range p.Ports {
 		_, accepted := x.Accepted[s.r.after]
-		q := Port{Name: portName(x), Trusts: accepted}
+		q := Port{Name: portName(x), Trusts: accepted, CQL: x.Kind == agentv1.PortKind_PORT_KIND_CQL}
 		switch {
 		case x.Asks:
 		case x.Kind == agentv1.PortKind_PORT_KIND_CQL:
@@ -245,9 +284,14 @@ func (s *sight) signer() (string, error) {
 // maxClients bounds how many are named.
 const maxClients = 1000
 
-// clients are those that use a living certificate of the CA before and have none of the CA after under the same subject.
+// clients are those that use a living certificate of the CA that goes and have none of the CA that stays under the same subject:
+// on the way back the CA that goes is the new one.
 func (s *sight) clients() ([]Client, error) {
-	if s.r.before == s.r.after {
+	goes, stays, which, other := s.r.before, s.r.after, "the CA before", "the new one"
+	if s.r.phase.Undo() {
+		goes, stays, which, other = stays, goes, "the new CA", "the CA before"
+	}
+	if goes == stays {
 		return nil, nil
 	}
 	named, err := exceptionsOf(s.ctx, s.q, s.r.name)
@@ -255,15 +299,15 @@ func (s *sight) clients() ([]Client, error) {
 		return nil, err
 	}
 	have := map[string]bool{}
-	if err := s.living(s.r.after, func(l ledger.Living) { have[l.Subject] = true }); err != nil {
+	if err := s.living(stays, func(l ledger.Living) { have[l.Subject] = true }); err != nil {
 		return nil, err
 	}
 	var out []Client
-	err = s.living(s.r.before, func(l ledger.Living) {
+	err = s.living(goes, func(l ledger.Living) {
 		if !have[l.Subject] {
 			id := fmt.Sprintf("%.16x", l.SHA256)
 			out = append(out, Client{Name: id, Until: l.NotAfter, Named: named[id],
-				Detail: fmt.Sprintf("%s uses a certificate of the CA before until %s, and has none of the new one", l.Subject, l.NotAfter.Format(time.DateOnly))})
+				Detail: fmt.Sprintf("%s uses a certificate of %s until %s, and has none of %s", l.Subject, which, l.NotAfter.Format(time.DateOnly), other)})
 		}
 	})
 	return out, err

@@ -1302,7 +1302,11 @@ type ClientFacts struct {
 	// All clients, sorted, each kind of each address once; without the agent itself.
 	Seen []*SeenClient `protobuf:"bytes,112,rep,name=seen,proto3" json:"seen,omitempty"`
 	// There are more than are told.
-	Truncated     bool `protobuf:"varint,113,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	Truncated bool `protobuf:"varint,113,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	// Leaf (SHA-256) that a client is shown which connects now, where connections from before its reload are known from those made
+	// since; empty where they are not, and then fresh_unseen says why.
+	LeafSha256    []byte `protobuf:"bytes,85,opt,name=leaf_sha256,json=leafSha256,proto3" json:"leaf_sha256,omitempty"`
+	FreshUnseen   string `protobuf:"bytes,86,opt,name=fresh_unseen,json=freshUnseen,proto3" json:"fresh_unseen,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1393,6 +1397,20 @@ func (x *ClientFacts) GetTruncated() bool {
 	return false
 }
 
+func (x *ClientFacts) GetLeafSha256() []byte {
+	if x != nil {
+		return x.LeafSha256
+	}
+	return nil
+}
+
+func (x *ClientFacts) GetFreshUnseen() string {
+	if x != nil {
+		return x.FreshUnseen
+	}
+	return ""
+}
+
 // SeenClient is an application, or several, on one address that speak CQL in one way.
 type SeenClient struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1405,8 +1423,10 @@ type SeenClient struct {
 	// Version of TLS, as in TLSv1.3; empty in plaintext.
 	Tls string `protobuf:"bytes,5,opt,name=tls,proto3" json:"tls,omitempty"`
 	// Version of the native protocol.
-	Protocol      uint32 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	Connections   uint32 `protobuf:"varint,7,opt,name=connections,proto3" json:"connections,omitempty"`
+	Protocol    uint32 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Connections uint32 `protobuf:"varint,7,opt,name=connections,proto3" json:"connections,omitempty"`
+	// Those of them that were made since ClientFacts.leaf_sha256 is served.
+	Fresh         uint32 `protobuf:"varint,85,opt,name=fresh,proto3" json:"fresh,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1486,6 +1506,13 @@ func (x *SeenClient) GetProtocol() uint32 {
 func (x *SeenClient) GetConnections() uint32 {
 	if x != nil {
 		return x.Connections
+	}
+	return 0
+}
+
+func (x *SeenClient) GetFresh() uint32 {
+	if x != nil {
+		return x.Fresh
 	}
 	return 0
 }
@@ -4676,7 +4703,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x03tls\x18\x04 \x01(\bR\x03tls\x12\x1f\n" +
 	"\vclient_auth\x18\x05 \x01(\bR\n" +
 	"clientAuth\x12$\n" +
-	"\rauthenticated\x18\x06 \x01(\bR\rauthenticated\"\xe3\x02\n" +
+	"\rauthenticated\x18\x06 \x01(\bR\rauthenticated\"\xb8\x03\n" +
 	"\vClientFacts\x12\x1f\n" +
 	"\x06unseen\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06unseen\x12\x1c\n" +
 	"\tencrypted\x18\x02 \x01(\rR\tencrypted\x12\x1c\n" +
@@ -4685,7 +4712,10 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x04time\x18n \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1e\n" +
 	"\x06reason\x18o \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06reason\x125\n" +
 	"\x04seen\x18p \x03(\v2\x18.csm.agent.v1.SeenClientB\a\xea\xe0\x18\x03\x10\xc8\x01R\x04seen\x12\x1c\n" +
-	"\ttruncated\x18q \x01(\bR\ttruncated\"\xf3\x01\n" +
+	"\ttruncated\x18q \x01(\bR\ttruncated\x12'\n" +
+	"\vleaf_sha256\x18U \x01(\fB\x06\xea\xe0\x18\x02\b R\n" +
+	"leafSha256\x12*\n" +
+	"\ffresh_unseen\x18V \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\vfreshUnseen\"\x89\x02\n" +
 	"\n" +
 	"SeenClient\x12 \n" +
 	"\aaddress\x18\x01 \x01(\fB\x06\xea\xe0\x18\x02\b\x10R\aaddress\x12\x1b\n" +
@@ -4694,7 +4724,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x0edriver_version\x18\x04 \x01(\tB\x06\xea\xe0\x18\x02\b@R\rdriverVersion\x12\x18\n" +
 	"\x03tls\x18\x05 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x03tls\x12\x1a\n" +
 	"\bprotocol\x18\x06 \x01(\rR\bprotocol\x12 \n" +
-	"\vconnections\x18\a \x01(\rR\vconnections\"\xff\x02\n" +
+	"\vconnections\x18\a \x01(\rR\vconnections\x12\x14\n" +
+	"\x05fresh\x18U \x01(\rR\x05fresh\"\xff\x02\n" +
 	"\vHealthFacts\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
 	"\x04look\x18\x02 \x01(\x04R\x04look\x12#\n" +

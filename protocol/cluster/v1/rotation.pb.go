@@ -34,7 +34,9 @@ type StartRotation struct {
 	PlanHash []byte `protobuf:"bytes,3,opt,name=plan_hash,json=planHash,proto3" json:"plan_hash,omitempty"`
 	Reason   string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Rest between two waves.
-	BakeMs        int64 `protobuf:"varint,5,opt,name=bake_ms,json=bakeMs,proto3" json:"bake_ms,omitempty"`
+	BakeMs int64 `protobuf:"varint,5,opt,name=bake_ms,json=bakeMs,proto3" json:"bake_ms,omitempty"`
+	// Clients that may break, by the names that the plan gives them.
+	Exceptions    []string `protobuf:"bytes,85,rep,name=exceptions,proto3" json:"exceptions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -102,6 +104,13 @@ func (x *StartRotation) GetBakeMs() int64 {
 		return x.BakeMs
 	}
 	return 0
+}
+
+func (x *StartRotation) GetExceptions() []string {
+	if x != nil {
+		return x.Exceptions
+	}
+	return nil
 }
 
 // StartRotationReply names what began.
@@ -244,8 +253,10 @@ type ControlRotation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// "pause", "resume", "rollback".
-	Verb          string `protobuf:"bytes,2,opt,name=verb,proto3" json:"verb,omitempty"`
-	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Verb   string `protobuf:"bytes,2,opt,name=verb,proto3" json:"verb,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// With resume: clients that are not waited for any more, by the names that the reasons give them.
+	Exceptions    []string `protobuf:"bytes,85,rep,name=exceptions,proto3" json:"exceptions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -299,6 +310,13 @@ func (x *ControlRotation) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *ControlRotation) GetExceptions() []string {
+	if x != nil {
+		return x.Exceptions
+	}
+	return nil
 }
 
 // RetireRotation withdraws the anchors of the CA before. It is the point of no return.
@@ -445,23 +463,31 @@ var File_cluster_v1_rotation_proto protoreflect.FileDescriptor
 
 const file_cluster_v1_rotation_proto_rawDesc = "" +
 	"\n" +
-	"\x19cluster/v1/rotation.proto\x12\x0ecsm.cluster.v1\x1a\x18options/v1/options.proto\"\xb8\x01\n" +
+	"\x19cluster/v1/rotation.proto\x12\x0ecsm.cluster.v1\x1a\x18options/v1/options.proto\"\xe4\x01\n" +
 	"\rStartRotation\x12!\n" +
 	"\acluster\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\acluster\x12%\n" +
 	"\tauthority\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\tauthority\x12#\n" +
 	"\tplan_hash\x18\x03 \x01(\fB\x06\xea\xe0\x18\x02\b R\bplanHash\x12\x1f\n" +
 	"\x06reason\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x12\x17\n" +
-	"\abake_ms\x18\x05 \x01(\x03R\x06bakeMs\"1\n" +
+	"\abake_ms\x18\x05 \x01(\x03R\x06bakeMs\x12*\n" +
+	"\n" +
+	"exceptions\x18U \x03(\tB\n" +
+	"\xea\xe0\x18\x06\b\x80\x02\x10\xe8\aR\n" +
+	"exceptions\"1\n" +
 	"\x12StartRotationReply\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04name\".\n" +
 	"\x0fAdvanceRotation\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04name\"6\n" +
 	"\x14AdvanceRotationReply\x12\x1e\n" +
-	"\x06action\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x06action\"k\n" +
+	"\x06action\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x06action\"\x97\x01\n" +
 	"\x0fControlRotation\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04name\x12\x1a\n" +
 	"\x04verb\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x04verb\x12\x1f\n" +
-	"\x06reason\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\"\x9f\x01\n" +
+	"\x06reason\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x12*\n" +
+	"\n" +
+	"exceptions\x18U \x03(\tB\n" +
+	"\xea\xe0\x18\x06\b\x80\x02\x10\xe8\aR\n" +
+	"exceptions\"\x9f\x01\n" +
 	"\x0eRetireRotation\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04name\x12#\n" +
 	"\tplan_hash\x18\x02 \x01(\fB\x06\xea\xe0\x18\x02\b R\bplanHash\x12\x1f\n" +
