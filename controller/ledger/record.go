@@ -207,10 +207,11 @@ func insertValue(a *state.Apply, value string, kinds []string) error {
 }
 
 // useName says that this certificate carries a value as one kind or as two, and how many of them were known and not said
-// already. The plus signs keep the planner from building a table of the two kinds: a value has few.
+// already. The plus signs keep the planner from building a table of the two kinds: a value has few. OR IGNORE, because a statement
+// that may fail half way (ON CONFLICT looks at no NOT NULL) keeps a journal of its own.
 func useName(a *state.Apply, value, kind, other string) (int, error) {
-	res, err := a.Exec(`INSERT INTO certificate_name_uses (name, seq) SELECT id, ? FROM certificate_names WHERE value = ? AND (+kind = ? OR +kind = ?)
-		ON CONFLICT DO NOTHING`, int64(a.Index), value, kind, other)
+	res, err := a.Exec(`INSERT OR IGNORE INTO certificate_name_uses (name, seq) SELECT id, ? FROM certificate_names WHERE value = ? AND (+kind = ? OR +kind = ?)`,
+		int64(a.Index), value, kind, other)
 	if err != nil {
 		return 0, err
 	}
