@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -123,31 +124,43 @@ func (m *member) cycle() (cut int) {
 	return 0
 }
 
-func startRing(t *testing.T, ca *handmade.CA) (*ring.Ring, []*member) {
+// inNamespaces is a ring of three, each node in a network namespace of its own whose name begins with prefix; nothing is started.
+func inNamespaces(t *testing.T, cluster, prefix string) *ring.Ring {
 	t.Helper()
 	dist, err := ring.Prepare(t.Context(), "../../build/cassandra/"+ring.Version, false, func(s string) { t.Log(s) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := []string{"cn1", "cn2", "cn3"}
 	var addresses []netip.Addr
-	for i, name := range names {
-		a := netip.AddrFrom4([4]byte{10, 77, 0, byte(i + 1)})
-		if err := host(name, a); err != nil {
+	for i := range 3 {
+		networks++
+		a := netip.AddrFrom4([4]byte{10, 77, 0, byte(networks)})
+		if err := host(prefix+strconv.Itoa(i+1), a); err != nil {
 			t.Fatal(err)
 		}
 		addresses = append(addresses, a)
 	}
-	r, err := ring.New(dist, ring.Options{Dir: t.TempDir(), Cluster: "links-test", Addresses: addresses})
+	r, err := ring.New(dist, ring.Options{Dir: t.TempDir(), Cluster: cluster, Addresses: addresses})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.Kill)
+	for i, n := range r.Nodes {
+		n.Enter = []string{"nsenter", "--net=/run/netns/" + prefix + strconv.Itoa(i+1)}
+	}
+	return r
+}
+
+// networks counts the namespaces that were made: each has an address of its own on the bridge.
+var networks int
+
+func startRing(t *testing.T, ca *handmade.CA) (*ring.Ring, []*member) {
+	t.Helper()
+	r := inNamespaces(t, "links-test", "cn")
 	var members []*member
 	for i, n := range r.Nodes {
-		n.Enter = []string{"nsenter", "--net=/run/netns/" + names[i]}
 		ca.Equip(n)
-		members = append(members, newMember(t, n, names[i]))
+		members = append(members, newMember(t, n, "cn"+strconv.Itoa(i+1)))
 	}
 	if err := r.Start(t.Context()); err != nil {
 		t.Fatal(err)
