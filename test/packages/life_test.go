@@ -35,7 +35,7 @@ func TestLifeUnderSystemd(t *testing.T) {
 		{"without a package the agent registers itself", registered},
 		{"the controller purged, nothing is left behind", controllerPurged},
 	} {
-		if !t.Run(step.name, func(t *testing.T) { step.do(site{&machine{t: t, root: s.root, leader: s.leader}, t}) }) {
+		if !t.Run(step.name, func(t *testing.T) { step.do(s.as(t)) }) {
 			t.Log(s.do("journalctl -u csm-agent -u csm-controller -u 'csm-agent-reload@*' -o cat --no-pager | tail -60"))
 			return
 		}

@@ -74,7 +74,7 @@ func boot(t *testing.T, binds ...string) *machine {
 }
 
 // Its own part of each hierarchy of control groups, or two machines would share /payload.
-const nspawn = `for h in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd; do
+const nspawn = `for h in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd /sys/fs/cgroup/memory /sys/fs/cgroup/cpu /sys/fs/cgroup/cpuacct; do
   [ ! -e $h/cgroup.procs ] || { mkdir -p $h/csm-$0 && echo $$ >$h/csm-$0/cgroup.procs; }
 done
 exec systemd-nspawn "$@" </dev/null`
@@ -95,7 +95,7 @@ func (m *machine) start(name, console string, binds []string) {
 		if err := p.Stop(ctx); err != nil { // SIGTERM is a clean halt; the machine's init outlives a SIGKILL
 			m.t.Log("the machine did not halt: ", err)
 		}
-		for _, h := range []string{"", "unified", "systemd"} {
+		for _, h := range []string{"", "unified", "systemd", "memory", "cpu", "cpuacct"} {
 			groups, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", h, "csm-"+name))
 			for _, g := range groups {
 				_ = exec.Command("find", g, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").Run()
@@ -116,6 +116,14 @@ func (m *machine) start(name, console string, binds []string) {
 	if err != nil {
 		m.t.Fatalf("the machine does not come up: %v\n%s", err, p.Tail(20))
 	}
+}
+
+// limit lets the machine's systemd set limits: a container may not where control groups are of version 1; this one may, in its own
+// part of them.
+func (m *machine) limit() {
+	m.t.Helper()
+	m.do("for c in memory cpu cpuacct; do [ ! -e /sys/fs/cgroup/$c ] || mount -o remount,bind,rw /sys/fs/cgroup/$c; done; systemctl daemon-reexec")
+	m.until("systemctl is-system-running", is("running"))
 }
 
 // try runs a script inside, as root.
