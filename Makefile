@@ -18,7 +18,7 @@ TOOL    := go tool -modfile=$(CURDIR)/test/tools/go.mod
 PACKAGES = $(shell go list ./... | grep -v /protocol/)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare build cross packages run test test-packages test-full model mutants race race-full fuzz lint proto proto-fresh openapi bench clean
+.PHONY: help setup prepare build cross packages run test test-packages test-full model mutants race race-full fuzz lint proto proto-fresh openapi bench drill-rotation clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -117,6 +117,11 @@ bench: setup ## the figures, as a table and build/bench.json
 	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent ./test/bench
 	@mkdir -p $(BIN)/benchmark && $(BUILD) -tags benchmark -o $(BIN)/benchmark/ ./controller/cmd/csm-controller
 	@$(BIN)/bench -bin $(BIN) -out build/bench.json
+
+drill-rotation: setup ## replace the root of a real ring of two data centres under load while things break (ten minutes)
+	@mkdir -p $(BIN)
+	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent ./test/demo
+	@exec $(BIN)/demo -bin $(BIN) -story rotation -dir build/drill
 
 clean: ## remove build/
 	rm -rf build

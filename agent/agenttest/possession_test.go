@@ -1,6 +1,7 @@
 package agenttest
 
 import (
+	"bytes"
 	"crypto/x509"
 	"os"
 	"slices"
@@ -10,7 +11,10 @@ import (
 
 	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
 	"github.com/cassandra-security-manager/csm/agent/config"
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/state"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/keystore"
 )
@@ -135,6 +139,52 @@ func TestARingOfAnotherCATakesOurTrustAndKeepsItsLeavesAndAnchors(t *testing.T) 
 	if v := h.view(); v.Claim != nil {
 		t.Errorf("a released node claims %+v", v.Claim)
 	}
+}
+
+// A rotation replaces the leaf of another CA, and only a rotation: a failure leaves that leaf served and the store theirs.
+func TestTheLeafOfAnotherCAIsTakenOverWhenItIsAsked(t *testing.T) {
+	t.Parallel()
+	ca := cassandratest.NewCA(t, "old")
+	w, hosts := onboarded(t, ca, "p1", "p2")
+	must(t, w.fleet.Onboard(t.Context(), cluster, "trust first", ann))
+	for _, h := range hosts {
+		h.await("trust first", func(s fleet.Store) bool { return s.State == "foreign" && s.Installed > 0 && s.Proven == s.Leaf })
+	}
+	h, before := hosts[0], hosts[0].leaf()
+	h.cass.IgnoreReloads(true)
+	w.takeOver(h)
+	h.await("rolled back", func(s fleet.Store) bool {
+		return s.State == "rolled-back" || s.State == "foreign" && s.Installed < s.Generation
+	})
+	h.did("install failed")
+	if !h.leaf().Equal(before) || len(trusts(t, h)) != 2 {
+		t.Fatal("what was there before the failed take-over is not there again")
+	}
+	h.cass.IgnoreReloads(false)
+	for _, h := range hosts {
+		w.takeOver(h)
+		h.await("taken over", done)
+		if got := trusts(t, h); len(got) != 2 || !slices.ContainsFunc(got, ca.Root.Equal) {
+			t.Errorf("%s trusts %d anchors: those of others stay", h.name, len(got))
+		}
+		if bytes.Equal(h.leaf().RawIssuer, before.RawIssuer) {
+			t.Errorf("%s serves a leaf of the CA before", h.name)
+		}
+	}
+	_, err := w.fleet.RequestRenewal(t.Context(), cluster+"/nodes/p1", "", "from now on a renewal is one like any other", ann)
+	must(t, err)
+	taken := h.leaf()
+	h.await("renewed", func(s fleet.Store) bool {
+		return done(s) && s.Leaf != certificate.Hex(certificate.Fingerprint(taken.Raw))
+	})
+}
+
+func (w *world) takeOver(h *host) {
+	w.t.Helper()
+	w.inApply(func(a *state.Apply) error {
+		_, err := fleet.RaiseStore(a, fleet.Wish{Node: cluster + "/nodes/" + h.name, Store: "node", Move: agentv1.MoveKind_MOVE_KIND_RENEW, TakeOver: true, Reason: "take-over"})
+		return err
+	})
 }
 
 // Puppet knows nothing of us: each run puts its own truststore back.

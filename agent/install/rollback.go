@@ -112,7 +112,7 @@ func (t *transaction) settleBack(cause error, result agentv1.MoveOutcome, state 
 	if t.rec == nil || len(t.rec.History) == 0 {
 		r.Theirs = true
 	}
-	if t.theirs() && state == agentv1.InstallState_INSTALL_STATE_ROLLED_BACK {
+	if (t.theirs() || t.rec != nil && t.rec.Theirs) && state == agentv1.InstallState_INSTALL_STATE_ROLLED_BACK {
 		r.State = agentv1.InstallState_INSTALL_STATE_FOREIGN
 	}
 	if t.j.Old.absent() {

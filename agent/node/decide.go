@@ -155,12 +155,15 @@ func given(v View) bool {
 	return len(v.Store.Leaf) > 0 && string(v.Target.GetLeafSha256()) == string(v.Store.Leaf)
 }
 
-// trustFirst is all that may be done to files with another CA's leaf: our anchors are added beside theirs, and proved.
+// trustFirst is all that may be done to files with another CA's leaf: our anchors are added beside theirs, and proved. The leaf
+// is replaced only where that is asked by its own name, and never before our anchors are there.
 func trustFirst(v View) Action {
 	s, trust := v.Store, agentv1.MoveKind_MOVE_KIND_TRUST
 	t := v.Target
 	raised := t.Generation > s.Generation
 	switch {
+	case raised && s.Generation > 0 && t.Move == agentv1.MoveKind_MOVE_KIND_TAKE_OVER && !missing(v.Anchors, s.Anchors):
+		return Action{Do: Install, Move: t.Move, Reason: "take-over", Message: "a certificate of our CA takes the place of another CA's (" + t.Reason + ")"}
 	case raised && s.Generation > 0 && (t.Move == trust || t.Move == agentv1.MoveKind_MOVE_KIND_SHRINK):
 		return Action{Do: Install, Move: t.Move, Reason: "new-generation", Message: "the truststore is to change (" + t.Reason + "); the certificate of another CA stays in service"}
 	case raised && missing(v.Anchors, s.Anchors):

@@ -17,6 +17,8 @@ const (
 	ringEvery = 10 * time.Minute
 	// ringSoon is after the ports have changed: a node that came or went shows a little later.
 	ringSoon = 20 * time.Second
+	// ringAgain is after a list that failed, twice as long each time up to ringEvery: many nodes that start on busy hosts fail together.
+	ringAgain = 30 * time.Second
 )
 
 // ring is what the node's Cassandra says of its ring. It is read beside the deciding goroutine, which takes it up.
@@ -30,9 +32,17 @@ func (n *Node) watchRing(ctx context.Context) {
 	if _, ok := n.o.Reloader.(reload.Lister); !ok {
 		return
 	}
+	again := ringAgain
 	for {
-		wait := time.Duration(float64(ringEvery) * (0.9 + 0.2*jitter()))
-		timer := n.o.Clock.NewTimer(wait)
+		wait := ringEvery
+		n.mu.Lock()
+		if n.ring.view.GetError() != "" {
+			wait, again = again, min(2*again, ringEvery)
+		} else {
+			again = ringAgain
+		}
+		n.mu.Unlock()
+		timer := n.o.Clock.NewTimer(time.Duration(float64(wait) * (0.9 + 0.2*jitter())))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -43,7 +53,7 @@ func (n *Node) watchRing(ctx context.Context) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-n.o.Clock.After(ringSoon):
+			case <-n.o.Clock.After(time.Duration(float64(ringSoon) * (0.5 + jitter()))):
 			}
 		}
 		n.listRing(ctx)

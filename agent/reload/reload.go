@@ -18,7 +18,7 @@ import (
 const DefaultTimeout = 30 * time.Second
 
 // askTimeout is shorter: a reload may wait behind it.
-const askTimeout = 15 * time.Second
+const askTimeout = 25 * time.Second
 
 // Reloader makes one Cassandra instance reload its stores. An error means that the command could not be run to its end;
 // a nil error says nothing about whether the stores were loaded.

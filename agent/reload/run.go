@@ -47,7 +47,7 @@ func (c Command) run(ctx context.Context, kept int) (Output, error) {
 		out.ExitCode = cmd.ProcessState.ExitCode()
 	}
 	if ctx.Err() != nil {
-		return out, fault.New(fault.Unavailable, "reload-timeout", "the reload command did not end within %s", timeout).
+		return out, fault.New(fault.Unavailable, "reload-timeout", "the command did not end within %s", timeout).
 			Do("run it by hand: %s", c.Path)
 	}
 	var exit *exec.ExitError

@@ -151,7 +151,7 @@ func requestFits(n nodeRow, s storeRow, r *agentv1.ClaimMoveRequest) error {
 		if s.state == agentv1.InstallState_INSTALL_STATE_PROVEN {
 			return fault.New(fault.Refused, "not-first", "store %s of %s is in use: a change of it is a renewal", s.store, short(n.name))
 		}
-	case agentv1.MoveKind_MOVE_KIND_RENEW, agentv1.MoveKind_MOVE_KIND_TRUST, agentv1.MoveKind_MOVE_KIND_SHRINK:
+	case agentv1.MoveKind_MOVE_KIND_RENEW, agentv1.MoveKind_MOVE_KIND_TRUST, agentv1.MoveKind_MOVE_KIND_SHRINK, agentv1.MoveKind_MOVE_KIND_TAKE_OVER:
 	default:
 		return fault.New(fault.Invalid, "bad-kind", "a claim is for a first install, a renewal or a change of trust")
 	}

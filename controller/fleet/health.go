@@ -111,6 +111,29 @@ func lookOf(ctx context.Context, q state.Querier, cluster string) (look uint64, 
 	return look, err
 }
 
+// LookAgain is how old the newest question must be before something that waits for the ring asks again: what agents tell by
+// themselves is up to ten minutes old, and a member that is back must not be waited for that long.
+const LookAgain = time.Minute
+
+// MayLookAgain says whether the last question about a cluster's ring is that old.
+func MayLookAgain(ctx context.Context, q state.Querier, cluster string, now time.Time) (bool, error) {
+	var asked int64
+	_, err := found(q.QueryRowContext(ctx, `SELECT asked_ms FROM ring_looks WHERE cluster = ?`, cluster).Scan(&asked))
+	return now.Sub(at(asked)).Abs() >= LookAgain, err
+}
+
+// LookTook is how long the agents of a cluster took to answer the newest question about their ring; zero: nobody was asked, or
+// it cannot be told any more.
+func LookTook(ctx context.Context, q state.Querier, cluster string) (time.Duration, error) {
+	var ms int64
+	_, err := found(q.QueryRowContext(ctx, `SELECT coalesce(max(h.seen_ms) - l.asked_ms, 0) FROM ring_looks l JOIN ring_health h ON h.cluster = l.cluster AND h.look = l.look WHERE l.cluster = ?
+		GROUP BY l.cluster`, cluster).Scan(&ms))
+	if d := time.Duration(ms) * time.Millisecond; d > 0 && d < LookAgain {
+		return d, err
+	}
+	return 0, err // a later, unasked answer carries the same number
+}
+
 // AskHealth has every agent of a cluster look at its ring now. An answer to this question, or a newer one, carries at least
 // the number that is returned.
 func AskHealth(a *state.Apply, cluster string) (look uint64, err error) {

@@ -30,16 +30,19 @@ func (f *Fleet) Release(ctx context.Context, cluster, reason, actor string) erro
 	return err
 }
 
-// trustFirst refuses every change of a store that holds somebody else's leaf, but one: our anchors are added beside theirs
-// once a person has onboarded the cluster. Pure.
+// trustFirst refuses every change of a store that holds somebody else's leaf, but two: our anchors are added beside theirs
+// once a person has onboarded the cluster, and a rotation that a person has started takes the leaf over. Pure.
 func trustFirst(n nodeRow, s storeRow, l life, kind agentv1.MoveKind) error {
+	takeOver := kind == agentv1.MoveKind_MOVE_KIND_TAKE_OVER
 	switch {
+	case takeOver && (!s.theirs() || s.move != kind || s.installed == 0 || s.installed >= s.generation):
+		return fault.New(fault.Refused, "no-takeover", "nobody has asked to take over the certificate of store %s of %s", s.store, short(n.name)).Do("it is a rotation: `csm rotation plan`")
 	case !s.theirs() || l.onboarded == 0 && s.state != agentv1.InstallState_INSTALL_STATE_FOREIGN:
 		return nil
 	case l.onboarded == 0:
 		return fault.New(fault.Refused, "store-foreign", "the files of store %s of %s were not written by CSM", s.store, short(n.name)).
 			Do("`csm cluster onboard %s` adds our CA beside theirs; for a node that has never run, move the files away", short(n.cluster))
-	case !trustAlone(kind):
+	case !trustAlone(kind) && !takeOver:
 		return fault.New(fault.Refused, "leaf-theirs", "store %s of %s holds the certificate of another CA: only trust may change", s.store, short(n.name)).
 			Do("taking over its certificate is a rotation")
 	}

@@ -51,6 +51,8 @@ type ringView struct {
 	// such a view is evidence.
 	counts  bool
 	members []ringMember
+	// failed is why the node could not list the ring, as it says.
+	failed string
 	// sight is shared by all nodes that see the same; nil where only members are given.
 	sight *ringSight
 }
@@ -171,8 +173,9 @@ func ringViews(ctx context.Context, q state.Querier, cluster string) ([]ringView
 		return nil, err
 	}
 	type decoded struct {
-		sight *ringSight
-		whole bool
+		sight  *ringSight
+		whole  bool
+		failed string
 	}
 	known := map[string]decoded{}
 	out := make([]ringView, 0, len(rows))
@@ -183,10 +186,10 @@ func ringViews(ctx context.Context, q state.Querier, cluster string) ([]ringView
 			if err := proto.Unmarshal(x.encoded, &v); err != nil {
 				return nil, fault.Wrap(err, fault.Internal, "bad-row", "the ring that %s sees cannot be read", x.view.node)
 			}
-			d = decoded{sightOf(members(&v)), !v.Truncated && v.Error == ""}
+			d = decoded{sightOf(members(&v)), !v.Truncated && v.Error == "", v.Error}
 			known[string(x.sum)] = d
 		}
-		x.view.sight, x.view.members = d.sight, d.sight.members
+		x.view.sight, x.view.members, x.view.failed = d.sight, d.sight.members, d.failed
 		_, itself := d.sight.byID[x.view.hostID]
 		x.view.counts = x.view.counts && d.whole && x.view.hostID != "" && itself
 		out = append(out, x.view)

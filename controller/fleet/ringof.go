@@ -107,7 +107,7 @@ func ringFrom(views []ringView, known []enrolledNode) Ring {
 	}
 	slices.Sort(r.Witnesses)
 	if len(r.Witnesses) == 0 {
-		r.Doubts = append(r.Doubts, RingDoubt{"no-views", "no connected node tells which members the ring has"})
+		r.Doubts = append(r.Doubts, RingDoubt{"no-views", "no connected node tells which members the ring has" + failures(views)})
 		return r
 	}
 	if len(r.Witnesses) < min(2, len(seen)) {
@@ -123,6 +123,15 @@ func ringFrom(views []ringView, known []enrolledNode) Ring {
 		r.Doubts = append(r.Doubts, doubts...)
 	}
 	return r
+}
+
+// failures says why nodes could not list the ring: the first of them, in its own words, stands for the rest.
+func failures(views []ringView) string {
+	failed := slices.DeleteFunc(slices.Clone(views), func(v ringView) bool { return v.failed == "" })
+	if len(failed) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %d could not list it, as %s says: %s", len(failed), short(failed[0].node), failed[0].failed)
 }
 
 // memberFrom says what the others know of one member; known are the nodes that say they are it.

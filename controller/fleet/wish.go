@@ -18,6 +18,8 @@ type Wish struct {
 	Move agentv1.MoveKind
 	// Authority signs the next leaves of the store, until another wish names another: a full name. Empty: who signs stays.
 	Authority string
+	// TakeOver lets the leaf of another CA be replaced, if the store holds one and has taken our anchors: Move is then that kind.
+	TakeOver bool
 	// PlanHash is that of the rollout that asks; nil when none does.
 	PlanHash []byte
 	// Reason is for people.
@@ -58,6 +60,15 @@ func Withdraw(a *state.Apply, node, store string, generation, before uint64, aut
 }
 
 func raise(a *state.Apply, w Wish) error {
+	if w.TakeOver {
+		s, _, err := readStore(a, w.Node, w.Store)
+		if err != nil {
+			return err
+		}
+		if s.theirs() {
+			w.Move = agentv1.MoveKind_MOVE_KIND_TAKE_OVER
+		}
+	}
 	res, err := a.Exec(`UPDATE stores SET generation = ?, reason = ?, wish_move = ?, plan_hash = ?, wish_authority = CASE WHEN ?5 = '' THEN wish_authority ELSE ?5 END WHERE name = ?6`,
 		a.Index, w.Reason, int(w.Move), nullable(w.PlanHash), w.Authority, resource.Store(w.Node, w.Store))
 	if err != nil {

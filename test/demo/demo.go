@@ -116,11 +116,6 @@ func tellRenewal(ctx context.Context, d *demo) bool {
 			d.show(ctx, s)
 		}
 	}
-	for _, s := range long {
-		if ctx.Err() == nil && s.name == d.only {
-			d.show(ctx, s)
-		}
-	}
 	if ctx.Err() != nil {
 		d.screen.failed("interrupted")
 		return false

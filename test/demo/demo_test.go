@@ -15,19 +15,19 @@ func TestTheWholePath(t *testing.T) {
 	if os.Getenv("CSM_TEST_FULL") == "" {
 		t.Skip("`make test` ends with `make run`, which is the same; `make test-full` runs it here")
 	}
-	demonstrate(t, "")
+	demonstrate(t, "renewal", "")
 }
 
-// TestARootIsChangedUnderLoad is the whole path of a rotation on a real ring, with a load that must not lose a query.
+// TestARootIsChangedUnderLoad replaces the root of a real ring of two data centres while things break, with a load that must not lose a query.
 func TestARootIsChangedUnderLoad(t *testing.T) {
 	if os.Getenv("CSM_TEST_FULL") == "" {
 		t.Skip("it takes minutes: `make test-full` runs it")
 	}
-	demonstrate(t, "rotation")
+	demonstrate(t, "rotation", "")
 }
 
-// demonstrate runs the demonstration with one scenario, or with all when only is empty, and fails for each proof that did not hold.
-func demonstrate(t *testing.T, only string) {
+// demonstrate tells a story, with one scenario or with all when only is empty, and fails for each proof that did not hold.
+func demonstrate(t *testing.T, name, only string) {
 	t.Helper()
 	bin := t.TempDir()
 	for _, p := range []string{"controller/cmd/csm-controller", "controller/cmd/csm", "agent/cmd/csm-agent"} {
@@ -41,7 +41,7 @@ func demonstrate(t *testing.T, only string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &demo{story: stories["renewal"], screen: newScreen(t.Output(), false), bin: bin, dir: t.TempDir(), cache: cache, only: only}
+	d := &demo{story: stories[name], screen: newScreen(t.Output(), false), bin: bin, dir: t.TempDir(), cache: cache, only: only}
 	defer d.close()
 	if !d.run(t.Context()) {
 		for _, p := range d.proofs {

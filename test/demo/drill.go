@@ -25,6 +25,8 @@ type event struct {
 	Message string    `json:"message"`
 }
 
+const nextShort = "next"
+
 // waits is what it waits for first.
 func waits(r rotation.Rotation) string {
 	if len(r.Reasons) == 0 {
@@ -67,6 +69,7 @@ func tellRotation(ctx context.Context, d *demo) bool {
 		{"distribute", "every truststore takes the new root, while the leader of the controllers is killed", r.distribute},
 		{"reissue", "leaves of the new root, while an agent and a node are killed and one more node bootstraps", r.reissue},
 		{"clients", "the applications take certificates of the new root", r.clients},
+		{"links", "connections that live on old certificates are ended", r.cycled},
 		{"retire", "the old root is withdrawn, by hand", r.retire},
 		{"end", "no query failed that would not have failed without a rotation", r.end},
 	} {
@@ -90,11 +93,19 @@ func (d *drill) plan(ctx context.Context, _ *demo) (string, error) {
 	if err := d.client.use(d.client.config().Certificates[0], d.roots...); err != nil {
 		return "", err
 	}
-	hash, err := d.hash(ctx, "plan", "--to", nextShort)
-	if err != nil {
+	// Agents tell of the ring half a minute after it has come up, and again when a busy host was too slow for nodetool.
+	var p rotation.RotationPlan
+	if err := plane.Eventually(ctx, 4*time.Minute, func() (err error) {
+		p, err = mustJSON[rotation.RotationPlan](ctx, d.demo, "csm", "rotation", "plan", "-c", clusterShort, "--to", nextShort)
+		if err == nil && len(p.Members) != len(d.ring.Nodes) {
+			err = fmt.Errorf("%d members are known of %d", len(p.Members), len(d.ring.Nodes))
+		}
+		pause(ctx, time.Second)
+		return err
+	}); err != nil {
 		return "", err
 	}
-	return "plan " + brief(hash) + "…", nil
+	return fmt.Sprintf("plan %s…: %s, %d members, %d applications would break", brief(p.Hash), p.Kind, len(p.Members), len(p.Clients)), nil
 }
 
 // hash asks a command for its plan.
@@ -147,7 +158,7 @@ func (d *drill) distribute(ctx context.Context, _ *demo) (string, error) {
 	if o, err := d.command(ctx, "csm", "rotation", "retire", "-c", clusterShort, "--plan", strings.Repeat("0", 16), "--reason", "drill"); err != nil || o.exit == 0 {
 		return "", errors.Join(err, errors.New("a retire was taken in phase distribute"))
 	}
-	return d.until(ctx, 4*time.Minute, "reissue", "reissued")
+	return d.until(ctx, 10*time.Minute, "reissue", "reissued")
 }
 
 // until follows the rotation to one of the phases.
@@ -156,6 +167,7 @@ func (d *drill) until(ctx context.Context, atMost time.Duration, phases ...strin
 	began := time.Now()
 	err := plane.Eventually(ctx, atMost, func() error {
 		var r rotation.Rotation
+		pause(ctx, 300*time.Millisecond)
 		if err := d.get(ctx, "/v1/"+d.name, &r); err != nil {
 			return err
 		}
@@ -192,7 +204,7 @@ func (d *drill) reissue(ctx context.Context, _ *demo) (string, error) {
 	if err := d.bootstrap(ctx); err != nil {
 		return "", err
 	}
-	return d.until(ctx, 5*time.Minute, "reissued")
+	return d.until(ctx, 12*time.Minute, "reissued")
 }
 
 // bootstrap lets one more node join the ring in the middle.
@@ -225,12 +237,43 @@ func (d *drill) bootstrap(ctx context.Context) error {
 	return d.settled(ctx, n.Name)
 }
 
+// clients shows that the old root cannot go while an application has nothing else, then gives the applications new certificates.
 func (d *drill) clients(ctx context.Context, _ *demo) (string, error) {
+	hash, err := d.hash(ctx, "retire", "--dry-run")
+	if err != nil {
+		return "", err
+	}
+	o, err := d.command(ctx, "csm", "rotation", "retire", "-c", clusterShort, "--plan", hash, "--except", "links", "--reason", "too early on purpose")
+	switch {
+	case err != nil:
+		return "", err
+	case o.exit != 3:
+		return "", fmt.Errorf("a retire while the application has only the old CA: exit %d, not 3: %s", o.exit, o.stderr)
+	}
 	if err := d.application(ctx, nextShort); err != nil {
 		return "", err
 	}
 	d.saw("the applications use certificates of the new root")
-	return "", nil
+	return "a retire before was refused: " + cut(o.stderr, 120), nil
+}
+
+// cycled waits until no node holds connections from before the swap: they are ended one peer after the other, without a restart.
+func (d *drill) cycled(ctx context.Context, _ *demo) (string, error) {
+	began := time.Now()
+	err := plane.Eventually(ctx, 8*time.Minute, func() error {
+		pause(ctx, time.Second)
+		r, err := mustJSON[rotation.RetirePlan](ctx, d.demo, "csm", "rotation", "retire", "-c", clusterShort, "--dry-run")
+		if err != nil {
+			return err
+		}
+		for _, x := range r.Reasons {
+			if x.Code == "links" {
+				return fmt.Errorf("%s: %s", x.Node, x.Message)
+			}
+		}
+		return nil
+	})
+	return fmt.Sprintf("no connection from before the swap is left after %.1f s", time.Since(began).Seconds()), err
 }
 
 func (d *drill) retire(ctx context.Context, _ *demo) (string, error) {
@@ -238,11 +281,11 @@ func (d *drill) retire(ctx context.Context, _ *demo) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := d.must(ctx, "csm", "rotation", "retire", "-c", clusterShort, "--plan", hash, "--except", "links", "--reason", "drill: the links are looked at apart"); err != nil {
+	if _, err := d.must(ctx, "csm", "rotation", "retire", "-c", clusterShort, "--plan", hash, "--reason", "drill: every application has the new root"); err != nil {
 		return "", err
 	}
 	d.saw("retire")
-	if _, err := d.until(ctx, 4*time.Minute, "done"); err != nil {
+	if _, err := d.until(ctx, 10*time.Minute, "done"); err != nil {
 		return "", err
 	}
 	// Only the new root is trusted by the application from here on, as it is by the nodes.

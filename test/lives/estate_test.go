@@ -129,7 +129,6 @@ func proved(v fleet.Node) bool {
 func (e *estate) enrol(n *ring.Node, token string) {
 	e.t.Helper()
 	a := plane.NewAgent(filepath.Join(e.dir, "agents", n.Name), e.bin, n)
-	a.Lists = true
 	e.must(os.MkdirAll(a.Dir, 0o700))
 	e.must(os.WriteFile(a.Token, []byte(token+"\n"), 0o600))
 	e.must(a.Write(e.p.Fleet("prod"), "manage"))

@@ -120,6 +120,7 @@ func (m mutant) survives(t *testing.T, root string, source []byte) bool {
 
 const (
 	gateFile   = "controller/fleet/rotation/gate.go"
+	viewFile   = "controller/fleet/rotation/view.go"
 	seenFile   = "controller/fleet/rotation/seen.go"
 	applyFile  = "controller/fleet/rotation/apply.go"
 	asideFile  = "controller/fleet/rotation/aside.go"
@@ -174,6 +175,11 @@ var mutants = []mutant{
 	{gateFile, `{"started", transition,`, `{"started", []Step{},`},
 	{seenFile, `if !x.Named && (node == "" || slices.Contains(x.Nodes, node)) {`, `if false && !x.Named && (node == "" || slices.Contains(x.Nodes, node)) {`},
 	{seenFile, `if !x.Named && (node == "" || slices.Contains(x.Nodes, node)) {`, `if node == "" || slices.Contains(x.Nodes, node) {`},
+	{viewFile, `	if more {`, `	if false && more {`},
+	{viewFile, `if s.r.phase.Undo() {
+		goes, stays`, `if false {
+		goes, stays`},
+	{viewFile, `if n.Incarnation == 0 || n.Met ||`, `if true || n.Incarnation == 0 || n.Met ||`},
 	{seenFile, `if c.TLS == "" || c.Last.Before(since) {`, `if c.Last.Before(since) {`},
 	{seenFile, `back[who] = back[who] || side == After`, `back[who] = back[who] || side != Unknown`},
 	{seenFile, `return back[x.Detail] })`, `return true })`},

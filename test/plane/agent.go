@@ -22,10 +22,8 @@ type Agent struct {
 	Config, State, Token, Hold string
 	// Reload is the local reload command. While the file Trap is there, its next run spoils the keystore first.
 	Reload, Trap string
-	// Lists makes the agent list the ring by nodetool.
-	Lists   bool
-	Process *process.Process
-	program string
+	Process      *process.Process
+	program      string
 }
 
 // Fleet is what an agent must know to join.
@@ -49,10 +47,6 @@ func (a *Agent) Write(f Fleet, mode string) error {
 	if err := os.MkdirAll(a.State, 0o700); err != nil {
 		return err
 	}
-	ring := ""
-	if a.Lists {
-		ring = fmt.Sprintf(", ring: [%s, status]", a.Node.Nodetool)
-	}
 	config := fmt.Sprintf(`controllers: [%s]
 pin: %s
 cluster: %s
@@ -63,9 +57,9 @@ hold_file: %s
 cassandra:
   - config: %s
     store_roots: [%s]
-    reload: {command: [%s]%s}
+    reload: {command: [%s], ring: [%s, status], netstats: [%s, netstats]}
 log: {level: info, format: json}
-`, strings.Join(f.Controllers, ", "), f.Pin, f.Cluster, a.Token, mode, a.State, a.Hold, a.Node.Config, a.Node.Stores, a.Reload, ring)
+`, strings.Join(f.Controllers, ", "), f.Pin, f.Cluster, a.Token, mode, a.State, a.Hold, a.Node.Config, a.Node.Stores, a.Reload, a.Node.Nodetool, a.Node.Nodetool)
 	if err := os.WriteFile(a.Config, []byte(config), 0o600); err != nil {
 		return err
 	}

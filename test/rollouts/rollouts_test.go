@@ -61,8 +61,8 @@ func (e *estate) must(err error) {
 	e.t.Fatalf("%v\n%s", err, e.p.Tails(4))
 }
 
-// begin runs one controller and a ring of three whose nodes are proved.
-func begin(t *testing.T) *estate {
+// lay runs three controllers and lays out a ring of three that has never been started.
+func lay(t *testing.T) *estate {
 	t.Helper()
 	e := &estate{t: t, bin: t.TempDir(), dir: t.TempDir(), agents: map[string]*plane.Agent{}}
 	build := exec.Command("go", "build", "-o", e.bin+"/", "./controller/cmd/csm-controller", "./controller/cmd/csm", "./agent/cmd/csm-agent")
@@ -102,8 +102,17 @@ func begin(t *testing.T) *estate {
 	e.csm("context", "set", "rollouts", "--server", strings.Join(servers, ","), "--ca-pin", e.p.API.Pin, "--cert", e.p.AdminFile, "--key", e.p.AdminFile, "--cluster", "prod")
 	e.csm("cluster", "create", "prod", "--ca", "root", "--cassandra-name", e.r.Cluster, "--region", "eu-west")
 	for _, n := range e.r.Nodes {
-		e.enrol(n)
 		n.JVM = append(n.JVM, quick)
+	}
+	return e
+}
+
+// begin lets the nodes of that ring get their first stores from CSM, and starts them.
+func begin(t *testing.T) *estate {
+	t.Helper()
+	e := lay(t)
+	for _, n := range e.r.Nodes {
+		e.enrol(n)
 	}
 	for _, n := range e.r.Nodes {
 		e.until(n.Name, "installed before the first start", func(v fleet.Node) bool { return len(v.Stores) == 1 && v.Stores[0].Installed > 0 })
@@ -128,7 +137,6 @@ func (e *estate) enrol(n *ring.Node) {
 	e.t.Helper()
 	token := secret.FindString(e.csm("cluster", "join-command", "prod/"+n.Name, "--yes", "--ip", n.Address.String(), "--ip", "127.0.0.1", "--dns", n.Name+".rollouts.example"))
 	a := plane.NewAgent(filepath.Join(e.dir, "agents", n.Name), e.bin, n)
-	a.Lists = true
 	e.must(os.MkdirAll(a.Dir, 0o700))
 	e.must(os.WriteFile(a.Token, []byte(token+"\n"), 0o600))
 	e.must(a.Write(e.p.Fleet("prod"), "manage"))
@@ -191,21 +199,32 @@ func (e *estate) load() *workload.Load {
 	e.must(json.Unmarshal([]byte(e.csm("certificate", "issue", "--csr", csr, "--ca", "root", "-o", "json")), &c))
 	chain, err := certificate.DecodePEM([]byte(c.Chain))
 	e.must(err)
-	var ca struct {
-		Issuers []struct{ Kind, PEM string }
-	}
-	e.must(json.Unmarshal([]byte(e.csm("ca", "get", "root", "-o", "json")), &ca))
 	roots := x509.NewCertPool()
-	for _, i := range ca.Issuers {
-		if i.Kind == "root" {
-			roots.AppendCertsFromPEM([]byte(i.PEM))
-		}
-	}
+	roots.AddCert(e.root())
 	conf := &tls.Config{Certificates: []tls.Certificate{{PrivateKey: key, Certificate: certificate.Raw(chain)}}, RootCAs: roots}
 	l, err := workload.Start(e.t.Context(), workload.Options{Hosts: e.r.Hosts(), TLS: func() *tls.Config { return conf }})
 	e.must(err)
 	e.t.Cleanup(l.Stop)
 	return l
+}
+
+// root is the root of the CA of this estate.
+func (e *estate) root() *x509.Certificate {
+	e.t.Helper()
+	var ca struct {
+		Issuers []struct{ Kind, PEM string }
+	}
+	e.must(json.Unmarshal([]byte(e.csm("ca", "get", "root", "-o", "json")), &ca))
+	for _, i := range ca.Issuers {
+		if i.Kind != "root" {
+			continue
+		}
+		c, err := certificate.DecodePEM([]byte(i.PEM))
+		e.must(err)
+		return c[0]
+	}
+	e.t.Fatal("the CA has no root")
+	return nil
 }
 
 func TestARenewalOfTheWholeRingUnderLoadCostsNoQuery(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -64,7 +65,7 @@ func planOf(a *state.Apply, s Spec) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	return Make(s, nodes, a.Now, 0)
+	return Make(s, nodes, a.Now, Pace{})
 }
 
 func begin(a *state.Apply, p Plan) (string, error) {
@@ -255,9 +256,9 @@ func has(n fleet.Standing, store string) bool {
 	return false
 }
 
-// moves are what the stores of a kind are to do. A shrink is the move kind that only takes anchors away.
+// moves are what the stores of a kind are to do.
 var moves = map[string]agentv1.MoveKind{
-	Renew: agentv1.MoveKind_MOVE_KIND_RENEW, Leaf: agentv1.MoveKind_MOVE_KIND_RENEW, Trust: agentv1.MoveKind_MOVE_KIND_TRUST, Shrink: agentv1.MoveKind(4),
+	Renew: agentv1.MoveKind_MOVE_KIND_RENEW, Leaf: agentv1.MoveKind_MOVE_KIND_RENEW, Trust: agentv1.MoveKind_MOVE_KIND_TRUST, Shrink: agentv1.MoveKind_MOVE_KIND_SHRINK,
 }
 
 // open lets nodes begin: their stores' generations are raised.
@@ -270,7 +271,8 @@ func open(a *state.Apply, r *row, stores []storeRow, nodes []string) error {
 		if x.state != storePending || !contains(nodes, x.node) {
 			continue
 		}
-		w := fleet.Wish{Node: x.node, Store: x.store, Move: moves[r.spec.Kind], Authority: r.spec.Authority, PlanHash: r.hash, Reason: r.spec.Kind + " by rollout " + resource.Last(r.name)}
+		w := fleet.Wish{Node: x.node, Store: x.store, Move: moves[r.spec.Kind], Authority: r.spec.Authority, PlanHash: r.hash, Reason: r.spec.Kind + " by rollout " + resource.Last(r.name),
+			TakeOver: r.spec.Kind == Leaf && r.spec.Owner != ""} // only a rotation replaces the leaf of another CA
 		if r.back {
 			w.Move, w.Authority, w.Reason = agentv1.MoveKind_MOVE_KIND_RENEW, x.authority, "rollback of "+resource.Last(r.name)
 		}
@@ -457,21 +459,32 @@ func contains(all []string, s string) bool {
 	return false
 }
 
-// dueNow are the live rollouts that would not simply go on waiting for what they wait for.
-func dueNow(ctx context.Context, q state.Querier, now time.Time) ([]string, error) {
+// due is what the leader has to ask for: rollouts that would not simply go on waiting for what they wait for, and clusters whose
+// rollouts wait for the ring while nobody has looked at it for a while.
+type due struct{ rollouts, clusters []string }
+
+func dueNow(ctx context.Context, q state.Querier, now time.Time) (out due, err error) {
 	rows, err := collect(ctx, q, scanRow, rowColumns+`WHERE end_ms = 0 ORDER BY name`)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
-	var out []string
 	for _, r := range rows {
 		f, _, err := factsOf(ctx, q, r, now)
 		if err != nil {
-			return nil, err
+			return out, err
 		}
 		act, reasons := decide(f)
 		if act.Do != Wait || key(reasons) != r.awaits || f.gone {
-			out = append(out, r.name)
+			out.rollouts = append(out.rollouts, r.name)
+		}
+		if act.Do != Wait || !slices.ContainsFunc(reasons, Reason.OfRing) {
+			continue
+		}
+		switch again, err := fleet.MayLookAgain(ctx, q, r.spec.Cluster, now); {
+		case err != nil:
+			return out, err
+		case again && !slices.Contains(out.clusters, r.spec.Cluster):
+			out.clusters = append(out.clusters, r.spec.Cluster)
 		}
 	}
 	return out, nil

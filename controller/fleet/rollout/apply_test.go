@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
 	"github.com/cassandra-security-manager/csm/controller/state"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
@@ -121,6 +122,40 @@ func TestUnsafeCommandsAreRefusedHoweverTheyAreAsked(t *testing.T) {
 		if err := w.rollouts.Set(ctx, name, verb, "x", ann); err == nil {
 			t.Errorf("it could %s", verb)
 		}
+	}
+}
+
+// What peers say of a member that is back is ten minutes old unless somebody asks them.
+func TestWhoWaitsForTheRingHasItLookedAtAgain(t *testing.T) {
+	w := newWorld(t, "r1", "r2", "r3")
+	look := func() uint64 {
+		t.Helper()
+		h, err := w.fleet.Health(ctx, cluster)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h.Look
+	}
+	w.gossip(func(id []byte, m *agentv1.RingMember) { m.Up = string(id) != string(w.nodes[2].id) })
+	w.start(w.spec())
+	w.tick()
+	first := look()
+	if first == 0 {
+		t.Fatal("nobody was asked")
+	}
+	if w.tick(); look() != first {
+		t.Error("asked again at once")
+	}
+	w.log.Clock.Advance(fleet.LookAgain)
+	if w.tick(); look() == first {
+		t.Error("not asked again after a minute")
+	}
+	w.gossip(func([]byte, *agentv1.RingMember) {})
+	w.tick()
+	last := look()
+	w.log.Clock.Advance(fleet.LookAgain)
+	if w.tick(); look() != last {
+		t.Error("asked although the ring holds nothing")
 	}
 }
 

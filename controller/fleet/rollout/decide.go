@@ -24,6 +24,11 @@ type Reason struct {
 	Until time.Time `json:"until,omitzero"`
 }
 
+// OfRing says whether it is about what the members of the ring say of each other: that is as old as their last look.
+func (r Reason) OfRing() bool {
+	return strings.HasPrefix(r.Code, "ring-") || slices.Contains([]string{"member-down", "member-unseen", "up", "settled", "replica-down", "quorum-failed", "busy", "health-unknown", "health-unprobed"}, r.Code)
+}
+
 // Phases of a node in a rollout.
 const (
 	Pending  = "pending"  // its turn has not come

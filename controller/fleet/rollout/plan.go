@@ -19,6 +19,9 @@ import (
 // usualMove is what a move is taken to last while none was seen: claim, key, certificate, reload, proof by a neighbour.
 const usualMove = 20 * time.Second
 
+// usualLook is what a look at the ring is taken to last while none was seen: agents pause, list the ring by nodetool, and read by CQL.
+const usualLook = 10 * time.Second
+
 // Plan says which node goes in which wave, why, and how long it will take.
 type Plan struct {
 	Spec
@@ -69,7 +72,11 @@ func planned(ctx context.Context, q state.Querier, s Spec, now time.Time) (Plan,
 	if err != nil {
 		return Plan{}, err
 	}
-	p, err := Make(s, nodes, now, took)
+	look, err := fleet.LookTook(ctx, q, s.Cluster)
+	if err != nil {
+		return Plan{}, err
+	}
+	p, err := Make(s, nodes, now, Pace{took, look})
 	if err != nil {
 		return p, err
 	}
@@ -81,8 +88,11 @@ func planned(ctx context.Context, q state.Querier, s Spec, now time.Time) (Plan,
 	return p, nil
 }
 
-// Make makes a plan of how the nodes stand. took is what a move lasts; zero: not known. Pure.
-func Make(s Spec, nodes []fleet.Standing, now time.Time, took time.Duration) (Plan, error) {
+// Pace is how long things lasted lately: one move, and one look of all agents at their ring. Zero: not known.
+type Pace struct{ Move, Look time.Duration }
+
+// Make makes a plan of how the nodes stand. Pure.
+func Make(s Spec, nodes []fleet.Standing, now time.Time, pace Pace) (Plan, error) {
 	if err := s.check(); err != nil {
 		return Plan{}, err
 	}
@@ -115,7 +125,7 @@ func Make(s Spec, nodes []fleet.Standing, now time.Time, took time.Duration) (Pl
 		return p, fault.New(fault.Refused, "nothing-to-do", "no node of %s can take part%s", fleet.Short(s.Cluster), firstLeft(p.Left)).Do("see `csm node list -c %s`", resource.Last(s.Cluster))
 	}
 	p.Waves = waves(s, in)
-	p.times(now, cmp.Or(took, usualMove))
+	p.times(now, Pace{cmp.Or(pace.Move, usualMove), cmp.Or(pace.Look, usualLook)})
 	p.Hash = p.hash()
 	return p, nil
 }
@@ -190,16 +200,17 @@ func waves(s Spec, in []Member) []Wave {
 	return out
 }
 
-// times says how long it takes: each wave in rounds of its width, then the rest, within windows only.
-func (p *Plan) times(now time.Time, took time.Duration) {
+// times says how long it takes: before each wave a look at the ring, then rounds of its width, then the rest, within windows only.
+func (p *Plan) times(now time.Time, pace Pace) {
 	c, _ := calendarOf(p.Spec)
 	t := now
 	for i, w := range p.Waves {
+		t = t.Add(pace.Look)
 		for range (len(w.Nodes) + p.Width - 1) / p.Width {
 			if open, ok := c.opens(t); ok {
 				t = open
 			}
-			t = t.Add(took)
+			t = t.Add(pace.Move)
 		}
 		if i+1 < len(p.Waves) {
 			t = t.Add(p.Bake)

@@ -16,9 +16,26 @@ func TestAPlanOfNamedNodesMovesNoOther(t *testing.T) {
 	s := Usual("tenants/default/clusters/c", Renew)
 	for _, n := range []string{"n1", "n2", "n3"} {
 		s.Nodes = []string{n}
-		p, err := Make(s, nodes, time.Now(), 0)
+		p, err := Make(s, nodes, time.Now(), Pace{})
 		if err != nil || len(p.Waves) != 1 || len(p.Waves[0].Nodes) != 1 || p.Waves[0].Nodes[0].Node != nodes[0].Node[:len(nodes[0].Node)-2]+n {
 			t.Errorf("a plan of %s: %+v %v", n, p.Waves, err)
 		}
+	}
+}
+
+func TestAPlanCountsTheLooksAtTheRingBetweenWaves(t *testing.T) {
+	var nodes []fleet.Standing
+	for _, n := range []string{"n1", "n2", "n3"} {
+		nodes = append(nodes, fleet.Standing{Node: "tenants/default/clusters/c/nodes/" + n, Incarnation: 1, Agent: fleet.Active, Mode: "manage", Connected: true, Rack: n,
+			Stores: []fleet.StoreStanding{{Store: "node"}}})
+	}
+	s := Usual("tenants/default/clusters/c", Renew)
+	s.Bake = time.Minute
+	p, err := Make(s, nodes, time.Now(), Pace{Move: 3 * time.Second, Look: 8 * time.Second})
+	if want := 3*(3+8) + 2*60.0; err != nil || p.Seconds != want {
+		t.Errorf("three waves take %v s, not %v: %v", p.Seconds, want, err)
+	}
+	if p, err = Make(s, nodes, time.Now(), Pace{}); err != nil || p.Seconds != 3*(usualMove+usualLook).Seconds()+2*60 {
+		t.Errorf("where nothing was seen yet: %v s, %v", p.Seconds, err)
 	}
 }

@@ -187,12 +187,17 @@ func (r *Rollouts) Set(ctx context.Context, name, verb, reason, actor string) er
 // Watch lets each rollout that is under way decide anew, if it would not decide to wait for what it waits for already. The
 // leader calls it now and then: time passes without commands, and agents report what no rollout is told of.
 func (r *Rollouts) Watch(ctx context.Context) error {
-	var due []string
+	var due due
 	err := r.read.View(ctx, func(ctx context.Context, q state.Querier) (err error) {
 		due, err = dueNow(ctx, q, r.clock.Now())
 		return err
 	})
-	for _, name := range due {
+	for _, c := range due.clusters {
+		if err == nil {
+			_, err = state.Reply[*clusterv1.AskedHealth](ctx, r.log, state.Proposal{Command: &clusterv1.AskHealth{Cluster: c}, Actor: "rollout watch", Tenant: resource.Segment(c, "tenants")})
+		}
+	}
+	for _, name := range due.rollouts {
 		if err != nil {
 			return err
 		}

@@ -71,6 +71,24 @@ func TestTheWayBackWaitsForApplicationsOfTheNewCA(t *testing.T) {
 	phaseIs(t, w.get(r.Name), rotation.RolledBack)
 }
 
+func TestWhatWasNotLookedAtHoldsTheRetire(t *testing.T) {
+	w := newWorld(t, 3)
+	rotation.NameAtMost(t, 1)
+	for _, name := range []string{"a.example", "b.example"} {
+		w.application(name, old)
+	}
+	r := w.start(young)
+	w.application("a.example", young)
+	w.run(20)
+	r = w.get(r.Name)
+	phaseIs(t, r, rotation.Reissued)
+	if names := except(t, r, "clients"); len(names) != 1 || names[0] != "more" {
+		t.Errorf("waits for %v", names)
+	}
+	wantReason(t, w.retire(r.Name), "gate-clients")
+	w.must(w.retire(r.Name, "more"))
+}
+
 func TestANodeThatNeverStartedHoldsEachPhase(t *testing.T) {
 	w := newWorldWith(t, 3, "", eager{}) // package rollout would wait for it too
 	m := w.join("n4", 9)

@@ -39,10 +39,10 @@ func (g Gates) Decide(v View) Decision {
 		return Decision{Action: Wait, Reasons: []Reason{{Code: "paused", Message: "a person paused it", Remedy: "`csm rotation resume`"}}}
 	}
 	if v.Phase == Reissued {
-		if node := toCycle(v); node != "" && v.Frozen == "" {
-			return Decision{Action: Cycle, Node: node}
-		}
 		reasons := g.Ask(StepRetire, v, "")
+		if node := toCycle(v); node != "" && v.Frozen == "" {
+			return Decision{Action: Cycle, Node: node, Reasons: reasons}
+		}
 		return Decision{Action: Wait, Reasons: append(reasons, Reason{Code: "by-hand", Message: "every member is proved; the CA before is withdrawn by a person only", Remedy: "`csm rotation retire --plan HASH`"})}
 	}
 	step, next := leaving(v)

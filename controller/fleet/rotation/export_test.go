@@ -1,6 +1,8 @@
 package rotation
 
 import (
+	"testing"
+
 	"github.com/jonboulle/clockwork"
 
 	"github.com/cassandra-security-manager/csm/controller/fleet"
@@ -17,6 +19,13 @@ func NewWithout(gate string, read fleet.Reader, log state.Log, clock clockwork.C
 // ModuleWithout is the state machine with one gate taken out: for tests that show what that gate prevents.
 func ModuleWithout(gate string, w Waves) state.Module {
 	return machine{All().Without(gate), w}.module()
+}
+
+// NameAtMost bounds how many clients are named, until the end of a test.
+func NameAtMost(t testing.TB, n int) {
+	was := maxClients
+	maxClients = n
+	t.Cleanup(func() { maxClients = was })
 }
 
 // GuardWithout is what fleet asks, with one gate taken out.

@@ -208,7 +208,7 @@ func (s *sight) blockers(c setting, v View, gates Gates) ([]Reason, error) {
 		out = append(out, Reason{Code: "released", Message: "the cluster was let go: nothing on its nodes is changed any more"})
 	}
 	for _, r := range gates.Ask(StepReissue, v, "") {
-		if r.Code == "one-version" || r.Code == "signer" {
+		if r.Code == "one-version" || r.Code == "signer" || r.Code == "ring-known" && len(v.Members) == 0 {
 			out = append(out, r)
 		}
 	}

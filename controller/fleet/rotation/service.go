@@ -3,6 +3,7 @@ package rotation
 import (
 	"context"
 	"encoding/hex"
+	"slices"
 	"time"
 
 	"github.com/jonboulle/clockwork"
@@ -178,26 +179,44 @@ func (r *Rotations) Retire(ctx context.Context, name, planHash string, except []
 // Watch lets each rotation that has something to do decide anew. The leader calls it now and then; what is decided, Apply
 // decides again.
 func (r *Rotations) Watch(ctx context.Context) error {
-	due, err := view(ctx, r, func(ctx context.Context, q state.Querier) (out []string, err error) {
-		rows, err := many(ctx, q, `WHERE ended_ms = 0 ORDER BY name`)
-		for _, x := range rows {
-			v, err := look(ctx, q, r.clock.Now(), x).view(r.waves)
-			if err != nil {
-				return nil, err
-			}
-			if d := r.gates.Decide(v); d.Action == Begin || d.Action == Enter || d.Action == Cycle {
-				out = append(out, x.name)
-			}
+	due, err := view(ctx, r, r.due)
+	for _, c := range due {
+		if err == nil {
+			err = r.propose(ctx, c.of, "rotation watch", "", c.command)
 		}
-		return out, err
-	})
-	for _, name := range due {
-		if err != nil {
-			return err
-		}
-		err = r.propose(ctx, name, "rotation watch", "", &clusterv1.AdvanceRotation{Name: name})
 	}
 	return err
+}
+
+// due is what is to be asked for now. of names what it is about.
+type due struct {
+	of      string
+	command proto.Message
+}
+
+func (r *Rotations) due(ctx context.Context, q state.Querier) (out []due, err error) {
+	rows, err := many(ctx, q, `WHERE ended_ms = 0 ORDER BY name`)
+	for _, x := range rows {
+		v, err := look(ctx, q, r.clock.Now(), x).view(r.waves)
+		if err != nil {
+			return nil, err
+		}
+		d := r.gates.Decide(v)
+		if d.Action == Begin || d.Action == Enter || d.Action == Cycle {
+			out = append(out, due{x.name, &clusterv1.AdvanceRotation{Name: x.name}})
+			continue
+		}
+		if !slices.ContainsFunc(d.Reasons, Reason.OfRing) {
+			continue
+		}
+		switch again, err := fleet.MayLookAgain(ctx, q, x.cluster, r.clock.Now()); {
+		case err != nil:
+			return nil, err
+		case again:
+			out = append(out, due{x.cluster, &clusterv1.AskHealth{Cluster: x.cluster}})
+		}
+	}
+	return out, err
 }
 
 // Get reads a rotation with why it waits and its timeline.

@@ -281,8 +281,10 @@ func (s *sight) signer() (string, error) {
 	return "", nil
 }
 
-// maxClients bounds how many are named.
-const maxClients = 1000
+// maxClients bounds how many are named; exceptMore stands for those beyond.
+var maxClients = 1000
+
+const exceptMore = "more"
 
 // clients are those that use a living certificate of the CA that goes and have none of the CA that stays under the same subject:
 // on the way back the CA that goes is the new one.
@@ -299,35 +301,40 @@ func (s *sight) clients() ([]Client, error) {
 		return nil, err
 	}
 	have := map[string]bool{}
-	if err := s.living(stays, func(l ledger.Living) { have[l.Subject] = true }); err != nil {
+	if _, err := s.living(stays, func(l ledger.Living) { have[l.Subject] = true }); err != nil {
 		return nil, err
 	}
 	var out []Client
-	err = s.living(goes, func(l ledger.Living) {
+	more, err := s.living(goes, func(l ledger.Living) {
 		if !have[l.Subject] {
 			id := fmt.Sprintf("%.16x", l.SHA256)
 			out = append(out, Client{Name: id, Until: l.NotAfter, Named: named[id],
 				Detail: fmt.Sprintf("%s uses a certificate of %s until %s, and has none of %s", l.Subject, which, l.NotAfter.Format(time.DateOnly), other)})
 		}
 	})
+	if more {
+		out = append(out, Client{Name: exceptMore, Named: named[exceptMore], Detail: fmt.Sprintf("more than %d certificates of %s live: the rest was not looked at", maxClients, which)})
+	}
 	return out, err
 }
 
-func (s *sight) living(name string, each func(ledger.Living)) error {
+// living gives the living certificates of applications under an authority. more: there are so many that some were not looked at.
+func (s *sight) living(name string, each func(ledger.Living)) (more bool, err error) {
 	ca, err := authority.InState(s.ctx, s.q, name)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, i := range ca.Issuers {
-		list, err := ledger.LivingOf(s.ctx, s.q, i.Name, s.r.cluster, s.now, maxClients)
+		list, err := ledger.LivingOf(s.ctx, s.q, i.Name, s.r.cluster, s.now, maxClients+1)
 		if err != nil {
-			return err
+			return false, err
 		}
-		for _, l := range list {
+		more = more || len(list) > maxClients
+		for _, l := range list[:min(len(list), maxClients)] {
 			each(l)
 		}
 	}
-	return nil
+	return more, nil
 }
 
 // sums are the SHA-256 of certificates.

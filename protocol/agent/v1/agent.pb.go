@@ -391,6 +391,8 @@ const (
 	MoveKind_MOVE_KIND_TRUST MoveKind = 3
 	// Only trust shrinks: anchors of ours that the target names go.
 	MoveKind_MOVE_KIND_SHRINK MoveKind = 4
+	// The leaf of another CA is replaced by one of ours, in files that took our anchors before.
+	MoveKind_MOVE_KIND_TAKE_OVER MoveKind = 5
 )
 
 // Enum value maps for MoveKind.
@@ -401,6 +403,7 @@ var (
 		2: "MOVE_KIND_RENEW",
 		3: "MOVE_KIND_TRUST",
 		4: "MOVE_KIND_SHRINK",
+		5: "MOVE_KIND_TAKE_OVER",
 	}
 	MoveKind_value = map[string]int32{
 		"MOVE_KIND_UNSPECIFIED": 0,
@@ -408,6 +411,7 @@ var (
 		"MOVE_KIND_RENEW":       2,
 		"MOVE_KIND_TRUST":       3,
 		"MOVE_KIND_SHRINK":      4,
+		"MOVE_KIND_TAKE_OVER":   5,
 	}
 )
 
@@ -5021,13 +5025,14 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x11RING_STATE_NORMAL\x10\x01\x12\x16\n" +
 	"\x12RING_STATE_JOINING\x10\x02\x12\x16\n" +
 	"\x12RING_STATE_LEAVING\x10\x03\x12\x15\n" +
-	"\x11RING_STATE_MOVING\x10\x04*z\n" +
+	"\x11RING_STATE_MOVING\x10\x04*\x93\x01\n" +
 	"\bMoveKind\x12\x19\n" +
 	"\x15MOVE_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fMOVE_KIND_FIRST\x10\x01\x12\x13\n" +
 	"\x0fMOVE_KIND_RENEW\x10\x02\x12\x13\n" +
 	"\x0fMOVE_KIND_TRUST\x10\x03\x12\x14\n" +
-	"\x10MOVE_KIND_SHRINK\x10\x04*\xb0\x01\n" +
+	"\x10MOVE_KIND_SHRINK\x10\x04\x12\x17\n" +
+	"\x13MOVE_KIND_TAKE_OVER\x10\x05*\xb0\x01\n" +
 	"\vMoveOutcome\x12\x1c\n" +
 	"\x18MOVE_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13MOVE_OUTCOME_PROVEN\x10\x01\x12\x19\n" +

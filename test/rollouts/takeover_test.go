@@ -1,0 +1,136 @@
+//go:build linux
+
+package rollouts_test
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cassandra-security-manager/csm/agent/cassandra"
+	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
+	"github.com/cassandra-security-manager/csm/agent/install"
+	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
+	"github.com/cassandra-security-manager/csm/test/ring"
+	"github.com/cassandra-security-manager/csm/test/workload"
+)
+
+// store reads a node's configuration as its agent does.
+func (e *estate) store(n *ring.Node) *cassandra.Store {
+	e.t.Helper()
+	i, findings, err := cassandra.Options{Roots: []string{n.Stores}}.Read(n.Config)
+	e.must(err)
+	if len(i.Stores) != 1 {
+		e.t.Fatalf("%s has %d stores: %v", n.Name, len(i.Stores), findings)
+	}
+	return i.Stores[0]
+}
+
+// TestTheLeavesOfAnotherCAAreTakenOverUnderLoad adopts a real ring that lives by a CA of somebody else: trust first, then a
+// rotation replaces its leaves, node by node, and the anchors of others stay.
+func TestTheLeavesOfAnotherCAAreTakenOverUnderLoad(t *testing.T) {
+	if os.Getenv("CSM_TEST_FULL") == "" {
+		t.Skip("takes minutes; runs with make test-full")
+	}
+	e := lay(t)
+	ca, unknown := cassandratest.NewCA(t, "corporate"), cassandratest.NewCA(t, "unknown")
+	for _, n := range e.r.Nodes {
+		cassandratest.Write(t, e.store(n), ca.Leaf(func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, n.Address.AsSlice()) }), ca.Root, unknown.Root)
+	}
+	e.must(e.r.Start(t.Context()))
+	client, roots := ca.Leaf(), x509.NewCertPool()
+	roots.AddCert(ca.Root)
+	roots.AddCert(e.root())
+	load, err := workload.Start(t.Context(), workload.Options{Hosts: e.r.Hosts(), TLS: func() *tls.Config {
+		return &tls.Config{Certificates: []tls.Certificate{*client.TLS()}, RootCAs: roots}
+	}})
+	e.must(err)
+	t.Cleanup(load.Stop)
+
+	file := filepath.Join(e.dir, "corporate.pem")
+	e.must(os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Root.Raw}), 0o600))
+	e.csm("trust", "anchor-add", "prod", "--file", file, "--owner", "PKI team", "--reason", "the ring of today", "--expires", "720h")
+	for _, n := range e.r.Nodes {
+		e.enrol(n)
+	}
+	for _, n := range e.r.Nodes {
+		e.until(n.Name, "seen as another CA's", func(v fleet.Node) bool {
+			return len(v.Stores) == 1 && v.Stores[0].State == "foreign" && v.Instance.HostID != ""
+		})
+	}
+	e.csm("cluster", "onboard", "prod", "--reason", "trust first", "--plan", e.hash("cluster", "onboard", "prod", "--reason", "trust first", "--dry-run"))
+	for _, n := range e.r.Nodes {
+		e.until(n.Name, "trusting both", func(v fleet.Node) bool {
+			return v.Stores[0].State == "foreign" && v.Stores[0].Installed > 0 && v.Stores[0].Proven == v.Stores[0].Leaf
+		})
+	}
+
+	var plan rotation.RotationPlan
+	e.must(json.Unmarshal([]byte(e.csm("rotation", "plan", "--to", "root", "-o", "json")), &plan))
+	if plan.Kind != rotation.Takeover || len(plan.Members) != 3 || len(plan.Blockers) > 0 {
+		t.Fatalf("plan: %+v", plan)
+	}
+	mark, began := load.Mark(), time.Now()
+	if out, said, err := e.run("rotation", "start", "--to", "root", "--plan", plan.Hash, "--bake", "0s", "--reason", "a test", "--wait", "--timeout", "9m"); err != nil {
+		t.Fatalf("%v: %s%s\n%s", err, said, out, e.csm("rotation", "explain"))
+	}
+	for _, n := range e.r.Nodes {
+		if v := e.node(n.Name); !proved(v) {
+			t.Errorf("%s: %+v", n.Name, v.Stores)
+		}
+	}
+	var retire rotation.RetirePlan
+	e.must(json.Unmarshal([]byte(e.csm("rotation", "retire", "--dry-run", "-o", "json")), &retire))
+	if out, said, err := e.run("rotation", "retire", "--plan", retire.Hash, "--except", "links", "--reason", "nothing is withdrawn", "--wait", "--timeout", "4m"); err != nil {
+		t.Fatalf("%v: %s%s\n%s", err, said, out, e.csm("rotation", "explain"))
+	}
+	r := load.Since(mark)
+	t.Logf("taken over in %s under %d queries and %d new connections: %d failed, p99 %s", time.Since(began).Round(time.Second), r.Queries, r.Connections, r.Failed, r.P99)
+	if r.Failed > 0 || r.Wrong > 0 || r.Queries < 500 {
+		t.Errorf("%d queries, %d failed, %d wrong: %v", r.Queries, r.Failed, r.Wrong, r.Errors)
+	}
+	for _, n := range e.r.Nodes {
+		s := e.store(n)
+		c, err := install.Certificate(s)
+		e.must(err)
+		var chain []*x509.Certificate
+		for _, der := range c.Certificate[1:] {
+			i, err := x509.ParseCertificate(der)
+			e.must(err)
+			chain = append(chain, i)
+		}
+		if _, err := c.Leaf.Verify(x509.VerifyOptions{Roots: pool(e.root()), Intermediates: pool(chain...), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+			t.Errorf("%s: %v", n.Name, err)
+		}
+		for _, want := range []*x509.Certificate{ca.Root, unknown.Root, e.root()} {
+			if !slices.ContainsFunc(install.Trusted(s), want.Equal) {
+				t.Errorf("%s no longer trusts %s", n.Name, want.Subject)
+			}
+		}
+	}
+}
+
+func pool(all ...*x509.Certificate) *x509.CertPool {
+	p := x509.NewCertPool()
+	for _, c := range all {
+		p.AddCert(c)
+	}
+	return p
+}
+
+func (e *estate) hash(args ...string) string {
+	e.t.Helper()
+	out := e.csm(args...)
+	h := planHash.FindStringSubmatch(out)
+	if h == nil {
+		e.t.Fatalf("csm %v shows no plan: %s", args, out)
+	}
+	return h[1]
+}
