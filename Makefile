@@ -86,7 +86,8 @@ RACE = ./shared/... ./protocol/bounds ./agent/node ./agent/state ./agent/sync ./
 	./controller/people ./controller/keyring ./controller/ledger ./controller/consensus/wal
 
 race: ## the race detector over the packages that are quick under it
-	CGO_ENABLED=1 $(TEST) -race -short -timeout 15m $(RACE)
+	@CGO_ENABLED=1 $(GO) list -race -test -export $(RACE) >/dev/null
+	CGO_ENABLED=1 $(TEST) -race -short -timeout 15m -p 1 $(RACE)
 
 race-full: ## the race detector over every package but the real ring (half an hour)
 	CGO_ENABLED=1 $(TEST) -race -short -timeout 60m -p 1 $$($(GO) list ./... | grep -v -e /protocol/ -e /test/)

@@ -114,6 +114,7 @@ func (e *estate) enrolled() *ring.Ring {
 	for _, n := range r.Nodes {
 		a := plane.NewAgent(filepath.Join(e.dir, "agents", n.Name), e.bin, n)
 		e.must(a.Write(e.p.Fleet("prod"), "manage"))
+		e.plain(a)
 		token := regexp.MustCompile(`csmt_[A-Za-z0-9_-]+`).FindString(e.csm("cluster", "join-command", "prod/"+n.Name, "--yes", "--ip", n.Address.String(), "--ip", "127.0.0.1", "--dns", n.Name+".links.example"))
 		e.must(os.WriteFile(a.Token, []byte(token+"\n"), 0o600))
 		e.must(a.Start())
@@ -129,6 +130,15 @@ func (e *estate) enrolled() *ring.Ring {
 		e.until(n.Name, "proved", proved)
 	}
 	return r
+}
+
+// plain lets an agent reload by nodetool itself: it knows by that how to list the ring and the streams.
+func (e *estate) plain(a *plane.Agent) {
+	e.t.Helper()
+	text, err := os.ReadFile(a.Config)
+	e.must(err)
+	text = regexp.MustCompile(`(?m)^    reload: .*$`).ReplaceAll(text, []byte("    reload: {command: ["+a.Node.Nodetool+", reloadssl]}"))
+	e.must(os.WriteFile(a.Config, text, 0o600))
 }
 
 // TestTheCommandEndsOldLinksOfARealRing: what `csm node cycle-links` says before, and what the kernel says after it.

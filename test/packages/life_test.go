@@ -22,8 +22,6 @@ func TestLifeUnderSystemd(t *testing.T) {
 	}{
 		{"installed, nothing runs that has not joined", installed},
 		{"joined, the agent runs without any privilege", joined},
-		{"the units are closed as far as they say", closed},
-		{"the agent's unit is held to a fifth of a core and 96 MB", bounded},
 		{"the shipped unit reloads a real Cassandra", reloads},
 		{"only the agent's user reaches the helpers' sockets", guarded},
 		{"the shipped unit ends a connection of the internode port, and no other", cut},
@@ -37,7 +35,7 @@ func TestLifeUnderSystemd(t *testing.T) {
 		{"without a package the agent registers itself", registered},
 		{"the controller purged, nothing is left behind", controllerPurged},
 	} {
-		if !t.Run(step.name, func(t *testing.T) { step.do(site{&machine{t: t, root: s.root, leader: s.leader}, t}) }) {
+		if !t.Run(step.name, func(t *testing.T) { step.do(s.as(t)) }) {
 			t.Log(s.do("journalctl -u csm-agent -u csm-controller -u 'csm-agent-reload@*' -o cat --no-pager | tail -60"))
 			return
 		}

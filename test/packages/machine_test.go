@@ -116,7 +116,12 @@ func (m *machine) start(name, console string, binds []string) {
 	if err != nil {
 		m.t.Fatalf("the machine does not come up: %v\n%s", err, p.Tail(20))
 	}
-	// A container may not set limits where control groups are of version 1: this one may, in its own part of them.
+}
+
+// limit lets the machine's systemd set limits: a container may not where control groups are of version 1; this one may, in its own
+// part of them.
+func (m *machine) limit() {
+	m.t.Helper()
 	m.do("for c in memory cpu cpuacct; do [ ! -e /sys/fs/cgroup/$c ] || mount -o remount,bind,rw /sys/fs/cgroup/$c; done; systemctl daemon-reexec")
 	m.until("systemctl is-system-running", is("running"))
 }

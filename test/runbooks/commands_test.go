@@ -1,9 +1,12 @@
+//go:build linux
+
 package runbooks
 
 import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -33,6 +36,21 @@ func commands(t *testing.T) map[string][]string {
 		}
 	}
 	return out
+}
+
+func TestEveryRunbookIsRehearsed(t *testing.T) {
+	rehearsed := []string{"long-absence"} // by TestASystemThatWasOffFor400DaysComesBack
+	for _, b := range ofTheControlPlane {
+		rehearsed = append(rehearsed, b.name)
+	}
+	for _, b := range ofARing {
+		rehearsed = append(rehearsed, b.name)
+	}
+	for book := range commands(t) {
+		if name := strings.TrimSuffix(book, ".md"); name != "README" && !slices.Contains(rehearsed, name) {
+			t.Errorf("nobody rehearses %s", book)
+		}
+	}
 }
 
 func TestEveryCommandOfARunbookExistsWithItsFlags(t *testing.T) {

@@ -29,21 +29,24 @@ type estate struct {
 	agents []*plane.Agent
 }
 
-// TestTheRunbooksOfARing is one ring and one story: its certificates end today, then a proof fails, then another tool writes a store.
+// ofARing are the runbooks of a ring, one story.
+var ofARing = []struct {
+	name     string
+	rehearse func(*estate, *testing.T)
+}{
+	{"certificate-expired", (*estate).certificateExpired},
+	{"proof-fails", (*estate).proofFails},
+	{"store-contested", (*estate).storeContested},
+}
+
+// TestTheRunbooksOfARing: the certificates of a ring end today, then a proof fails, then another tool writes a store.
 func TestTheRunbooksOfARing(t *testing.T) {
 	if os.Getenv("CSM_TEST_FULL") == "" {
 		t.Skip("takes minutes; runs with make test-full")
 	}
 	e := madeLongAgo(t)
-	for _, book := range []struct {
-		name     string
-		rehearse func(*testing.T)
-	}{
-		{"certificate-expired", e.certificateExpired},
-		{"proof-fails", e.proofFails},
-		{"store-contested", e.storeContested},
-	} {
-		if !t.Run(book.name, book.rehearse) {
+	for _, book := range ofARing {
+		if !t.Run(book.name, func(t *testing.T) { book.rehearse(e, t) }) {
 			t.Fatal("what follows needs it")
 		}
 	}
