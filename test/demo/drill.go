@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,6 +50,8 @@ type drill struct {
 	Killed  outage `json:"killed"`
 	Outside outage `json:"outside"`
 	Proofs  int    `json:"proofs"`
+
+	reconnected time.Time
 }
 
 func (d *drill) saw(format string, args ...any) {
@@ -137,7 +140,7 @@ func (d *drill) distribute(ctx context.Context, _ *demo) (string, error) {
 		return "", err
 	}
 	d.Began, d.began = time.Now(), d.marks()
-	started, err := mustJSON[rotation.Rotation](ctx, d.demo, "csm", "rotation", "start", "-c", clusterShort, "--to", nextShort, "--plan", hash, "--bake", "0s", "--except", "unseen", "--reason", "drill")
+	started, err := mustJSON[rotation.Rotation](ctx, d.demo, "csm", "rotation", "start", "-c", clusterShort, "--to", nextShort, "--plan", hash, "--bake", "0s", "--reason", "drill")
 	if err != nil {
 		return "", err
 	}
@@ -161,6 +164,22 @@ func (d *drill) distribute(ctx context.Context, _ *demo) (string, error) {
 	return d.until(ctx, 10*time.Minute, "reissue", "reissued")
 }
 
+// reconnect restarts the applications when the rotation waits for clients that live on old connections: at most once a minute.
+func (d *drill) reconnect(reasons []rotation.Reason, code string) error {
+	i := slices.IndexFunc(reasons, func(r rotation.Reason) bool { return r.Code == code })
+	if i < 0 || time.Since(d.reconnected) < time.Minute {
+		return nil
+	}
+	d.reconnected = time.Now()
+	for _, l := range d.loads {
+		if err := l.Reconnect(); err != nil {
+			return err
+		}
+	}
+	d.saw("the applications connect anew, for %s", cut(reasons[i].Message, 200))
+	return nil
+}
+
 // until follows the rotation to one of the phases.
 func (d *drill) until(ctx context.Context, atMost time.Duration, phases ...string) (string, error) {
 	var last rotation.Rotation
@@ -175,6 +194,9 @@ func (d *drill) until(ctx context.Context, atMost time.Duration, phases ...strin
 			d.saw("phase %s, %s", r.Phase, r.State)
 		}
 		last = r
+		if err := d.reconnect(r.Reasons, "canary"); err != nil {
+			return err
+		}
 		for _, p := range phases {
 			if string(r.Phase) == p {
 				return nil
@@ -266,14 +288,17 @@ func (d *drill) cycled(ctx context.Context, _ *demo) (string, error) {
 		if err != nil {
 			return err
 		}
+		if err := d.reconnect(r.Reasons, "seen"); err != nil {
+			return err
+		}
 		for _, x := range r.Reasons {
-			if x.Code == "links" {
+			if x.Code == "links" || x.Code == "seen" {
 				return fmt.Errorf("%s: %s", x.Node, x.Message)
 			}
 		}
 		return nil
 	})
-	return fmt.Sprintf("no connection from before the swap is left after %.1f s", time.Since(began).Seconds()), err
+	return fmt.Sprintf("no connection from before the swap is left, and every client has come back, after %.1f s", time.Since(began).Seconds()), err
 }
 
 func (d *drill) retire(ctx context.Context, _ *demo) (string, error) {

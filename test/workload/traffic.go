@@ -63,7 +63,9 @@ func (l *Load) worker(w int) {
 		}
 		k := &keys[i%slots]
 		k.keyspace, k.worker, k.slot = l.o.Keyspace, w, i%slots
+		l.long.RLock()
 		l.pair(l.session, k)
+		l.long.RUnlock()
 	}
 }
 

@@ -41,10 +41,13 @@ type Options struct {
 
 // Load is a running workload.
 type Load struct {
-	o       Options
+	o      Options
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+
+	// long guards the long-lived session: who uses it holds it for reading.
+	long    sync.RWMutex
 	session *gocql.Session
-	cancel  context.CancelFunc
-	done    sync.WaitGroup
 
 	// run ends when the load does: what fails because of that is no failure of the ring.
 	run context.Context
@@ -217,6 +220,21 @@ func (m Mark) Sub(earlier Mark) Report {
 
 // Begin is the mark of the load's start.
 func (l *Load) Begin() Mark { return Mark{counts{at: l.begin, errors: map[string]uint64{}}} }
+
+// Reconnect makes the long-lived connections anew, as an application does whose instances are restarted one by one: queries under
+// way end over the old ones.
+func (l *Load) Reconnect() error {
+	s, err := l.cluster(l.o.Hosts).CreateSession()
+	if err != nil {
+		return err
+	}
+	l.long.Lock()
+	old := l.session
+	l.session = s
+	l.long.Unlock()
+	hangUp(old)
+	return nil
+}
 
 // Stop ends the load and closes its connections.
 func (l *Load) Stop() {
