@@ -244,10 +244,11 @@ func (b *batch) perform(l *raft.Log, e *clusterv1.Envelope) (*clusterv1.Outcome,
 			return nil, err
 		}
 	}
-	if err := b.conclude(l, e, a.touched, refusal); err != nil {
+	// First of the two, because it finds repeats: what is pruned in between would be one that nobody finds.
+	if err := b.record(l, e, reply, refusal); err != nil {
 		return nil, err
 	}
-	if err := b.record(l, e, reply, refusal); err != nil {
+	if err := b.conclude(l, e, a.touched, refusal); err != nil {
 		return nil, err
 	}
 	for _, c := range a.touched {

@@ -3,6 +3,7 @@ package state_test
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -85,5 +86,29 @@ func TestARepeatInTheSameBatchIsAnswered(t *testing.T) {
 	}
 	if n := m.count("SELECT count(*) FROM boxes"); n != 2 {
 		t.Errorf("%d boxes, want 2", n)
+	}
+}
+
+// A repeat whose outcome is past its time is found as long as that outcome is there, also by the command that prunes it.
+func TestARepeatIsFoundByTheCommandThatPrunesItsOutcome(t *testing.T) {
+	one, two := open(t, t.TempDir()), open(t, t.TempDir())
+	logs := []*raft.Log{one.entry(proposal(wrapperspb.Bytes([]byte("first")), "same"))}
+	one.now = one.now.Add(24 * time.Hour)
+	for range 62 {
+		logs = append(logs, one.entry(proposal(wrapperspb.Bytes([]byte("x")), "")))
+	}
+	logs = append(logs, one.entry(proposal(wrapperspb.Bytes([]byte("first")), "same")),
+		one.entry(proposal(wrapperspb.String("forbidden"), ""))) // refused after it wrote: its batch is done again, carefully
+	for _, l := range logs {
+		one.Apply(l)
+	}
+	two.ApplyBatch(logs)
+	marker := one.entry(proposal(&clusterv1.Marker{}, ""))
+	one.Apply(marker)
+	two.Apply(marker)
+	a, _, err := one.Checksum(t.Context(), marker.Index)
+	b, _, err2 := two.Checksum(t.Context(), marker.Index)
+	if err != nil || err2 != nil || a != b {
+		t.Errorf("%x one by one, %x as a batch (%v, %v)", a, b, err, err2)
 	}
 }
