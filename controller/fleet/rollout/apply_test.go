@@ -358,3 +358,22 @@ func TestAStepOfARotationIsEndedByTheRotationOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+func TestAPlanCountsANodeFromBeingToldUntilItIsProved(t *testing.T) {
+	w := newWorld(t, "r1", "r2", "r3")
+	name := w.start(w.spec())
+	for _, n := range w.nodes {
+		w.log.Clock.Advance(40 * time.Second) // its agent is slow to hear
+		c, err := n.claim(renew)
+		n.must(err)
+		w.log.Clock.Advance(5 * time.Second)
+		n.write(c)
+		n.prove(c)
+		n.must(n.report(c, proven))
+	}
+	w.want(name, rollout.Done, "proved", "proved", "proved")
+	p, err := w.rollouts.Plan(ctx, w.spec())
+	if err != nil || p.Seconds < 3*45 || p.Seconds > 3*(45+10) {
+		t.Errorf("three nodes, one after the other, 45 s each: %v s, %v", p.Seconds, err)
+	}
+}

@@ -68,7 +68,7 @@ func planned(ctx context.Context, q state.Querier, s Spec, now time.Time) (Plan,
 	if err != nil {
 		return Plan{}, err
 	}
-	took, err := fleet.Took(ctx, q, s.Cluster)
+	took, err := moveTook(ctx, q, s)
 	if err != nil {
 		return Plan{}, err
 	}
@@ -88,7 +88,7 @@ func planned(ctx context.Context, q state.Querier, s Spec, now time.Time) (Plan,
 	return p, nil
 }
 
-// Pace is how long things lasted lately: one move, and one look of all agents at their ring. Zero: not known.
+// Pace is how long things lasted lately: the move of one node from being told until it is proved, since it takes a place for so long, and one look of all agents at their ring. Zero: not known.
 type Pace struct{ Move, Look time.Duration }
 
 // Make makes a plan of how the nodes stand. Pure.
