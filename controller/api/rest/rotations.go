@@ -137,6 +137,11 @@ func (s *server) startRotation(ctx context.Context, p TrustDomainPath, b Rotatio
 		bake = d
 	}
 	w := b.wanted(s, p)
+	if w.Emergency { // it retires by itself: who may not do that by hand may not start it
+		if err := s.People.Allowed(ctx, actor(ctx), "rotation:retire", p.name()+"/rotations"); err != nil {
+			return nil, err
+		}
+	}
 	if validate {
 		_, err := s.Rotations.Plan(ctx, w)
 		return oneRotation(rotation.Rotation{}, err)
