@@ -26,5 +26,5 @@ func TestAnEmergencyRotationSaysWhatItGivesUp(t *testing.T) {
 	u.exits(2, plan("--keep", "trust-proved"))
 	u.exits(2, u.run("rotation", "plan", "-c", "prod", "--to", "root-2028", "--keep", "seen"))
 	u.exits(3, u.run(append([]string{"rotation", "start", "--reason", "INC-4711"}, ask...)...))
-	u.exits(3, u.run("rotation", "plan", "-c", "prod", "--to", "root", "--emergency"))
+	u.exits(3, u.run("rotation", "plan", "-c", "prod", "--to", "internal", "--emergency"))
 }
