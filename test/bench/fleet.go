@@ -24,8 +24,8 @@ const (
 	fleetRamp = 60
 )
 
-// estate is a control plane with simulated agents.
-type estate struct {
+// crowd is a control plane with simulated agents.
+type crowd struct {
 	b      *bench
 	p      *plane.Plane
 	agents int
@@ -43,7 +43,7 @@ func (b *bench) fleet(ctx context.Context) error {
 	if err := b.authority(ctx, p, "P-384"); err != nil {
 		return err
 	}
-	e := &estate{b: b, p: p, agents: fleetAgents}
+	e := &crowd{b: b, p: p, agents: fleetAgents}
 	if b.agents > 0 {
 		e.agents = b.agents
 	}
@@ -68,7 +68,7 @@ func (b *bench) fleet(ctx context.Context) error {
 }
 
 // lay makes rings of a hundred and what lies on their hosts.
-func (e *estate) lay(ctx context.Context, dir string) error {
+func (e *crowd) lay(ctx context.Context, dir string) error {
 	var rings []fleetsim.Ring
 	for first := 1; first <= e.agents; first += ringNodes {
 		r := fleetsim.Ring{Cluster: fmt.Sprintf("ring%d", len(rings)+1), First: first, Nodes: min(ringNodes, e.agents-first+1), Datacenters: 2, Racks: 3}
@@ -94,7 +94,7 @@ func (e *estate) lay(ctx context.Context, dir string) error {
 }
 
 // start runs the simulators until every agent is as wanted.
-func (e *estate) start(ctx context.Context, want func(fleetsim.Agent) bool) error {
+func (e *crowd) start(ctx context.Context, want func(fleetsim.Agent) bool) error {
 	e.sims = nil
 	for _, s := range e.specs {
 		f, err := fleetsim.Start(s, e.b.bin)
@@ -106,14 +106,14 @@ func (e *estate) start(ctx context.Context, want func(fleetsim.Agent) bool) erro
 	return e.until(ctx, 40*time.Minute, want)
 }
 
-func (e *estate) stop() {
+func (e *crowd) stop() {
 	for _, f := range e.sims {
 		f.Kill()
 	}
 	e.sims = nil
 }
 
-func (e *estate) all(ctx context.Context) (all []fleetsim.Agent, err error) {
+func (e *crowd) all(ctx context.Context) (all []fleetsim.Agent, err error) {
 	for _, f := range e.sims {
 		some, err := f.Agents(ctx)
 		if err != nil {
@@ -125,7 +125,7 @@ func (e *estate) all(ctx context.Context) (all []fleetsim.Agent, err error) {
 }
 
 // until waits until every agent is as wanted, and says now and then how many are.
-func (e *estate) until(ctx context.Context, within time.Duration, want func(fleetsim.Agent) bool) error {
+func (e *crowd) until(ctx context.Context, within time.Duration, want func(fleetsim.Agent) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	said := time.Now()
@@ -155,7 +155,7 @@ func (e *estate) until(ctx context.Context, within time.Duration, want func(flee
 }
 
 // usage of all controllers together.
-func (e *estate) usage() (sum process.Usage, err error) {
+func (e *crowd) usage() (sum process.Usage, err error) {
 	for _, c := range e.p.Controllers {
 		u, err := c.Usage()
 		if err != nil {
@@ -168,7 +168,7 @@ func (e *estate) usage() (sum process.Usage, err error) {
 }
 
 // bounce ends every controller without warning and starts it again.
-func (e *estate) bounce() (at time.Time, err error) {
+func (e *crowd) bounce() (at time.Time, err error) {
 	for _, c := range e.p.Controllers {
 		c.Kill()
 	}
@@ -187,7 +187,7 @@ func back(since time.Time) func(fleetsim.Agent) bool {
 }
 
 // cost compares controllers with this state and no agent, and with all of them at rest.
-func (e *estate) cost(ctx context.Context) error {
+func (e *crowd) cost(ctx context.Context) error {
 	e.stop()
 	if _, err := e.bounce(); err != nil {
 		return err
@@ -233,7 +233,7 @@ func (e *estate) cost(ctx context.Context) error {
 }
 
 // restart kills all controllers at once and counts until each agent has its target again.
-func (e *estate) restart(ctx context.Context) error {
+func (e *crowd) restart(ctx context.Context) error {
 	at, err := e.bounce()
 	if err != nil {
 		return err

@@ -172,13 +172,13 @@ func (e *estate) roll(p plan, flags ...string) time.Duration {
 }
 
 // TestThePlanOfARolloutSaysHowLongItTakes: a plan over 600 simulated nodes, or over 16 where time is short, once moves have
-// been seen on that ring.
+// been seen on that ring. Over few nodes single seconds count, so that only the order of magnitude is judged.
 func TestThePlanOfARolloutSaysHowLongItTakes(t *testing.T) {
 	r := fleetsim.Ring{Cluster: "sim", First: 1, Nodes: 16, Datacenters: 1, Racks: 2}
 	pace := fleetsim.Pace{Reload: time.Second, Ask: 500 * time.Millisecond, Handshake: 20 * time.Millisecond, Boot: time.Second}
-	width, few := "4", 4 // those of one rack
+	width, few, within := "4", 4, 0.6 // those of one rack
 	if os.Getenv("CSM_TEST_FULL") != "" {
-		r.Nodes, r.Datacenters, r.Racks, pace.Reload, width, few = 600, 3, 1, 3*time.Second, "40", 60
+		r.Nodes, r.Datacenters, r.Racks, pace.Reload, width, few, within = 600, 3, 1, 3*time.Second, "40", 60, 0.2
 	}
 	e := begin(t, r, pace)
 	flags := []string{"--width", width, "--max-unavailable", width, "--bake", "2s", "--canary", "0"}
@@ -199,7 +199,7 @@ func TestThePlanOfARolloutSaysHowLongItTakes(t *testing.T) {
 	took := e.roll(all, flags...).Seconds()
 	off := (all.Seconds - took) / took
 	t.Logf("%d nodes in %d waves: planned %.0f s, took %.0f s, %+.0f %%", n, len(all.Waves), all.Seconds, took, 100*off)
-	if math.Abs(off) > 0.2 {
+	if math.Abs(off) > within {
 		t.Errorf("the plan is off by %.0f %%", 100*off)
 	}
 	agents, err := e.f.Agents(t.Context())

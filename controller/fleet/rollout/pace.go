@@ -17,9 +17,9 @@ const (
 	outliers = 2
 )
 
-// moveTook is how long a node has lately held its place in a rollout of this ring: from being told until it was proved, those of the
-// same kind of rollout before others. Where no rollout ran, its moves by themselves say it; zero when there were none.
-func moveTook(ctx context.Context, q state.Querier, s Spec) (time.Duration, error) {
+// moveTook is how long nodes have lately held their places in rollouts of this ring, one as a rule and the slowest: from being told
+// until proved, those of the same kind of rollout before others. Where no rollout ran, its moves by themselves say it; zero when there were none.
+func moveTook(ctx context.Context, q state.Querier, s Spec) (one, slowest time.Duration, err error) {
 	took, err := collect(ctx, q, func(r scanner) (d time.Duration, err error) {
 		var ms int64
 		err = r.Scan(&ms)
@@ -27,21 +27,21 @@ func moveTook(ctx context.Context, q state.Querier, s Spec) (time.Duration, erro
 	}, `SELECT max(s.since_ms) - min(s.told_ms) FROM rollout_stores s JOIN rollouts r ON r.name = s.rollout WHERE r.cluster = ?
 		GROUP BY s.rollout, s.node HAVING min(s.state = ? AND s.told_ms > 0) = 1 ORDER BY r.kind <> ?, max(s.since_ms) DESC LIMIT ?`, s.Cluster, storeDone, s.Kind, recent)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	if d := typical(took); d > 0 {
-		return d, nil
+	if one, slowest = typical(took); one > 0 {
+		return one, slowest, nil
 	}
-	return fleet.Took(ctx, q, s.Cluster)
+	one, err = fleet.Took(ctx, q, s.Cluster)
+	return one, one, err
 }
 
-// typical is the mean of all but the slowest; zero of none.
-func typical(took []time.Duration) time.Duration {
+// typical is the mean and the longest of all but the outliers; zero of none.
+func typical(took []time.Duration) (mean, longest time.Duration) {
 	sorted := slices.Sorted(slices.Values(took))
 	sorted = sorted[:len(sorted)-outliers*len(sorted)/recent]
-	var sum time.Duration
 	for _, d := range sorted {
-		sum += d
+		mean, longest = mean+d, d
 	}
-	return sum / time.Duration(cmp.Or(len(sorted), 1))
+	return mean / time.Duration(cmp.Or(len(sorted), 1)), longest
 }

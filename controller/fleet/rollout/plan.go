@@ -68,7 +68,7 @@ func planned(ctx context.Context, q state.Querier, s Spec, now time.Time) (Plan,
 	if err != nil {
 		return Plan{}, err
 	}
-	took, err := moveTook(ctx, q, s)
+	took, slowest, err := moveTook(ctx, q, s)
 	if err != nil {
 		return Plan{}, err
 	}
@@ -76,7 +76,7 @@ func planned(ctx context.Context, q state.Querier, s Spec, now time.Time) (Plan,
 	if err != nil {
 		return Plan{}, err
 	}
-	p, err := Make(s, nodes, now, Pace{took, look})
+	p, err := Make(s, nodes, now, Pace{took, slowest, look})
 	if err != nil {
 		return p, err
 	}
@@ -89,7 +89,8 @@ func planned(ctx context.Context, q state.Querier, s Spec, now time.Time) (Plan,
 }
 
 // Pace is how long things lasted lately: the move of one node from being told until it is proved, since it takes a place for so long, and one look of all agents at their ring. Zero: not known.
-type Pace struct{ Move, Look time.Duration }
+// Slowest is the longest of those moves: a wave ends with it.
+type Pace struct{ Move, Slowest, Look time.Duration }
 
 // Make makes a plan of how the nodes stand. Pure.
 func Make(s Spec, nodes []fleet.Standing, now time.Time, pace Pace) (Plan, error) {
@@ -125,7 +126,8 @@ func Make(s Spec, nodes []fleet.Standing, now time.Time, pace Pace) (Plan, error
 		return p, fault.New(fault.Refused, "nothing-to-do", "no node of %s can take part%s", fleet.Short(s.Cluster), firstLeft(p.Left)).Do("see `csm node list -c %s`", resource.Last(s.Cluster))
 	}
 	p.Waves = waves(s, in)
-	p.times(now, Pace{cmp.Or(pace.Move, usualMove), cmp.Or(pace.Look, usualLook)})
+	move := cmp.Or(pace.Move, usualMove)
+	p.times(now, Pace{move, cmp.Or(pace.Slowest, move), cmp.Or(pace.Look, usualLook)})
 	p.Hash = p.hash()
 	return p, nil
 }
@@ -206,11 +208,16 @@ func (p *Plan) times(now time.Time, pace Pace) {
 	t := now
 	for i, w := range p.Waves {
 		t = t.Add(pace.Look)
-		for range (len(w.Nodes) + p.Width - 1) / p.Width {
+		rounds := (len(w.Nodes) + p.Width - 1) / p.Width
+		for k := range rounds {
 			if open, ok := c.opens(t); ok {
 				t = open
 			}
-			t = t.Add(pace.Move)
+			if k+1 < rounds {
+				t = t.Add(pace.Move)
+			} else {
+				t = t.Add(pace.Slowest)
+			}
 		}
 		if i+1 < len(p.Waves) {
 			t = t.Add(p.Bake)
