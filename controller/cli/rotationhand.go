@@ -139,7 +139,7 @@ func (s *session) followRotation(name string) error {
 		}
 		line.Show("%s: %s, phase %s: %s", resource.Last(name), r.State, r.Phase, waits)
 		switch {
-		case r.State == "done", r.State == "rolled-back", r.Phase == "reissued":
+		case r.State == "done", r.State == "rolled-back", r.needsAPerson():
 			line.Done()
 			return s.Print(ui.View{Object: raw, Text: r.text(s.Now())})
 		case r.State == "halted":
