@@ -377,7 +377,8 @@ func clip(s string, max int) string {
 }
 
 func (n *Node) message(s *cassandra.Store, claim string, o *install.Outcome) *agentv1.ReportMoveRequest {
-	r := &agentv1.ReportMoveRequest{Claim: claim, Outcome: o.Result, Store: n.installer.Facts(n.site(s)), Proofs: o.Proofs, Took: durationpb.New(o.Took)}
+	n.outcomes++
+	r := &agentv1.ReportMoveRequest{Claim: claim, Outcome: o.Result, Store: n.facts(s), Proofs: o.Proofs, Took: durationpb.New(o.Took)}
 	if len(r.Proofs) > 32 {
 		r.Proofs = r.Proofs[len(r.Proofs)-32:]
 	}

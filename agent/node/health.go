@@ -19,8 +19,12 @@ const (
 	healthEvery = time.Hour
 	// healthFirst is after the start.
 	healthFirst = 10 * time.Second
-	// healthPause is the least time between two looks that controllers ask for.
-	healthPause = 5 * time.Second
+	// healthPause is the least time between two looks that controllers ask for; they ask a whole ring at once, and each node
+	// answers when up to healthEach for each member more has passed, healthSpread at most: hosts that share a machine, and
+	// controllers, do not have it all in one moment.
+	healthPause  = 5 * time.Second
+	healthEach   = time.Second
+	healthSpread = 15 * time.Second
 	// healthFor bounds one look over CQL: nine reads that are all late, and the rest.
 	healthFor = 45 * time.Second
 )
@@ -53,7 +57,7 @@ func (n *Node) watchHealth(ctx context.Context) {
 			timer.Stop()
 			pause := ringSoon
 			if n.isAsked() {
-				pause = healthPause
+				pause = healthPause + n.spread()
 			}
 			if !n.sleep(ctx, pause) {
 				return
@@ -71,6 +75,14 @@ func (n *Node) sleep(ctx context.Context, d time.Duration) bool {
 	case <-n.o.Clock.After(d):
 		return true
 	}
+}
+
+// spread is how much later than others this node answers a question that all were asked.
+func (n *Node) spread() time.Duration {
+	n.mu.Lock()
+	members := len(n.ring.view.GetMembers())
+	n.mu.Unlock()
+	return time.Duration(jitter() * float64(min(time.Duration(members)*healthEach, healthSpread)))
 }
 
 func (n *Node) isAsked() bool {

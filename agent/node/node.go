@@ -95,6 +95,7 @@ type Node struct {
 	presence  cassandra.Presence
 	stores    []*agentv1.StoreFacts
 	births    map[string]time.Time // hex leaf -> notBefore
+	outcomes  uint32               // of moves that were reported since the start
 	attempts  map[string]*Attempt
 	failures  map[string]int
 	rest      map[string]time.Time // store -> no proof at rest before
@@ -387,6 +388,7 @@ func (n *Node) changed() bool {
 // facts are the installer's, with the state that a controller must not mistake.
 func (n *Node) facts(s *cassandra.Store) *agentv1.StoreFacts {
 	f := n.installer.Facts(install.Site{Instance: n.inst, Store: s})
+	f.Age = n.age()
 	if len(f.LeafSha256) > 0 {
 		if _, known := n.births[string(f.LeafSha256)]; !known {
 			if c, err := install.Certificate(s); err == nil && c.Leaf != nil {
@@ -397,6 +399,9 @@ func (n *Node) facts(s *cassandra.Store) *agentv1.StoreFacts {
 	}
 	return f
 }
+
+// age orders facts: those read before a move's report are older than the report's.
+func (n *Node) age() uint64 { return n.folder.Counter()<<32 | uint64(n.outcomes) }
 
 func (n *Node) storesNow() []*cassandra.Store {
 	if n.inst == nil {

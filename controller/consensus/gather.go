@@ -11,8 +11,8 @@ const (
 	// gatherEach is how long a leader under load lets writes gather before it syncs its log, for each write that waits, and
 	// gatherMost is the longest: where a sync takes no longer than a write, every write would else be synced, sent and committed
 	// alone, three times over. The more wait, the more CPU a batch saves, and the longer each waits for its turn at the CPU anyway.
-	gatherEach = 300 * time.Microsecond
-	gatherMost = 10 * time.Millisecond
+	gatherEach = 150 * time.Microsecond
+	gatherMost = 5 * time.Millisecond
 	// gatherFrom so many writes that wait beside those at hand it does: one client alone never waits.
 	gatherFrom = 8
 )

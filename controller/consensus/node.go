@@ -45,7 +45,9 @@ type Node struct {
 	// proposing bounds the bytes of proposals that wait here, appending those in our own log.
 	proposing, appending *semaphore.Weighted
 	// waiting counts what is appended here as the leader and not yet answered.
-	waiting   atomic.Int64
+	waiting atomic.Int64
+	// owed is the newest index of what was acknowledged through this controller before it could be read here.
+	owed      atomic.Uint64
 	leaders   leadership
 	verifying verifier
 	contacts  contacts

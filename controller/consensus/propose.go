@@ -63,7 +63,11 @@ func (n *Node) Propose(ctx context.Context, p state.Proposal) (state.Result, err
 		switch a.class {
 		case decided:
 			r, err := state.DecodeOutcome(a.outcome, e.Kind)
-			n.catchUp(ctx, r.Index)
+			if p.Whole {
+				n.owe(r.Index)
+			} else {
+				_ = n.upTo(ctx, r.Index)
+			}
 			return r, err
 		case refused:
 			if !maybe {
@@ -86,16 +90,30 @@ func (n *Node) Propose(ctx context.Context, p state.Proposal) (state.Result, err
 	}
 }
 
-// catchUpLimit is how long an answer waits for this controller to have applied the write.
+// catchUpLimit is how long a reader waits for this controller to have applied what was written through it.
 const catchUpLimit = 3 * time.Second
 
-// catchUp lets whoever wrote here read here what was written: the leader has applied it, this controller may lag. A
-// controller that stays behind answers all the same, because the write is done. This is the one place that waits so: the
-// packages above read after Propose without a word more.
-func (n *Node) catchUp(ctx context.Context, index uint64) {
+// owe remembers that a write through this controller was acknowledged before it can be read here.
+func (n *Node) owe(index uint64) {
+	for held := n.owed.Load(); index > held && !n.owed.CompareAndSwap(held, index); held = n.owed.Load() {
+	}
+}
+
+// CatchUp lets whoever wrote here read here what was written: the leader has applied it, and this controller hears of that
+// with the leader's next message. A controller that stays behind answers all the same after 3 s, because the write is done;
+// the error then says so. Propose waits so by itself, so that the packages above read after it without a word more, unless
+// the proposal says that its reply is whole; the door to people waits before each answer that such a write may concern.
+func (n *Node) CatchUp(ctx context.Context) error {
+	if owed := n.owed.Load(); n.store.Applied() < owed {
+		return n.upTo(ctx, owed)
+	}
+	return nil
+}
+
+func (n *Node) upTo(ctx context.Context, index uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, catchUpLimit)
 	defer cancel()
-	_ = n.store.WaitApplied(ctx, index)
+	return n.store.WaitApplied(ctx, index)
 }
 
 func (n *Node) try(ctx context.Context, e *clusterv1.Envelope) attempt {

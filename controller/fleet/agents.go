@@ -237,7 +237,7 @@ func setAgent(a *state.Apply, n nodeRow, to, reason string) error {
 }
 
 func applyAgentConnected(a *state.Apply, c *clusterv1.AgentConnected) (*clusterv1.AgentReportedReply, error) {
-	r, n, err := report(a, c.GetReport())
+	r, n, err := report(a, c.GetReport(), true)
 	if err != nil || r.Suspended {
 		return r, err
 	}
@@ -249,7 +249,7 @@ func applyAgentConnected(a *state.Apply, c *clusterv1.AgentConnected) (*clusterv
 }
 
 func applyAgentReported(a *state.Apply, c *clusterv1.AgentReported) (*clusterv1.AgentReportedReply, error) {
-	r, n, err := report(a, c)
+	r, n, err := report(a, c, false)
 	if err != nil || !n.ringMoved {
 		return r, err
 	}
@@ -269,8 +269,8 @@ func applyAgentDisconnected(a *state.Apply, c *clusterv1.AgentDisconnected) (*cl
 	return &clusterv1.Empty{}, nil
 }
 
-// report writes down what an agent says, unless it shows that two use one identity.
-func report(a *state.Apply, c *clusterv1.AgentReported) (*clusterv1.AgentReportedReply, nodeRow, error) {
+// report writes down what an agent says, unless it shows that two use one identity. What begins a stream is taken as it is.
+func report(a *state.Apply, c *clusterv1.AgentReported, begins bool) (*clusterv1.AgentReportedReply, nodeRow, error) {
 	n, err := nodeOfAgent(a, c.GetUid(), c.GetIncarnation())
 	if err != nil {
 		return nil, n, err
@@ -306,7 +306,7 @@ func report(a *state.Apply, c *clusterv1.AgentReported) (*clusterv1.AgentReporte
 		c.Instance, flag(instance.Running), a.Now.UnixMilli(), a.Index, n.name); err != nil {
 		return nil, n, err
 	}
-	if err := reportStores(a, n, c.Stores); err != nil {
+	if err := reportStores(a, n, c.Stores, begins); err != nil {
 		return nil, n, err
 	}
 	var wanted bool

@@ -126,6 +126,13 @@ func (m *member) connect() error {
 	return m.w.Connected(ctx, r, "c1", fmt.Sprint(m.stream))
 }
 
+// say reports on the stream that is open.
+func (m *member) say() error {
+	r, err := fleet.Report{UID: m.uid, Incarnation: m.incarnation, Agent: m.agent, Instance: m.instance, Stores: []*agentv1.StoreFacts{m.store}}.Encode()
+	m.must(err)
+	return m.w.Reported(ctx, r)
+}
+
 func (m *member) view() fleet.Node {
 	m.w.t.Helper()
 	n, err := m.w.GetNode(ctx, m.name)

@@ -94,6 +94,7 @@ func (g gates) applyCompleteMove(a *state.Apply, c *clusterv1.CompleteMove) (*cl
 	if err != nil {
 		return nil, err
 	}
+	after.state = stillContested(after.state, s, facts)
 	if err := closeMove(a, n, c, m, s, facts, after); err != nil {
 		return nil, err
 	}
@@ -173,11 +174,21 @@ func outcome(n nodeRow, m moveRow, s storeRow, c *clusterv1.CompleteMove) (settl
 	return t, nil
 }
 
+// stillContested keeps a store contested that the agent calls so, whether before the late report of a move or with it: a
+// contested store gets no claim, so the move is one from before. What went wrong for good outranks it.
+func stillContested(to agentv1.InstallState, s storeRow, facts *agentv1.StoreFacts) agentv1.InstallState {
+	const contested = agentv1.InstallState_INSTALL_STATE_CONTESTED
+	if to != agentv1.InstallState_INSTALL_STATE_FAILED && (s.state == contested || facts.GetState() == contested) {
+		return contested
+	}
+	return to
+}
+
 func closeMove(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m moveRow, s storeRow, facts *agentv1.StoreFacts, t settled) error {
 	now := a.Now.UnixMilli()
-	if facts != nil {
+	if facts != nil && facts.Age >= s.age() { // a report that was kept over a restart comes after newer facts
 		if c.Outcome == agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED {
-			t.state = believable(facts, s) // nothing was written: the files are what the agent says they are
+			t.state = stillContested(believable(facts, s), s, facts) // nothing was written: the files are what the agent says they are
 		}
 		if err := writeFacts(a, n, facts, c.Store, t.state); err != nil {
 			return err

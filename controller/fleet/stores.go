@@ -24,6 +24,16 @@ type storeRow struct {
 	given bool
 	move  agentv1.MoveKind // what the newest generation asks for
 	plan  []byte           // of the rollout that raised it
+	facts []byte           // as the agent encoded them
+}
+
+// age is that of the facts that are held, 0 when there are none.
+func (s storeRow) age() uint64 {
+	var f agentv1.StoreFacts
+	if proto.Unmarshal(s.facts, &f) != nil {
+		return 0
+	}
+	return f.Age
 }
 
 // givenLeaf says of a row of stores whether its leaf was issued under a claim for this store. Moves are kept for 90 days after
@@ -31,15 +41,17 @@ type storeRow struct {
 const givenLeaf = `EXISTS (SELECT 1 FROM moves m WHERE m.node = stores.node AND m.store = stores.store AND m.issued_sha256 = stores.leaf_sha256)`
 
 func readStore(a *state.Apply, node, store string) (s storeRow, ok bool, err error) {
-	ok, err = found(a.QueryRow(`SELECT name, store, generation, installed, state, keystore_sha256, truststore_sha256, wanted_sha256, leaf_sha256, proven_sha256, unproved, wish_move, plan_hash, `+givenLeaf+`
+	ok, err = found(a.QueryRow(`SELECT name, store, generation, installed, state, keystore_sha256, truststore_sha256, wanted_sha256, leaf_sha256, proven_sha256, unproved, wish_move, plan_hash, facts, `+givenLeaf+`
 		FROM stores WHERE name = ?`, resource.Store(node, store)).
-		Scan(&s.name, &s.store, &s.generation, &s.installed, &s.state, &s.keystore, &s.truststore, &s.wanted, &s.leaf, &s.proven, &s.unproved, &s.move, &s.plan, &s.given))
+		Scan(&s.name, &s.store, &s.generation, &s.installed, &s.state, &s.keystore, &s.truststore, &s.wanted, &s.leaf, &s.proven, &s.unproved, &s.move, &s.plan, &s.facts, &s.given))
 	return s, ok, err
 }
 
 // reportStores writes down which stores there are. A store seen for the first time becomes a wish; one that
 // cassandra.yaml no longer names is forgotten unless it is on the move.
-func reportStores(a *state.Apply, n nodeRow, encoded [][]byte) error {
+//
+// Facts older than those that came with a move's report are passed over, unless a stream begins with them.
+func reportStores(a *state.Apply, n nodeRow, encoded [][]byte, begins bool) error {
 	if len(encoded) == 0 {
 		return nil
 	}
@@ -54,7 +66,7 @@ func reportStores(a *state.Apply, n nodeRow, encoded [][]byte) error {
 			return err
 		}
 		seen = append(seen, s.Store)
-		isNew, err := reportStore(a, n, &s, b)
+		isNew, err := reportStore(a, n, &s, b, begins)
 		if err != nil {
 			return err
 		}
@@ -69,9 +81,9 @@ func reportStores(a *state.Apply, n nodeRow, encoded [][]byte) error {
 	return err
 }
 
-func reportStore(a *state.Apply, n nodeRow, s *agentv1.StoreFacts, facts []byte) (isNew bool, err error) {
+func reportStore(a *state.Apply, n nodeRow, s *agentv1.StoreFacts, facts []byte, begins bool) (isNew bool, err error) {
 	held, known, err := readStore(a, n.name, s.Store)
-	if err != nil {
+	if err != nil || known && !begins && s.Age < held.age() {
 		return false, err
 	}
 	if !known {

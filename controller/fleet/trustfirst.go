@@ -24,9 +24,6 @@ func trusted(n nodeRow, m moveRow, s storeRow, c *clusterv1.CompleteMove, t sett
 			t.proven = c.AfterSha256
 		}
 	case agentv1.MoveOutcome_MOVE_OUTCOME_ROLLED_BACK, agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED:
-		if s.state == agentv1.InstallState_INSTALL_STATE_CONTESTED { // as the agent has said already
-			t.state = s.state
-		}
 	case agentv1.MoveOutcome_MOVE_OUTCOME_FAILED:
 		t.state, t.unproved = agentv1.InstallState_INSTALL_STATE_FAILED, true
 	default:

@@ -1,6 +1,7 @@
 package fleet_test
 
 import (
+	"encoding/hex"
 	"testing"
 
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
@@ -68,6 +69,56 @@ func TestALeafThatChangedUnderATrustMoveIsNotTaken(t *testing.T) {
 	m.must(m.report(c, agentv1.MoveOutcome_MOVE_OUTCOME_ROLLED_BACK))
 	if s := m.view().Stores[0]; s.State != "foreign" || s.Installed != 0 || s.Unproved {
 		t.Errorf("store = %+v", s)
+	}
+}
+
+// The report of a move may be late: what the agent has called contested since is so until the agent says otherwise.
+func TestALateReportDoesNotHideThatAStoreIsContested(t *testing.T) {
+	for _, outcome := range []agentv1.MoveOutcome{agentv1.MoveOutcome_MOVE_OUTCOME_UNPROVEN, agentv1.MoveOutcome_MOVE_OUTCOME_ROLLED_BACK, agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED} {
+		w := newWorld(t)
+		m := w.foreign("n1")
+		m.must(w.Onboard(ctx, cluster, "trust first", ann))
+		c, err := m.claim(trustOnly)
+		m.must(err)
+		m.store.State = agentv1.InstallState_INSTALL_STATE_CONTESTED
+		m.must(m.connect())
+		m.store.State = agentv1.InstallState_INSTALL_STATE_FOREIGN
+		m.must(m.report(c, outcome))
+		if s := m.view().Stores[0]; s.State != "contested" {
+			t.Errorf("%s: store = %+v", outcome, s)
+		}
+		m.must(m.connect()) // an operator has released it
+		if s := m.view().Stores[0]; s.State != "foreign" {
+			t.Errorf("%s: store = %+v", outcome, s)
+		}
+	}
+}
+
+// What a stream had still to tell when a move was reported does not undo what came with that report.
+func TestFactsOlderThanAReportArePassedOver(t *testing.T) {
+	w := newWorld(t)
+	m := w.foreign("n1")
+	m.must(w.Onboard(ctx, cluster, "trust first", ann))
+	c, err := m.claim(trustOnly)
+	m.must(err)
+	before := m.store.TruststoreSha256
+	m.store.TruststoreSha256, m.store.Age = leafOf("theirs and ours"), 1<<32+1
+	m.must(m.report(c, agentv1.MoveOutcome_MOVE_OUTCOME_UNPROVEN))
+	for _, say := range []struct {
+		age    uint64
+		trusts []byte
+		now    []byte
+	}{{1 << 32, before, m.store.TruststoreSha256}, {1<<32 + 1, leafOf("newer"), leafOf("newer")}} {
+		m.store.Age, m.store.TruststoreSha256 = say.age, say.trusts
+		m.must(m.say())
+		if got := m.view().Stores[0].TruststoreHash; got != hex.EncodeToString(say.now) {
+			t.Errorf("after facts of age %d the truststore is %s", say.age, got)
+		}
+	}
+	m.store.Age, m.store.TruststoreSha256 = 0, before // a stream begins with what is true
+	m.must(m.connect())
+	if got := m.view().Stores[0].TruststoreHash; got != hex.EncodeToString(before) {
+		t.Errorf("a new stream says %s", got)
 	}
 }
 

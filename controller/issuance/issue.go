@@ -161,7 +161,7 @@ func (s *Issuance) attempt(ctx context.Context, o order) (*Issued, error) {
 	c.Template, c.TemplateVersion, c.Algorithm = o.template.Name, o.template.Version, string(o.wish.algorithm)
 	c.NotBeforeMs, c.NotAfterMs, c.RenewAtMs, c.SignedAtMs = now.Add(-authority.Backdate).UnixMilli(), end.UnixMilli(), renew.UnixMilli(), now.UnixMilli()
 	c.HourlyCap = s.cap(o.template)
-	res, err := s.log.Propose(ctx, state.Proposal{Command: c, Actor: o.actor, Reason: o.reason, Tenant: c.Tenant, Zone: c.Zone})
+	res, err := s.log.Propose(ctx, state.Proposal{Command: c, Actor: o.actor, Reason: o.reason, Tenant: c.Tenant, Zone: c.Zone, Whole: true})
 	if err != nil {
 		return nil, err // signed but unrecorded is not issued: the bytes end here
 	}

@@ -140,6 +140,9 @@ type Proposal struct {
 	Tenant, Zone, CorrelationID, Reason string
 	// Timeout until the deadline; 5 s when zero, at most 10 min.
 	Timeout time.Duration
+	// Whole says that the reply is all that the caller needs: Propose then answers before its effect can be read here, and
+	// who reads here waits first (consensus.Node.CatchUp).
+	Whole bool
 }
 
 // Result of an applied command.
@@ -156,7 +159,8 @@ type Result struct {
 // Log is the one write path. consensus.Node is the real one; statetest.New gives one voter without a network.
 //
 // A returned fault of any code but Unknown and Unavailable was decided by Apply and is final. Unavailable: nothing was
-// applied. Unknown: ask again with the same ID. When it returns, the command's effect can be read through the same controller.
+// applied. Unknown: ask again with the same ID. When it returns, the command's effect can be read through the same controller, unless the
+// reply was to be the whole of it.
 type Log interface {
 	Propose(ctx context.Context, p Proposal) (Result, error)
 }

@@ -180,23 +180,28 @@ func (d *drill) reconnect(reasons []rotation.Reason, code string) error {
 	return nil
 }
 
+// look reads the rotation, and does what people do for one that waits for them.
+func (d *drill) look(ctx context.Context) (r rotation.Rotation, err error) {
+	pause(ctx, 300*time.Millisecond)
+	if err := d.get(ctx, "/v1/"+d.name, &r); err != nil {
+		return r, err
+	}
+	return r, d.reconnect(r.Reasons, "canary")
+}
+
 // until follows the rotation to one of the phases.
 func (d *drill) until(ctx context.Context, atMost time.Duration, phases ...string) (string, error) {
 	var last rotation.Rotation
 	began := time.Now()
 	err := plane.Eventually(ctx, atMost, func() error {
-		var r rotation.Rotation
-		pause(ctx, 300*time.Millisecond)
-		if err := d.get(ctx, "/v1/"+d.name, &r); err != nil {
+		r, err := d.look(ctx)
+		if err != nil {
 			return err
 		}
 		if r.Phase != last.Phase || r.State != last.State {
 			d.saw("phase %s, %s", r.Phase, r.State)
 		}
 		last = r
-		if err := d.reconnect(r.Reasons, "canary"); err != nil {
-			return err
-		}
 		for _, p := range phases {
 			if string(r.Phase) == p {
 				return nil
@@ -240,7 +245,10 @@ func (d *drill) bootstrap(ctx context.Context) error {
 	if err := errors.Join(d.giveToken(ctx, a), a.Write(d.plane.Fleet(clusterShort), "manage"), a.Start()); err != nil {
 		return err
 	}
-	if err := plane.Eventually(ctx, 60*time.Second, func() error {
+	if err := plane.Eventually(ctx, 5*time.Minute, func() error { // the ring must be seen with the node that was down, and the canary by its clients
+		if _, err := d.look(ctx); err != nil {
+			return err
+		}
 		_, err := onDisk(n)
 		return err
 	}); err != nil {

@@ -35,6 +35,8 @@ type Run struct {
 	Application, Joiner bool
 	// Calm lets one node at most be down at a time, for plainer traces.
 	Calm bool
+	// Well lets none die: the shortest way to a phase is else one on which all are down and set aside.
+	Well bool
 }
 
 func (r Run) environment() []string {
@@ -47,6 +49,9 @@ func (r Run) environment() []string {
 	}
 	if r.Calm {
 		env = append(env, "CALM=1")
+	}
+	if r.Well {
+		env = append(env, "WELL=1")
 	}
 	return env
 }
@@ -112,7 +117,11 @@ var stored = regexp.MustCompile(`(\d+) states, stored`)
 
 // Check searches. dir is a folder of its own for what is written on the way.
 func (c *Checker) Check(ctx context.Context, dir string, r Run) (Result, error) {
-	out, err := command(ctx, dir, r.environment(), c.program, "-m1000000", "-w22")
+	args := []string{"-m1000000", "-w22"}
+	if r.Well {
+		args = append(args, "-E") // where nothing dies there is an end
+	}
+	out, err := command(ctx, dir, r.environment(), c.program, args...)
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		return Result{}, err

@@ -106,6 +106,7 @@ bool was_reissue;
 byte command;    /* only without APPLY_DECIDES: a phase that a former leader has proposed, on its way */
 byte without, goal;
 bool nobody;     /* nobody joins in this run */
+bool well;       /* nothing dies */
 bool calm;       /* one node at most is down at a time: traces are plainer so */
 
 /* what a phase wants on disk */
@@ -188,7 +189,7 @@ inline enter(p) {
 }
 
 /* ---- Cassandra ---- */
-inline crash(i) { d_step { has(i, up) && (!calm || (has(0, up) && has(1, up) && has(NODES - 2, up))) ->
+inline crash(i) { d_step { has(i, up) && !well && (!calm || (has(0, up) && has(1, up) && has(NODES - 2, up))) ->
 	clear(i, up|server|client); printf("@ crash %d | Cassandra on node %d dies\n", i, i); done() } }
 inline start(i) { d_step { !has(i, up) && has(i, enrolled) && (!has(i, aside) || !GATE(ENSURE)) ->
 	if :: !has(i, gossip) -> late = true :: else fi;
@@ -263,7 +264,7 @@ inline resume(i) { d_step { stalled(i) != 0 ->
 
 active proctype system() {
 	c_code { now.without = getenv("WITHOUT") ? atoi(getenv("WITHOUT")) : 0; now.goal = getenv("GOAL") ? atoi(getenv("GOAL")) : 0;
-		now.named = getenv("APP") == 0; now.nobody = getenv("JOIN") == 0; now.calm = getenv("CALM") != 0; };
+		now.named = getenv("APP") == 0; now.nobody = getenv("JOIN") == 0; now.calm = getenv("CALM") != 0; now.well = getenv("WELL") != 0; };
 	d_step {
 		n[0] = up|enrolled|gossip|d_O|s_O|c_O;
 		n[1] = n[0];

@@ -80,7 +80,11 @@ func parse(out string) (t Trace) {
 			word, n, _ := strings.Cut(m, " ")
 			return word + " " + name(n)
 		})
-		t = append(t, Step{Event: fields[0], Who: name(fields[1]), Text: words(text)})
+		who := fields[1]
+		if fields[0] != "phase" { // its number is no node
+			who = name(who)
+		}
+		t = append(t, Step{Event: fields[0], Who: who, Text: words(text)})
 	}
 	return t
 }

@@ -31,6 +31,9 @@ type RevokeBody struct {
 	Reason string `json:"reason,omitempty" doc:"a reason of RFC 5280, 5.3.1: unspecified, keyCompromise, affiliationChanged, superseded, cessationOfOperation, privilegeWithdrawn"`
 }
 
+// issueCertificate is the one operation that answers before its effect can be read here: it answers with all of it.
+const issueCertificate = "issueCertificate"
+
 // Revocation says what was done, and what was not.
 type Revocation struct {
 	Certificate Certificate `json:"certificate"`
@@ -39,7 +42,7 @@ type Revocation struct {
 
 func (s *server) issuing() {
 	tags := []string{"certificates"}
-	handle(s, huma.Operation{OperationID: "issueCertificate", Method: http.MethodPost, Path: "/v1/tenants/{tenant}/certificates:issue", Tags: tags, DefaultStatus: http.StatusCreated,
+	handle(s, huma.Operation{OperationID: issueCertificate, Method: http.MethodPost, Path: "/v1/tenants/{tenant}/certificates:issue", Tags: tags, DefaultStatus: http.StatusCreated,
 		Summary: "Issue a certificate for an application from a request", Description: "Certificates of nodes are asked for by their agents, under a claim."}, "certificate:issue",
 		func(ctx context.Context, in *struct {
 			TenantPath
@@ -64,6 +67,7 @@ func (s *server) issuing() {
 			}
 			c := issued.Record
 			if c == nil {
+				_ = s.Quorum.CatchUp(ctx)
 				if c, err = s.Ledger.Get(ctx, issued.Name); err != nil {
 					return nil, err
 				}

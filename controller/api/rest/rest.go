@@ -37,6 +37,7 @@ import (
 // Quorum is what this door needs of consensus; *consensus.Node is one.
 type Quorum interface {
 	Linearize(ctx context.Context) error
+	CatchUp(ctx context.Context) error
 	Age() time.Duration
 	IsLeader() bool
 	Health() consensus.Health

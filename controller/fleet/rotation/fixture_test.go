@@ -72,6 +72,7 @@ type member struct {
 	// truth is what Cassandra serves and trusts, whatever anybody says: authorities.
 	leaf    string
 	trusted map[string]bool
+	served  []byte // fingerprint of that leaf
 }
 
 // newWorld is a ring of proved nodes under the CA old, with every gate and the waves of package rollout.
@@ -237,7 +238,7 @@ func (m *member) issue(claim string) string {
 		Node: m.name, Incarnation: m.incarnation, Store: "node", Claim: claim})
 	m.w.must(err)
 	leaf := certificate.Fingerprint(got.Leaf())
-	m.store.LeafSha256, m.store.KeystoreSha256 = leaf[:], leaf[:]
+	m.store.LeafSha256, m.store.KeystoreSha256, m.served = leaf[:], leaf[:], leaf[:]
 	return o.Authority
 }
 

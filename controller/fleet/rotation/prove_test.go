@@ -33,7 +33,7 @@ func (m *member) answer() {
 		p := &agentv1.Proof{Port: task.Port, Verdict: agentv1.Verdict_VERDICT_REFUSED, Authority: task.Authority, Asked: true}
 		for _, x := range m.w.nodes {
 			if x.name == task.TargetNode && x.trusted[offered] {
-				p.Verdict, p.ServedSha256 = agentv1.Verdict_VERDICT_ACCEPTED, x.store.LeafSha256
+				p.Verdict, p.ServedSha256 = agentv1.Verdict_VERDICT_ACCEPTED, x.served
 			}
 		}
 		m.w.must(m.w.fleet.RecordProof(ctx, m.uid, m.incarnation, task.Task, p))

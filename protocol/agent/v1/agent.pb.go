@@ -2071,6 +2071,9 @@ type StoreFacts struct {
 	Ports      []*Port `protobuf:"bytes,12,rep,name=ports,proto3" json:"ports,omitempty"`
 	// SHA-256 of each anchor in the truststore.
 	Anchors [][]byte `protobuf:"bytes,13,rep,name=anchors,proto3" json:"anchors,omitempty"`
+	// Grows with each start of the agent and with each move that it reports: facts with a lower one are older, and a report
+	// of them that comes late is passed over.
+	Age uint64 `protobuf:"varint,14,opt,name=age,proto3" json:"age,omitempty"`
 	// Names that a certificate of this store must carry for peers and drivers to verify the endpoint.
 	Required      *Names `protobuf:"bytes,50,opt,name=required,proto3" json:"required,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2196,6 +2199,13 @@ func (x *StoreFacts) GetAnchors() [][]byte {
 		return x.Anchors
 	}
 	return nil
+}
+
+func (x *StoreFacts) GetAge() uint64 {
+	if x != nil {
+		return x.Age
+	}
+	return 0
 }
 
 func (x *StoreFacts) GetRequired() *Names {
@@ -4769,7 +4779,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x04Port\x12*\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x16.csm.agent.v1.PortKindR\x04kind\x12!\n" +
 	"\aaddress\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\aaddress\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\rR\x04port\"\x80\x05\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\x92\x05\n" +
 	"\n" +
 	"StoreFacts\x12\x1c\n" +
 	"\x05store\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b?R\x05store\x121\n" +
@@ -4788,7 +4798,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"generation\x12\x1f\n" +
 	"\x06detail\x18\v \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06detail\x120\n" +
 	"\x05ports\x18\f \x03(\v2\x12.csm.agent.v1.PortB\x06\xea\xe0\x18\x02\x10\bR\x05ports\x12#\n" +
-	"\aanchors\x18\r \x03(\fB\t\xea\xe0\x18\x05\b \x10\x80\x02R\aanchors\x12/\n" +
+	"\aanchors\x18\r \x03(\fB\t\xea\xe0\x18\x05\b \x10\x80\x02R\aanchors\x12\x10\n" +
+	"\x03age\x18\x0e \x01(\x04R\x03age\x12/\n" +
 	"\brequired\x182 \x01(\v2\x13.csm.agent.v1.NamesR\brequired\"\x87\x03\n" +
 	"\vJoinRequest\x12\x1e\n" +
 	"\x06method\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b R\x06method\x12$\n" +
