@@ -122,7 +122,8 @@ type rolloutView struct {
 	Failures                                                 int
 	Waves                                                    []waveView
 	Awaits                                                   []awaitView
-	AwaitsSince, CreateTime, StateTime, EndTime, ExpectedEnd time.Time
+	AwaitsSince, CreateTime, StateTime, EndTime              time.Time
+	ExpectedEnd                                              time.Time `json:"expectedEndTime"`
 	Revision                                                 uint64
 }
 

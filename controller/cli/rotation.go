@@ -29,6 +29,8 @@ func (a *app) rotationCommand() *cobra.Command {
 type rotationReason struct {
 	Code, Node, Message, Remedy string
 	Since                       time.Time
+	// atLeast: it held already at that time.
+	atLeast bool
 }
 
 type rotationPlanView struct {

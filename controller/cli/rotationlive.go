@@ -17,6 +17,7 @@ func (s *session) followRotation(r rotationView, raw json.RawMessage, want strin
 	name := r.Name
 	again := hand("", "rotation", "status", name, "--wait").Command
 	var waves *rolloutView
+	held := holds{began: s.Now(), since: map[string]time.Time{}}
 	err := s.show(followed{collection: collectionOf(name), again: again,
 		read: func(ctx context.Context) error {
 			x, b, err := readIn[rotationView](ctx, s, name, nil)
@@ -27,6 +28,7 @@ func (s *session) followRotation(r rotationView, raw json.RawMessage, want strin
 				x.Members = r.Members
 			}
 			r, raw = x, b
+			held.look(r.Reasons, s.Now())
 			waves, err = s.waves(ctx, r)
 			return err
 		},
@@ -43,6 +45,32 @@ func (s *session) followRotation(r rotationView, raw json.RawMessage, want strin
 		return err
 	}
 	return r.ended(want)
+}
+
+// holds remembers since when each reason holds: gates are asked anew each time, and do not know it.
+type holds struct {
+	began  time.Time
+	looked bool
+	since  map[string]time.Time
+}
+
+// look notes since when each of the reasons of now holds. What held at the first look may have held for long.
+func (h *holds) look(reasons []rotationReason, now time.Time) {
+	if !h.looked {
+		h.looked, now = true, h.began
+	}
+	was := h.since
+	h.since = map[string]time.Time{}
+	for i := range reasons {
+		r := &reasons[i]
+		k := r.Code + " " + r.Node
+		if h.since[k] = now; !was[k].IsZero() {
+			h.since[k] = was[k]
+		}
+		if r.Since.IsZero() {
+			r.Since, r.atLeast = h.since[k], h.since[k].Equal(h.began)
+		}
+	}
 }
 
 // waves are those of the phase, nil when none are under way.
@@ -201,7 +229,7 @@ func (r rotationView) waits(waves *rolloutView) (out []ringview.Wait) {
 }
 
 func (r rotationReason) wait() ringview.Wait {
-	return ringview.Wait{Code: r.Code, Text: r.sentence(), Remedy: r.Remedy, Since: r.Since}
+	return ringview.Wait{Code: r.Code, Text: r.sentence(), Remedy: r.Remedy, Since: r.Since, AtLeast: r.atLeast}
 }
 
 // hands are what a person may do to it now.

@@ -120,9 +120,12 @@ func (s *Screen) tell(facts []string) {
 // fit cuts a line to columns of a terminal.
 func (l Line) fit(width int, color bool) string {
 	var b strings.Builder
-	left, whole := width, Columns(l.String()) <= width
+	line := l.String()
+	left, whole, rest := width, Columns(line) <= width, len(line)
 	for _, p := range l {
 		text := clean(p.Text)
+		text = text[:min(len(text), rest)] // no blanks at the end
+		rest -= len(text)
 		if n := Columns(text); !whole && n >= left {
 			b.WriteString(paint(Cut(text+" ", left), p.Style, color)) // the blank makes it too long, so that it ends in …
 			break

@@ -31,9 +31,14 @@ func Lines(v View, now time.Time, width, height int) []ui.Line {
 	}
 	room -= len(head) + len(foot)
 	waits := WaitLines(v.Waits, now, width)
-	nodes := ring(v.Nodes, now, width, max(room-len(waits), room/2))
-	if len(waits) > room-len(nodes) {
-		waits = fewer(v, now, width, room-len(nodes))
+	if len(waits) > room/2 {
+		waits = fewer(v, now, width, room/2)
+	}
+	nodes := ring(v.Nodes, now, width, room-len(waits))
+	if left := room - len(nodes); len(waits) < left {
+		if waits = WaitLines(v.Waits, now, width); len(waits) > left {
+			waits = fewer(v, now, width, left)
+		}
 	}
 	return slices.Concat(head, nodes, waits, foot)
 }

@@ -72,6 +72,8 @@ func (n Node) rack() string { return strings.Trim(n.Datacenter+"/"+n.Rack, "/") 
 type Wait struct {
 	Code, Text, Remedy string
 	Since, Until       time.Time
+	// AtLeast: it held already when Since began.
+	AtLeast bool
 }
 
 // Hand is what a person may do to it.
@@ -134,6 +136,9 @@ func (w Wait) Sentence(now time.Time) string {
 	}
 	if s := span(now, w.Since); s != "" {
 		out += " since " + s
+		if w.AtLeast {
+			out += " at least"
+		}
 	}
 	return out
 }

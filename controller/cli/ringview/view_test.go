@@ -104,7 +104,7 @@ func TestThePictureOfASmallRing(t *testing.T) {
 func TestThePictureOfALargeRingCountsByRackAndKeepsToTheTerminal(t *testing.T) {
 	golden(t, "large", seen(large(), 120, 80))
 	golden(t, "large_24", seen(large(), 80, 24))
-	for _, want := range []string{"420 of 1000 proved", "node-0617", "4 moving", "and 574 reasons of that kind more", "[settled]", "csm rotation pause"} {
+	for _, want := range []string{"420 of 1000 proved", "node-0617", "4 moving", "and 579 reasons of that kind more", "[settled]", "csm rotation pause"} {
 		if got := seen(large(), 120, 80); !strings.Contains(got, want) {
 			t.Errorf("%q is not in\n%s", want, got)
 		}

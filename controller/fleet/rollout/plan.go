@@ -68,15 +68,11 @@ func planned(ctx context.Context, q state.Querier, s Spec, now time.Time) (Plan,
 	if err != nil {
 		return Plan{}, err
 	}
-	took, err := fleet.Took(ctx, q, s.Cluster)
+	pace, err := paceOf(ctx, q, s.Cluster)
 	if err != nil {
 		return Plan{}, err
 	}
-	look, err := fleet.LookTook(ctx, q, s.Cluster)
-	if err != nil {
-		return Plan{}, err
-	}
-	p, err := Make(s, nodes, now, Pace{took, look})
+	p, err := Make(s, nodes, now, pace)
 	if err != nil {
 		return p, err
 	}
@@ -90,6 +86,15 @@ func planned(ctx context.Context, q state.Querier, s Spec, now time.Time) (Plan,
 
 // Pace is how long things lasted lately: one move, and one look of all agents at their ring. Zero: not known.
 type Pace struct{ Move, Look time.Duration }
+
+// paceOf reads how long things lasted lately.
+func paceOf(ctx context.Context, q state.Querier, cluster string) (p Pace, err error) {
+	if p.Move, err = fleet.Took(ctx, q, cluster); err != nil {
+		return p, err
+	}
+	p.Look, err = fleet.LookTook(ctx, q, cluster)
+	return p, err
+}
 
 // Make makes a plan of how the nodes stand. Pure.
 func Make(s Spec, nodes []fleet.Standing, now time.Time, pace Pace) (Plan, error) {
@@ -125,7 +130,7 @@ func Make(s Spec, nodes []fleet.Standing, now time.Time, pace Pace) (Plan, error
 		return p, fault.New(fault.Refused, "nothing-to-do", "no node of %s can take part%s", fleet.Short(s.Cluster), firstLeft(p.Left)).Do("see `csm node list -c %s`", resource.Last(s.Cluster))
 	}
 	p.Waves = waves(s, in)
-	p.times(now, Pace{cmp.Or(pace.Move, usualMove), cmp.Or(pace.Look, usualLook)})
+	p.times(now, pace)
 	p.Hash = p.hash()
 	return p, nil
 }
@@ -202,6 +207,7 @@ func waves(s Spec, in []Member) []Wave {
 
 // times says how long it takes: before each wave a look at the ring, then rounds of its width, then the rest, within windows only.
 func (p *Plan) times(now time.Time, pace Pace) {
+	pace = Pace{cmp.Or(pace.Move, usualMove), cmp.Or(pace.Look, usualLook)}
 	c, _ := calendarOf(p.Spec)
 	t := now
 	for i, w := range p.Waves {
