@@ -27,18 +27,18 @@ func (u user) begun(noun string, flags ...string) result {
 	return u.ok(u.run(append([]string{noun, "start", "-c", "prod", "--reason", "a test", "--plan", hash[1]}, flags...)...))
 }
 
-// following runs a command that follows something until told is called; it gives what the command came to.
-func (u user) following(told func(), args ...string) result {
+// following runs a command that follows something, does something when the command has read so often, and gives what it came to.
+func (u user) following(reads int, then func(), args ...string) result {
 	u.t.Helper()
 	done := make(chan result)
 	before := u.w.Quorum.Looks()
 	go func() { done <- u.run(args...) }()
-	for deadline := time.Now().Add(time.Minute); u.w.Quorum.Looks() == before; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); u.w.Quorum.Looks() < before+reads; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			u.t.Fatal("it does not look")
 		}
 	}
-	told()
+	then()
 	select {
 	case r := <-done:
 		return r
@@ -58,15 +58,18 @@ func (u user) ring() {
 		a.Install()
 		agents = append(agents, a)
 		id := []byte(strings.Repeat(string(rune('a'+i)), 16))
-		v.Members = append(v.Members, &agentv1.RingMember{HostId: id, Address: []byte{10, 0, 0, byte(i + 1)}, Up: i < 2, State: agentv1.RingState_RING_STATE_NORMAL})
+		v.Members = append(v.Members, &agentv1.RingMember{HostId: id, Address: []byte{10, 0, 0, byte(i + 1)}, Up: true, State: agentv1.RingState_RING_STATE_NORMAL})
 	}
-	for i, a := range agents {
-		h := hex.EncodeToString(v.Members[i].HostId)
-		a.Instance.HostId = h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
-		if a.Instance.Running = i < 2; i < 2 {
-			a.Instance.Ring = v
+	for _, last := range []bool{true, false} { // it was there, and goes down
+		v.Members[2].Up = last
+		for i, a := range agents {
+			h := hex.EncodeToString(v.Members[i].HostId)
+			a.Instance.HostId = h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+			if a.Instance.Running = last || i < 2; a.Instance.Running {
+				a.Instance.Ring = v
+			}
+			a.Report()
 		}
-		a.Report()
 	}
 }
 
@@ -75,7 +78,7 @@ func TestAFollowedRolloutIsToldInLinesUntilAPersonStopsIt(t *testing.T) {
 	u.ring()
 	u.begun("rollout")
 	pause := func() { u.ok(u.run("rollout", "pause", "-c", "prod", "--reason", "pager")) }
-	r := u.exits(9, u.following(pause, "rollout", "status", "-c", "prod", "--wait"))
+	r := u.exits(9, u.following(1, pause, "rollout", "status", "-c", "prod", "--wait"))
 	for _, want := range []string{"on prod: running\n", "Z  waits: prod/n3 is down as its peers see it  [member-down]\n", "Z  stop: csm rollout pause renew-", "on prod: paused: pager\n", "Z  go on: csm rollout resume renew-"} {
 		if !strings.Contains(r.out, want) {
 			t.Errorf("%q is not in\n%s", want, r.out)
@@ -86,7 +89,7 @@ func TestAFollowedRolloutIsToldInLinesUntilAPersonStopsIt(t *testing.T) {
 	}
 	resume := func() { u.ok(u.run("rollout", "resume", "-c", "prod", "--reason", "over", "--yes")) }
 	resume()
-	r = u.exits(9, u.following(pause, "rollout", "status", "-c", "prod", "--wait", "-o", "json"))
+	r = u.exits(9, u.following(1, pause, "rollout", "status", "-c", "prod", "--wait", "-o", "json"))
 	var states []string
 	for line := range strings.Lines(r.out) {
 		var x struct{ State, PlanHash string }
@@ -112,7 +115,7 @@ func TestAFollowedRotationSaysInTheSameWordsWhatItWaitsFor(t *testing.T) {
 	u.begun("rotation", "--to", "root-2027")
 	const words = "n3 is down: what it will trust when it starts is not known"
 	pause := func() { u.ok(u.run("rotation", "pause", "-c", "prod", "--reason", "pager")) }
-	r := u.exits(9, u.following(pause, "rotation", "status", "-c", "prod", "--wait"))
+	r := u.exits(9, u.following(1, pause, "rotation", "status", "-c", "prod", "--wait"))
 	for _, want := range []string{"on prod: running, phase distribute\n", "waits: " + words + "  [up]\n", "Z  n3: down\n", "Z  stop: csm rotation pause ", "on prod: paused, phase distribute\n"} {
 		if !strings.Contains(r.out, want) {
 			t.Errorf("%q is not in\n%s", want, r.out)
@@ -159,7 +162,7 @@ func TestAViewOutlivesTheControllerThatItAsked(t *testing.T) {
 	first.TLS, first.EnableHTTP2 = u.w.Server.TLS.Clone(), true
 	first.StartTLS()
 	defer first.Close()
-	r := u.exits(9, u.following(func() {
+	r := u.exits(9, u.following(2, func() {
 		first.CloseClientConnections()
 		first.Close()
 		u.ok(u.run("rollout", "pause", "-c", "prod", "--reason", "pager"))

@@ -66,7 +66,8 @@ type Node struct {
 	Detail string
 }
 
-func (n Node) rack() string { return strings.Trim(n.Datacenter+"/"+n.Rack, "/") }
+// rack is where it stands, "?" for a member of which nobody tells.
+func (n Node) rack() string { return cmp.Or(strings.Trim(n.Datacenter+"/"+n.Rack, "/"), "?") }
 
 // Wait is one reason for which it does not go on, in the words of the gate.
 type Wait struct {
