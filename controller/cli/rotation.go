@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,9 +37,14 @@ type rotationReason struct {
 type rotationPlanView struct {
 	Cluster, Kind, AuthorityBefore, AuthorityAfter, Hash string
 	AddSha256, WithdrawSha256, Phases, Notes             []string
-	Members                                              []rotationMember
-	Clients                                              []rotationClient
-	Holds, Blockers                                      []rotationReason
+	Emergency                                            bool
+	Relaxed                                              []struct {
+		Code, GivesUp, Risk string
+		Who                 []string
+	}
+	Members         []rotationMember
+	Clients         []rotationClient
+	Holds, Blockers []rotationReason
 }
 
 type rotationMember struct {
@@ -62,8 +68,10 @@ type rotationClient struct {
 }
 
 type rotationView struct {
+	Emergency                                                                                       bool
 	Name, Cluster, Kind, Phase, State, AuthorityBefore, AuthorityAfter, Rollout, Reason, Next, ETag string
 	CreateTime, PhaseTime, EndTime                                                                  time.Time
+	Relaxed                                                                                         []string
 	Reasons                                                                                         []rotationReason
 	Members                                                                                         []rotationMember
 	Timeline                                                                                        []struct {
@@ -109,15 +117,42 @@ func (s *session) rotation(args []string) (r rotationView, raw json.RawMessage, 
 	return read[rotationView](s, name, nil)
 }
 
-func (s *session) planRotation(to string) (p rotationPlanView, raw json.RawMessage, base string, err error) {
+// rotationAsk is what plan and start ask for.
+type rotationAsk struct {
+	to        string
+	emergency bool
+	keep      []string
+}
+
+func (q rotationAsk) body(s *session) map[string]any {
+	b := map[string]any{"authority": s.authorityName(q.to)}
+	if q.emergency || len(q.keep) > 0 {
+		b["emergency"], b["keep"] = q.emergency, append([]string{}, q.keep...)
+	}
+	return b
+}
+
+// words are the flags again, for the command that does what a plan says.
+func (q rotationAsk) words() string {
+	out := "--to " + q.to
+	if q.emergency {
+		out += " --emergency"
+	}
+	if len(q.keep) > 0 {
+		out += " --keep " + strings.Join(q.keep, ",")
+	}
+	return out
+}
+
+func (s *session) planRotation(q rotationAsk) (p rotationPlanView, raw json.RawMessage, base string, err error) {
 	if base, err = s.rotations(); err != nil {
 		return
 	}
-	if to == "" {
+	if q.to == "" {
 		err = fault.New(fault.Invalid, "no-authority", "no authority is named").Do("add --to AUTHORITY: `csm ca list`")
 		return
 	}
-	err = s.ask(base+":plan", map[string]any{"authority": s.authorityName(to)}, &raw, &p)
+	err = s.ask(base+":plan", q.body(s), &raw, &p)
 	return
 }
 
@@ -134,36 +169,48 @@ func (s *session) ask(path string, body any, raw *json.RawMessage, v any) error 
 }
 
 func (a *app) rotationPlan() *cobra.Command {
-	var to string
+	var q rotationAsk
 	c := &cobra.Command{Use: "plan", Short: "Show what a rotation would do, who would break, and what cannot be proved", Args: cobra.NoArgs,
 		Long:    "Nothing is changed or kept. Exit code 0 when it could start, 3 when it would be refused. The plan's hash is what `csm rotation start` takes.",
-		Example: "  csm ca create root-2027 --region eu-west\n  csm rotation plan -c prod-eu --to root-2027"}
-	a.rotationTo(c, &to)
+		Example: "  csm ca create root-2027 --region eu-west\n  csm rotation plan -c prod-eu --to root-2027\n  csm rotation plan -c prod-eu --to root-2027 --emergency"}
+	a.rotationTo(c, &q)
 	return a.run(c, func(s *session, _ []string) error {
-		p, raw, _, err := s.planRotation(to)
+		p, raw, _, err := s.planRotation(q)
 		if err != nil {
 			return err
 		}
-		if err := s.Print(ui.View{Object: raw, Text: p.text(to)}); err != nil || len(p.Blockers) == 0 {
+		if err := s.Print(ui.View{Object: raw, Text: p.text(q)}); err != nil || len(p.Blockers) == 0 {
 			return err
 		}
 		return fault.New(fault.Refused, "rotation-blocked", "it would be refused: %s", p.Blockers[0].Message).Do("%s", p.Blockers[0].Remedy)
 	})
 }
 
-func (a *app) rotationTo(c *cobra.Command, to *string) {
-	c.Flags().StringVar(to, "to", "", "authority that signs from then on")
+func (a *app) rotationTo(c *cobra.Command, q *rotationAsk) {
+	c.Flags().StringVar(&q.to, "to", "", "authority that signs from then on")
+	c.Flags().BoolVar(&q.emergency, "emergency", false, "the key of the old CA may be in other hands: give up what the plan lists, withdraw it without a person")
+	c.Flags().StringSliceVar(&q.keep, "keep", nil, "with --emergency, what is not given up: width, canary, seen, by-hand")
+	_ = c.RegisterFlagCompletionFunc("keep", cobra.FixedCompletions([]string{"width", "canary", "seen", "by-hand"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.MarkFlagRequired("to")
 	_ = c.RegisterFlagCompletionFunc("to", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		return a.authorityNames(cmd), cobra.ShellCompDirectiveNoFileComp
 	})
 }
 
-func (p rotationPlanView) text(to string) string {
+func (p rotationPlanView) text(q rotationAsk) string {
 	var b strings.Builder
+	if p.Emergency {
+		b.WriteString("EMERGENCY: ")
+	}
 	fmt.Fprintf(&b, "%s of %s: from %s to %s; %d members\n", p.Kind, resource.Last(p.Cluster), resource.Last(p.AuthorityBefore), resource.Last(p.AuthorityAfter), len(p.Members))
 	for _, x := range p.Phases {
 		fmt.Fprintf(&b, "  %s\n", x)
+	}
+	for _, x := range p.Relaxed {
+		fmt.Fprintf(&b, "gives up: %s  [%s]\n  risk:    %s\n", x.GivesUp, x.Code, x.Risk)
+		for _, w := range x.Who {
+			fmt.Fprintf(&b, "  who:     %s\n", w)
+		}
 	}
 	for _, m := range p.Members {
 		for _, u := range m.Unprovable {
@@ -180,7 +227,7 @@ func (p rotationPlanView) text(to string) string {
 	b.WriteString(reasonLines("refused", p.Blockers))
 	fmt.Fprintf(&b, "plan %s\n", p.Hash[:16])
 	if len(p.Blockers) == 0 {
-		fmt.Fprintf(&b, "to do it: csm rotation start -c %s --to %s --reason '…' --plan %s\n", resource.Last(p.Cluster), to, p.Hash[:16])
+		fmt.Fprintf(&b, "to do it: csm rotation start -c %s %s --reason '…' --plan %s\n", resource.Last(p.Cluster), q.words(), p.Hash[:16])
 	}
 	return b.String()
 }
@@ -212,27 +259,31 @@ func (s *session) planned(hash, look string) error {
 }
 
 func (a *app) rotationStart() *cobra.Command {
-	var to, bake string
+	var q rotationAsk
+	var bake string
 	var except []string
 	c := &cobra.Command{Use: "start", Short: "Begin the rotation of a plan", Args: cobra.NoArgs,
 		Long: "Exit code 6 when the plan would be another by now, 3 when it is refused. --wait shows it until a person is needed or it ends: 0 waiting for the\n" +
 			"retire, or done; 1 halted or rolled back; 9 when it is paused or --timeout ended first. What was started goes on when csm ends.",
-		Example: "  csm rotation start -c prod-eu --to root-2027 --plan 8c1f0e5a99d0b3c7 --reason 'yearly' --wait --timeout 4h"}
-	a.rotationTo(c, &to)
-	c.Flags().StringVar(&bake, "bake", "1m", "rest between two waves")
+		Example: "  csm rotation start -c prod-eu --to root-2027 --plan 8c1f0e5a99d0b3c7 --reason 'yearly' --wait --timeout 4h\n" +
+			"  csm rotation start -c prod-eu --to root-2027 --emergency --keep by-hand --plan 51bb20d1c6a7e904 --reason 'INC-4711' --wait"}
+	a.rotationTo(c, &q)
+	c.Flags().StringVar(&bake, "bake", "", "rest between two waves (default 1m, with --emergency none)")
 	c.Flags().StringSliceVar(&except, "except", nil, "clients that may break, as the plan names them")
 	return a.run(c, func(s *session, _ []string) error {
 		if err := s.needReason(); err != nil {
 			return err
 		}
-		p, _, base, err := s.planRotation(to)
+		p, _, base, err := s.planRotation(q)
 		if err != nil {
 			return err
 		}
 		if err := s.planned(p.Hash, "csm rotation plan"); err != nil {
 			return err
 		}
-		ans, err := s.post(base, map[string]any{"authority": s.authorityName(to), "planHash": p.Hash, "bake": bake, "reason": s.reason, "except": append([]string{}, except...)})
+		body := q.body(s)
+		body["planHash"], body["bake"], body["reason"], body["except"] = p.Hash, bake, s.reason, append([]string{}, except...)
+		ans, err := s.post(base, body)
 		if err != nil || s.dryRun {
 			return err
 		}
@@ -263,6 +314,11 @@ func (s *session) afterRotation(raw json.RawMessage, want string) error {
 		return s.followRotation(r, raw, want)
 	}
 	return s.Print(ui.View{Object: raw, Text: r.text(s.Now()), Name: func(any) string { return r.Name }})
+}
+
+// needsAPerson says whether nothing goes on before somebody retires it, or says what becomes of the applications that hold an emergency.
+func (r rotationView) needsAPerson() bool {
+	return r.Phase == "reissued" && (!slices.Contains(r.Relaxed, "by-hand") || slices.ContainsFunc(r.Reasons, func(x rotationReason) bool { return x.Code == "clients" }))
 }
 
 // text is the picture, with what is proved of each store.

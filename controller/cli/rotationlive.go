@@ -94,7 +94,7 @@ func (r rotationReason) sentence() string { return strings.TrimSpace(r.Node + " 
 
 // over: a person is needed, or it has ended.
 func (r rotationView) over() bool {
-	return !r.EndTime.IsZero() || r.State == "halted" || r.State == "paused" || r.Phase == "reissued"
+	return !r.EndTime.IsZero() || r.State == "halted" || r.State == "paused" || r.needsAPerson()
 }
 
 // ended is how a command ends that waited for it to come to a phase.
@@ -121,6 +121,9 @@ var (
 func (r rotationView) picture(waves *rolloutView) ringview.View {
 	v := ringview.View{Title: short(r.Name) + " on " + resource.Last(r.Cluster), About: resource.Last(r.AuthorityBefore) + " → " + resource.Last(r.AuthorityAfter) + " (" + r.Kind + ")",
 		State: r.State, Since: r.PhaseTime, Steps: r.steps(), Waits: r.waits(waves), Next: r.Next, Hands: r.hands(), More: hand("", "rotation", "explain", r.Name, "").Command}
+	if r.Emergency {
+		v.Title = "EMERGENCY: " + v.Title
+	}
 	moving := map[string]rolloutNodeView{}
 	if waves != nil {
 		v.Until, v.What = waves.ExpectedEnd, "this phase"
@@ -240,7 +243,7 @@ func (r rotationView) hands() (out []ringview.Hand) {
 	switch {
 	case r.State == "paused" || r.State == "halted":
 		out = append(out, hand("go on", "rotation", "resume", r.Name, reasonFlag))
-	case r.Phase == "reissued":
+	case r.needsAPerson():
 		out = append(out, hand("go on", "rotation", "retire", r.Name, "--dry-run"))
 	default:
 		out = append(out, hand("stop", "rotation", "pause", r.Name, reasonFlag))

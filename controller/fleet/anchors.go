@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"crypto/sha256"
+	"slices"
 
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 
@@ -98,6 +99,19 @@ func WithdrawAnchors(a *state.Apply, trust string, sums [][]byte) error {
 		return fault.New(fault.Refused, "last-anchor", "%s would be left without an anchor: its nodes could trust nobody", short(cluster)).Do("add the new anchors first")
 	}
 	return bundleMoved(a, cluster, trust)
+}
+
+// ClustersTrusting names the clusters whose nodes are told to trust one of these anchors (SHA-256), in every tenant.
+func ClustersTrusting(ctx context.Context, q state.Querier, sums [][]byte) (out []string, err error) {
+	for _, sum := range sums {
+		names, err := collect(ctx, q, scanString, `SELECT c.name FROM clusters c JOIN trust_anchors t ON t.trust_domain = c.trust_domain WHERE t.sha256 = ? ORDER BY c.name LIMIT 1000`, sum)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, names...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
 }
 
 func isWithdrawn(a *state.Apply, trust string, sum []byte) error {

@@ -31,13 +31,20 @@ func (p RotationPath) name() string { return p.TrustDomainPath.name() + "/rotati
 // RotationBody says to which CA.
 type RotationBody struct {
 	Authority string `json:"authority" minLength:"1" maxLength:"256" doc:"authority that signs from then on; name or id. The present one: its newest issuer, or, where leaves are another CA's, the take-over"`
+	// Emergency is for a CA whose key may be in other hands.
+	Emergency bool     `json:"emergency,omitempty" doc:"what the plan lists under relaxed is given up, and the old CA is withdrawn by itself"`
+	Keep      []string `json:"keep,omitempty" maxItems:"16" doc:"with emergency: what is not given up all the same" enum:"width,canary,seen,by-hand"`
+}
+
+func (b RotationBody) wanted(s *server, p TrustDomainPath) rotation.Wanted {
+	return rotation.Wanted{Cluster: p.cluster(), Authority: s.fullName(p.Tenant, "authority", b.Authority), Emergency: b.Emergency, Keep: b.Keep}
 }
 
 // RotationStart begins a plan that was looked at.
 type RotationStart struct {
 	RotationBody
 	PlanHash string `json:"planHash" minLength:"64" maxLength:"64" doc:"of rotations:plan for the same body"`
-	Bake     string `json:"bake,omitempty" doc:"rest between two waves; default 1m" example:"10m"`
+	Bake     string `json:"bake,omitempty" doc:"rest between two waves; default 1m, in an emergency none" example:"10m"`
 	Reason   string `json:"reason" minLength:"1" maxLength:"1024"`
 	// Except is asked for where nobody can tell who speaks CQL to the ring.
 	Except []string `json:"except,omitempty" maxItems:"1000" doc:"clients that may break, as the plan names them"`
@@ -91,7 +98,7 @@ func (s *server) rotations() {
 			TrustDomainPath
 			Body RotationBody
 		}) (*body[rotation.RotationPlan], error) {
-			p, err := s.Rotations.Plan(ctx, in.cluster(), s.fullName(in.Tenant, "authority", in.Body.Authority))
+			p, err := s.Rotations.Plan(ctx, in.Body.wanted(s, in.TrustDomainPath))
 			return &body[rotation.RotationPlan]{p}, err
 		})
 	handle(s, huma.Operation{OperationID: "startRotation", Method: http.MethodPost, Path: base, Tags: tags, DefaultStatus: http.StatusCreated,
@@ -119,6 +126,9 @@ func oneRotation(r rotation.Rotation, err error) (*One[Rotation], error) {
 
 func (s *server) startRotation(ctx context.Context, p TrustDomainPath, b RotationStart, validate bool) (*One[Rotation], error) {
 	bake := time.Minute
+	if b.Emergency {
+		bake = 0
+	}
 	if b.Bake != "" {
 		d, err := time.ParseDuration(b.Bake)
 		if err != nil || d < 0 {
@@ -126,12 +136,17 @@ func (s *server) startRotation(ctx context.Context, p TrustDomainPath, b Rotatio
 		}
 		bake = d
 	}
-	authority := s.fullName(p.Tenant, "authority", b.Authority)
+	w := b.wanted(s, p)
+	if w.Emergency { // it retires by itself: who may not do that by hand may not start it
+		if err := s.People.Allowed(ctx, actor(ctx), "rotation:retire", p.name()+"/rotations"); err != nil {
+			return nil, err
+		}
+	}
 	if validate {
-		_, err := s.Rotations.Plan(ctx, p.cluster(), authority)
+		_, err := s.Rotations.Plan(ctx, w)
 		return oneRotation(rotation.Rotation{}, err)
 	}
-	return oneRotation(s.Rotations.Start(ctx, p.cluster(), authority, b.PlanHash, bake, b.Reason, actor(ctx), b.Except...))
+	return oneRotation(s.Rotations.Start(ctx, w, b.PlanHash, bake, b.Reason, actor(ctx), b.Except...))
 }
 
 func (s *server) rotationVerb(verb, summary string) {

@@ -19,7 +19,8 @@ func (m machine) applyStart(a *state.Apply, c *clusterv1.StartRotation) (*cluste
 	if c.Reason == "" {
 		return nil, fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
 	}
-	p, r, err := look(a.Context(), a.Querier(), a.Now, row{cluster: c.Cluster}).plan(c.Authority, m.gates)
+	w := Wanted{Cluster: c.Cluster, Authority: c.Authority, Emergency: c.Emergency, Keep: c.Keep}
+	p, r, err := look(a.Context(), a.Querier(), a.Now, row{cluster: c.Cluster}).plan(w, m.gates)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +54,7 @@ func (m machine) applyStart(a *state.Apply, c *clusterv1.StartRotation) (*cluste
 	if err != nil {
 		return nil, err
 	}
-	return &clusterv1.StartRotationReply{Name: r.name}, event(a, r, fmt.Sprintf("started (%s, %s to %s): %s", r.kind, short(r.before), short(r.after), c.Reason))
+	return &clusterv1.StartRotationReply{Name: r.name}, event(a, r, fmt.Sprintf("started (%s, %s to %s%s): %s", r.kind, short(r.before), short(r.after), r.urgency(), c.Reason))
 }
 
 // pin says for each store that there is who signs its next leaf, so that the cluster's own choice holds for those that join.
@@ -114,6 +115,7 @@ func (m machine) begin(a *state.Apply, r row, v View) error {
 			w.Members = append(w.Members, x.Node)
 		}
 	}
+	w.Width = v.width(w.Kind)
 	first := canary(v, w.Members)
 	if first != "" {
 		w.Members = []string{first}
@@ -174,6 +176,10 @@ func (m machine) enter(a *state.Apply, r row, to Phase) error {
 			if err := fleet.WithdrawAnchors(a, r.trust, r.sumsAfter); err != nil {
 				return err
 			}
+		}
+	case Retire:
+		if err := m.withdraw(a, r); err != nil {
+			return err
 		}
 	case Done, RolledBack:
 		if err := m.pin(a, r, ""); err != nil {
@@ -323,15 +329,18 @@ func (m machine) applyRetire(a *state.Apply, c *clusterv1.RetireRotation) (*clus
 	if err := except(a, r, v, c.Exceptions, c.Reason); err != nil {
 		return nil, err
 	}
-	if err := m.pin(a, r, ""); err != nil {
+	if err := m.withdraw(a, r); err != nil {
 		return nil, err
 	}
-	if len(r.sumsBefore) > 0 {
-		if err := fleet.WithdrawAnchors(a, r.trust, r.sumsBefore); err != nil {
-			return nil, err
-		}
-	}
 	return &clusterv1.Empty{}, enter(a, r, Retire, "retired by hand: "+c.Reason)
+}
+
+// withdraw takes the anchors of the CA before out of what nodes are told to trust. Every gate of StepRetire was asked.
+func (m machine) withdraw(a *state.Apply, r row) error {
+	if err := m.pin(a, r, ""); err != nil || len(r.sumsBefore) == 0 {
+		return err
+	}
+	return fleet.WithdrawAnchors(a, r.trust, r.sumsBefore)
 }
 
 // except writes down who may break, by the names that the plan or the reasons give.

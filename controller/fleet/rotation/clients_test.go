@@ -133,7 +133,7 @@ func TestTheOthersWaitUntilTheClientsOfTheFirstHaveComeBack(t *testing.T) {
 	w.nodes[0].sees(map[byte]uint32{1: 2})
 	w.nodes[1].sees(map[byte]uint32{1: 2, 2: 2})
 	w.nodes[2].sees(nil)
-	p, err := w.rotations.Plan(ctx, cluster, young)
+	p, err := w.rotations.Plan(ctx, w.wanted(young))
 	w.must(err)
 	if len(p.Clients) != 2 || !p.Clients[0].Seen || !strings.Contains(p.Clients[0].Detail, "10.9.0.") || strings.Contains(p.Clients[0].Detail, "legacy") {
 		t.Fatalf("the plan names %+v", p.Clients)
@@ -207,7 +207,7 @@ func TestAPlanSaysWhereNothingCanBeProved(t *testing.T) {
 		m.instance.Health = &agentv1.HealthFacts{SingleReplica: []string{"scratch"}}
 		w.must(m.report())
 	}
-	p, err := w.rotations.Plan(ctx, cluster, young)
+	p, err := w.rotations.Plan(ctx, w.wanted(young))
 	w.must(err)
 	text := func(i int) string { return strings.Join(p.Members[i].Unprovable, "; ") }
 	if !strings.Contains(text(0), "is none") || !strings.Contains(text(1), "within a data centre") || strings.Contains(text(2), "internode_encryption") {

@@ -43,6 +43,12 @@ func (g Gates) Decide(v View) Decision {
 		if node := toCycle(v); node != "" && v.Frozen == "" {
 			return Decision{Action: Cycle, Node: node, Reasons: reasons}
 		}
+		if v.relaxes(relaxByHand) {
+			if len(reasons) == 0 {
+				return Decision{Action: Enter, Next: Retire}
+			}
+			return Decision{Action: Wait, Reasons: reasons}
+		}
 		return Decision{Action: Wait, Reasons: append(reasons, Reason{Code: "by-hand", Message: "every member is proved; the CA before is withdrawn by a person only", Remedy: "`csm rotation retire --plan HASH`"})}
 	}
 	step, next := leaving(v)

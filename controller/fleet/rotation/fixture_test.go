@@ -57,6 +57,8 @@ type world struct {
 	serial      int
 	down        map[string]bool
 	cql         bool // nodes serve applications over TLS
+	emergency   bool // rotations are emergencies, but for what keep names
+	keep        []string
 }
 
 // member is a node with its agent and what its Cassandra has loaded.
@@ -99,6 +101,12 @@ func (eager) Stand(context.Context, state.Querier, string, time.Time) (rotation.
 // newWorldWith names a gate that is taken out, and other waves. cql: applications connect to the nodes.
 func newWorldWith(t testing.TB, size int, without string, waves rotation.Waves, cql ...bool) *world {
 	t.Helper()
+	return newWorldOf(t, size, without, waves, algorithm.P384, cql...)
+}
+
+// newWorldOf names the algorithm of the CA young too.
+func newWorldOf(t testing.TB, size int, without string, waves rotation.Waves, ofYoung algorithm.Key, cql ...bool) *world {
+	t.Helper()
 	w := &world{t: t, down: map[string]bool{}, cql: len(cql) > 0}
 	gates := []fleet.Gates{rotation.GuardWithout(without)}
 	if waves == (rotation.Rollouts{}) {
@@ -115,8 +123,8 @@ func newWorldWith(t testing.TB, size int, without string, waves rotation.Waves, 
 	w.authorities = authority.New(w.log.Store, w.log, ring, w.log.Clock, rand.Reader, authority.Options{})
 	_, err = w.authorities.Genesis(ctx, "0123456789abcdef", "test")
 	w.must(err)
-	for _, id := range []string{"old", "young"} {
-		a, err := w.authorities.CreateRoot(ctx, "default", id, authority.CreateOptions{Actor: "test"})
+	for i, id := range []string{"old", "young"} {
+		a, err := w.authorities.CreateRoot(ctx, "default", id, authority.CreateOptions{Algorithm: []algorithm.Key{algorithm.P384, ofYoung}[i], Actor: "test"})
 		w.must(err)
 		_, err = w.authorities.CreateIssuer(ctx, a.Name, "eu", "test")
 		w.must(err)
@@ -376,11 +384,16 @@ func (w *world) unbroken(when string) {
 	}
 }
 
+func (w *world) wanted(to string) rotation.Wanted {
+	return rotation.Wanted{Cluster: cluster, Authority: to, Emergency: w.emergency, Keep: w.keep}
+}
+
 func (w *world) start(to string) rotation.Rotation {
 	w.t.Helper()
-	p, err := w.rotations.Plan(ctx, cluster, to)
+	want := w.wanted(to)
+	p, err := w.rotations.Plan(ctx, want)
 	w.must(err)
-	r, err := w.rotations.Start(ctx, cluster, to, p.Hash, 0, "a test", ann)
+	r, err := w.rotations.Start(ctx, want, p.Hash, 0, "a test", ann)
 	w.must(err)
 	return r
 }

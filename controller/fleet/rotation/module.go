@@ -31,6 +31,8 @@ type Wave struct {
 	Reason   string
 	// Bake is the rest between two waves.
 	Bake time.Duration
+	// Width is how many nodes move at once; 0: as usual for the kind.
+	Width int
 }
 
 // The kinds of waves.
@@ -68,7 +70,8 @@ func (m machine) module() state.Module {
 }
 
 // Times are unix milliseconds; ended_ms is 0 while it runs, and one at most runs for each cluster. Sums are JSON arrays of
-// SHA-256 in hex. generation is the index since which the present phase asks for files.
+// SHA-256 in hex. generation is the index since which the present phase asks for files. relaxed is a JSON array of
+// what an emergency gives up.
 const schema = `
 CREATE TABLE rotations (
 	name TEXT PRIMARY KEY,
@@ -87,6 +90,8 @@ CREATE TABLE rotations (
 	rounds INTEGER NOT NULL,
 	generation INTEGER NOT NULL,
 	bake_ms INTEGER NOT NULL,
+	emergency INTEGER NOT NULL,
+	relaxed TEXT NOT NULL,
 	reason TEXT NOT NULL,
 	actor TEXT NOT NULL,
 	created_ms INTEGER NOT NULL,

@@ -1,6 +1,7 @@
 package rotation_test
 
 import (
+	"fmt"
 	"testing"
 
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
@@ -99,11 +100,14 @@ var outages = []struct {
 
 func TestNoLifeEndsInAnOutage(t *testing.T) {
 	for _, o := range outages {
-		t.Run(o.gate+": "+o.name, func(t *testing.T) {
-			w := newWorldWith(t, 3, "", eager{})
-			o.live(w)
-			w.unbroken("in the end")
-		})
+		for _, emergency := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s: %s, emergency %v", o.gate, o.name, emergency), func(t *testing.T) {
+				w := newWorldWith(t, 3, "", eager{})
+				w.emergency = emergency
+				o.live(w)
+				w.unbroken("in the end")
+			})
+		}
 	}
 }
 

@@ -21,11 +21,14 @@ type RotationPlan struct {
 	Before string `json:"authorityBefore"`
 	After  string `json:"authorityAfter"`
 	// Add and Withdraw are the SHA-256 of anchors that come at the start, and go at the retire.
-	Add      []string     `json:"addSha256,omitempty"`
-	Withdraw []string     `json:"withdrawSha256,omitempty"`
-	Phases   []string     `json:"phases" doc:"what happens in each phase, in order"`
-	Members  []PlanMember `json:"members"`
-	Clients  []PlanClient `json:"clients,omitempty" doc:"who would break at the retire if nothing changes"`
+	Add      []string `json:"addSha256,omitempty"`
+	Withdraw []string `json:"withdrawSha256,omitempty"`
+	// Emergency, and what is given up by it.
+	Emergency bool         `json:"emergency,omitempty"`
+	Relaxed   []Relaxation `json:"relaxed,omitempty" doc:"what an emergency gives up, and what may break by it"`
+	Phases    []string     `json:"phases" doc:"what happens in each phase, in order"`
+	Members   []PlanMember `json:"members"`
+	Clients   []PlanClient `json:"clients,omitempty" doc:"who would break at the retire if nothing changes"`
 	// Notes are what cannot be proved, and why, and what else is to be known before.
 	Notes []string `json:"notes,omitempty"`
 	// Holds would make the first phase wait; Blockers refuse the start.
@@ -70,13 +73,17 @@ func (s *sight) setting() (c setting, err error) {
 	return setting{Name: s.r.cluster, Trust: t.TrustDomain, Authority: t.Authority, Anchors: t.Anchors, Released: t.Released}, nil
 }
 
-// plan reads the state and plans a rotation to an authority. draft is the row that start would insert.
-func (s *sight) plan(after string, gates Gates) (p RotationPlan, draft row, err error) {
+// plan reads the state and plans a rotation. draft is the row that start would insert.
+func (s *sight) plan(w Wanted, gates Gates) (p RotationPlan, draft row, err error) {
+	relaxed, err := w.relaxed()
+	if err != nil {
+		return p, draft, err
+	}
 	c, err := s.setting()
 	if err != nil {
 		return p, draft, err
 	}
-	next, err := authority.InState(s.ctx, s.q, after)
+	next, err := authority.InState(s.ctx, s.q, w.Authority)
 	if err != nil {
 		return p, draft, err
 	}
@@ -84,7 +91,7 @@ func (s *sight) plan(after string, gates Gates) (p RotationPlan, draft row, err 
 	if err != nil {
 		return p, draft, err
 	}
-	draft = row{cluster: c.Name, trust: c.Trust, before: c.Authority, after: after, phase: Distribute, sumsAfter: sums(next.Roots(s.now))}
+	draft = row{cluster: c.Name, trust: c.Trust, before: c.Authority, after: w.Authority, phase: Distribute, sumsAfter: sums(next.Roots(s.now)), emergency: w.Emergency, relaxed: relaxed}
 	foreign, err := s.foreign()
 	if err != nil {
 		return p, draft, err
@@ -106,11 +113,22 @@ func (s *sight) plan(after string, gates Gates) (p RotationPlan, draft row, err 
 	if p.Notes, err = s.notes(v); err != nil {
 		return p, draft, err
 	}
+	spread, err := s.compromised()
+	if err != nil {
+		return p, draft, err
+	}
+	p.Notes = append(p.Notes, spread...)
+	if prev.Algorithm != next.Algorithm {
+		p.Notes = append(p.Notes, signedOtherwise(prev.Algorithm, next.Algorithm))
+	}
 	p.Holds = gates.Ask(StepReissue, v, "")
 	p.Holds = slices.DeleteFunc(p.Holds, func(r Reason) bool {
 		return slices.Contains([]string{"trust-proved", "installed", "one-version", "signer"}, r.Code)
 	})
 	p.Blockers, err = s.blockers(c, v, gates)
+	if prev.Algorithm != next.Algorithm {
+		p.Blockers = append(p.Blockers, takes(next.Algorithm, s.standings)...)
+	}
 	p.Hash = hex.EncodeToString(p.sum())
 	return p, draft, err
 }
@@ -147,7 +165,7 @@ func kindOf(c setting, prev, next *authority.Authority, foreign int, sumsAfter [
 
 // describe is the plan without what speaks against it. Pure.
 func describe(c setting, r row, v View) RotationPlan {
-	p := RotationPlan{Cluster: c.Name, TrustDomain: c.Trust, Kind: r.kind, Before: r.before, After: r.after, Phases: phasesOf(r)}
+	p := RotationPlan{Cluster: c.Name, TrustDomain: c.Trust, Kind: r.kind, Before: r.before, After: r.after, Emergency: r.emergency, Relaxed: v.relaxations(), Phases: phasesOf(r)}
 	for _, x := range r.sumsAfter {
 		if !contains(c.Anchors, x) {
 			p.Add = append(p.Add, hex.EncodeToString(x))
@@ -187,8 +205,12 @@ func phasesOf(r row) []string {
 		return []string{"distribute: every truststore takes our anchors beside those that are there, proved port by port",
 			"reissue: leaves of our CA, one node of a rack at a time", "retire: by hand; anchors of others stay where they are"}
 	}
+	retire := "retire: by hand; the anchors of the CA before go, a canary first"
+	if r.emergency && slices.Contains(r.relaxed, relaxByHand) {
+		retire = "retire: by itself, as soon as every leaf is proved and every gate holds; the anchors of the CA before go, a canary first"
+	}
 	return []string{"distribute: every truststore takes the new anchors beside the old ones, proved port by port by neighbours",
-		"reissue: leaves of the new CA, one node of a rack at a time, each proved by a neighbour", "retire: by hand; the anchors of the CA before go, a canary first"}
+		"reissue: leaves of the new CA, one node of a rack at a time, each proved by a neighbour", retire}
 }
 
 // maxBundle is how many anchors of ours a truststore may hold while two CAs are trusted.
@@ -196,7 +218,7 @@ const maxBundle = 16
 
 // blockers say why start would be refused.
 func (s *sight) blockers(c setting, v View, gates Gates) ([]Reason, error) {
-	var out []Reason
+	out := takesNothing(s.r)
 	other, ok, err := running(s.ctx, s.q, c.Name)
 	if err != nil {
 		return nil, err
@@ -233,6 +255,10 @@ func (p RotationPlan) sum() []byte {
 	q := p
 	q.Hash, q.Holds, q.Blockers, q.Phases, q.Notes = "", nil, nil, nil, nil
 	q.Clients = slices.DeleteFunc(slices.Clone(p.Clients), func(x PlanClient) bool { return x.Seen })
+	q.Relaxed = slices.Clone(p.Relaxed)
+	for i := range q.Relaxed {
+		q.Relaxed[i] = Relaxation{Code: q.Relaxed[i].Code}
+	}
 	q.Members = slices.Clone(p.Members)
 	for i := range q.Members {
 		q.Members[i].Up, q.Members[i].State = false, ""

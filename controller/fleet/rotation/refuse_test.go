@@ -16,22 +16,22 @@ func (w *world) raw(c *clusterv1.RetireRotation) error {
 
 func TestAPlanThatTheRingHasLeftBehindIsStale(t *testing.T) {
 	w := newWorld(t, 3)
-	p, err := w.rotations.Plan(ctx, cluster, young)
+	p, err := w.rotations.Plan(ctx, w.wanted(young))
 	w.must(err)
 	w.stranger("n4")
-	_, err = w.rotations.Start(ctx, cluster, young, p.Hash, 0, "late", ann)
+	_, err = w.rotations.Start(ctx, w.wanted(young), p.Hash, 0, "late", ann)
 	wantReason(t, err, "plan-stale")
 }
 
 func TestOneRotationOfARingAtATime(t *testing.T) {
 	w := newWorld(t, 3)
 	w.start(young)
-	p, err := w.rotations.Plan(ctx, cluster, young)
+	p, err := w.rotations.Plan(ctx, w.wanted(young))
 	w.must(err)
 	if len(p.Blockers) == 0 {
 		t.Error("a second plan has no blocker")
 	}
-	_, err = w.rotations.Start(ctx, cluster, young, p.Hash, 0, "again", ann)
+	_, err = w.rotations.Start(ctx, w.wanted(young), p.Hash, 0, "again", ann)
 	wantReason(t, err, "gate-one-at-a-time")
 }
 

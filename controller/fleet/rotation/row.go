@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/state"
@@ -27,23 +28,28 @@ type row struct {
 	rounds                     int
 	generation                 uint64
 	bake                       time.Duration // rest between two waves
+	emergency                  bool
+	relaxed                    []string // what an emergency gives up
 	reason, actor              string
 	created, since, upd, ended time.Time
 	revision                   uint64
 }
 
-const columns = `SELECT name, cluster, trust_domain, kind, phase, paused, authority_before, authority_after, sums_before, sums_after, plan_hash, rollout, canary, rounds, generation, bake_ms,
+const columns = `SELECT name, cluster, trust_domain, kind, phase, paused, authority_before, authority_after, sums_before, sums_after, plan_hash, rollout, canary, rounds, generation, bake_ms, emergency, relaxed,
 	reason, actor, created_ms, phase_ms, updated_ms, ended_ms, revision FROM rotations `
 
 func scan(s interface{ Scan(...any) error }) (r row, err error) {
-	var before, after string
+	var before, after, relaxed string
 	var created, since, upd, ended, bake int64
-	if err := s.Scan(&r.name, &r.cluster, &r.trust, &r.kind, &r.phase, &r.paused, &r.before, &r.after, &before, &after, &r.planHash, &r.rollout, &r.canary, &r.rounds, &r.generation, &bake,
+	if err := s.Scan(&r.name, &r.cluster, &r.trust, &r.kind, &r.phase, &r.paused, &r.before, &r.after, &before, &after, &r.planHash, &r.rollout, &r.canary, &r.rounds, &r.generation, &bake, &r.emergency, &relaxed,
 		&r.reason, &r.actor, &created, &since, &upd, &ended, &r.revision); err != nil {
 		return r, err
 	}
 	r.bake = time.Duration(bake) * time.Millisecond
 	r.created, r.since, r.upd, r.ended = at(created), at(since), at(upd), at(ended)
+	if err := json.Unmarshal([]byte(relaxed), &r.relaxed); err != nil {
+		return r, err
+	}
 	if r.sumsBefore, err = sumsFrom(before); err == nil {
 		r.sumsAfter, err = sumsFrom(after)
 	}
@@ -101,9 +107,13 @@ func running(ctx context.Context, q state.Querier, cluster string) (r row, ok bo
 
 func insert(a *state.Apply, r row) error {
 	now := a.Now.UnixMilli()
-	_, err := a.Exec(`INSERT INTO rotations (name, cluster, trust_domain, kind, phase, paused, authority_before, authority_after, sums_before, sums_after, plan_hash, rollout, canary, rounds, generation, bake_ms,
-		reason, actor, created_ms, phase_ms, updated_ms, ended_ms, revision) VALUES (?,?,?,?,?,0,?,?,?,?,?,'','',0,?,?,?,?,?,?,?,0,?)`,
-		r.name, r.cluster, r.trust, string(r.kind), string(r.phase), r.before, r.after, sumsText(r.sumsBefore), sumsText(r.sumsAfter), r.planHash, a.Index, r.bake.Milliseconds(),
+	relaxed, err := json.Marshal(append([]string{}, r.relaxed...))
+	if err != nil {
+		return err
+	}
+	_, err = a.Exec(`INSERT INTO rotations (name, cluster, trust_domain, kind, phase, paused, authority_before, authority_after, sums_before, sums_after, plan_hash, rollout, canary, rounds, generation, bake_ms, emergency, relaxed,
+		reason, actor, created_ms, phase_ms, updated_ms, ended_ms, revision) VALUES (?,?,?,?,?,0,?,?,?,?,?,'','',0,?,?,?,?,?,?,?,?,?,0,?)`,
+		r.name, r.cluster, r.trust, string(r.kind), string(r.phase), r.before, r.after, sumsText(r.sumsBefore), sumsText(r.sumsAfter), r.planHash, a.Index, r.bake.Milliseconds(), r.emergency, string(relaxed),
 		r.reason, a.Envelope.GetActor(), now, now, now, a.Index)
 	a.Touch(state.Created, r.name)
 	a.Touch(state.Updated, r.cluster)
@@ -144,3 +154,14 @@ func event(a *state.Apply, r row, message string) error {
 }
 
 func short(name string) string { return resource.Last(name) }
+
+// urgency says for the timeline what an emergency gives up; empty in peace.
+func (r row) urgency() string {
+	switch {
+	case !r.emergency:
+		return ""
+	case len(r.relaxed) == 0:
+		return ", an emergency that gives nothing up but the rest between waves"
+	}
+	return ", an emergency that gives up " + strings.Join(r.relaxed, ", ")
+}

@@ -38,7 +38,10 @@ type Rotation struct {
 	Kind        Kind   `json:"kind" enum:"root,rekey,takeover,algorithm"`
 	Phase       Phase  `json:"phase" enum:"distribute,reissue,reissued,retire,done,undo-reissue,undo-distribute,rolled-back"`
 	// State is running, waiting (for a gate), paused, halted, done or rolled-back.
-	State      string    `json:"state" enum:"running,waiting,paused,halted,done,rolled-back"`
+	State string `json:"state" enum:"running,waiting,paused,halted,done,rolled-back"`
+	// Emergency: what Relaxed names is given up.
+	Emergency  bool      `json:"emergency,omitempty"`
+	Relaxed    []string  `json:"relaxed,omitempty" doc:"what this emergency gives up, as the plan named it"`
 	Before     string    `json:"authorityBefore"`
 	After      string    `json:"authorityAfter"`
 	Rollout    string    `json:"rollout,omitempty" doc:"the waves of this phase"`
@@ -98,23 +101,24 @@ func view[T any](ctx context.Context, r *Rotations, read func(ctx context.Contex
 	return out, err
 }
 
-// Plan says what a rotation of a cluster to an authority would do, and changes nothing.
-func (r *Rotations) Plan(ctx context.Context, cluster, authority string) (RotationPlan, error) {
+// Plan says what a rotation would do, and changes nothing.
+func (r *Rotations) Plan(ctx context.Context, w Wanted) (RotationPlan, error) {
 	return view(ctx, r, func(ctx context.Context, q state.Querier) (RotationPlan, error) {
-		p, _, err := look(ctx, q, r.clock.Now(), row{cluster: cluster}).plan(authority, r.gates)
+		p, _, err := look(ctx, q, r.clock.Now(), row{cluster: w.Cluster}).plan(w, r.gates)
 		return p, err
 	})
 }
 
 // Start begins the rotation of a plan that a person has read; bake is the rest between two waves. Stale when the plan would be another one now.
 // except names clients that may break.
-func (r *Rotations) Start(ctx context.Context, cluster, authority, planHash string, bake time.Duration, reason, actor string, except ...string) (Rotation, error) {
+func (r *Rotations) Start(ctx context.Context, w Wanted, planHash string, bake time.Duration, reason, actor string, except ...string) (Rotation, error) {
 	hash, err := hashFrom(planHash)
 	if err != nil {
 		return Rotation{}, err
 	}
-	out, err := state.Reply[*clusterv1.StartRotationReply](ctx, r.log, proposal(cluster, actor, reason,
-		&clusterv1.StartRotation{Cluster: cluster, Authority: authority, PlanHash: hash, BakeMs: bake.Milliseconds(), Reason: reason, Exceptions: except}))
+	out, err := state.Reply[*clusterv1.StartRotationReply](ctx, r.log, proposal(w.Cluster, actor, reason,
+		&clusterv1.StartRotation{Cluster: w.Cluster, Authority: w.Authority, PlanHash: hash, BakeMs: bake.Milliseconds(), Reason: reason, Exceptions: except,
+			Emergency: w.Emergency, Keep: w.Keep}))
 	if err != nil {
 		return Rotation{}, err
 	}
@@ -304,7 +308,7 @@ func many(ctx context.Context, q state.Querier, where string, args ...any) ([]ro
 }
 
 func plain(x row) Rotation {
-	out := Rotation{Name: x.name, Cluster: x.cluster, TrustDomain: x.trust, Kind: x.kind, Phase: x.phase, State: "running", Before: x.before, After: x.after, Reason: x.reason,
+	out := Rotation{Name: x.name, Cluster: x.cluster, TrustDomain: x.trust, Kind: x.kind, Phase: x.phase, State: "running", Before: x.before, After: x.after, Reason: x.reason, Emergency: x.emergency, Relaxed: x.relaxed,
 		Creator: x.actor, CreateTime: x.created, PhaseTime: x.since, EndTime: x.ended, Revision: x.revision}
 	if x.rollout != nothing {
 		out.Rollout = x.rollout
@@ -374,6 +378,8 @@ func next(v View, d Decision) string {
 		return "nothing, until a person resumes it or turns it round"
 	case v.Paused:
 		return "nothing, until a person resumes it"
+	case v.Phase == Reissued && v.relaxes(relaxByHand):
+		return "phase " + string(Retire) + ", without a person"
 	case v.Phase == Reissued:
 		return "a person withdraws the CA before: csm rotation retire"
 	}

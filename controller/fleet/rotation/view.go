@@ -36,7 +36,7 @@ func look(ctx context.Context, q state.Querier, now time.Time, r row) *sight {
 
 // view reads all of it.
 func (s *sight) view(waves Waves) (View, error) {
-	v := View{Phase: s.r.phase, Kind: s.r.kind, Paused: s.r.paused, Canary: s.r.canary}
+	v := View{Phase: s.r.phase, Kind: s.r.kind, Paused: s.r.paused, Canary: s.r.canary, Emergency: s.r.emergency, Relaxed: s.r.relaxed}
 	z, err := fleet.FrozenAt(s.ctx, s.q, s.r.cluster, s.now)
 	if err != nil {
 		return v, err
@@ -47,6 +47,7 @@ func (s *sight) view(waves Waves) (View, error) {
 	if v.Members, v.Doubts, err = s.members(); err != nil {
 		return v, err
 	}
+	v.Wide = wide(s.standings)
 	if v.Signer, err = s.signer(); err != nil {
 		return v, err
 	}

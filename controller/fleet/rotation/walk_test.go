@@ -52,8 +52,12 @@ func (k *walk) power(t *rapid.T) {
 func (k *walk) people(t *rapid.T) {
 	if k.rotation == "" || k.get(k.rotation).EndTime.Unix() > 0 {
 		to := rapid.SampledFrom([]string{old, young}).Draw(t, "to")
-		if p, err := k.rotations.Plan(ctx, cluster, to); err == nil {
-			if r, err := k.rotations.Start(ctx, cluster, to, p.Hash, 0, "walk", ann); err == nil {
+		k.emergency, k.keep = rapid.Bool().Draw(t, "emergency"), nil
+		if k.emergency && rapid.Bool().Draw(t, "keep") {
+			k.keep = []string{"by-hand"}
+		}
+		if p, err := k.rotations.Plan(ctx, k.wanted(to)); err == nil {
+			if r, err := k.rotations.Start(ctx, k.wanted(to), p.Hash, 0, "walk", ann, "links"); err == nil {
 				k.rotation = r.Name
 			}
 		}
@@ -85,7 +89,7 @@ func TestNoOrderOfEventsCutsTwoLiveMembers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	phases := map[rotation.Phase]int{}
+	phases, urgent := map[rotation.Phase]int{}, map[rotation.Phase]int{}
 	rapid.Check(t, func(r *rapid.T) {
 		var waves rotation.Waves = rotation.Rollouts{}
 		if rapid.Bool().Draw(r, "eager waves") {
@@ -99,10 +103,14 @@ func TestNoOrderOfEventsCutsTwoLiveMembers(t *testing.T) {
 					t.Fatal(b)
 				}
 				if k.rotation != "" {
-					phases[k.get(k.rotation).Phase]++
+					x := k.get(k.rotation)
+					phases[x.Phase]++
+					if x.Emergency {
+						urgent[x.Phase]++
+					}
 				}
 			},
 		})
 	})
-	t.Logf("steps by phase: %v", phases)
+	t.Logf("steps by phase: %v, of them in emergencies: %v", phases, urgent)
 }

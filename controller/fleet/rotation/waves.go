@@ -18,6 +18,9 @@ var _ Waves = Rollouts{}
 func (Rollouts) Begin(a *state.Apply, w Wave) (string, error) {
 	s := rollout.Usual(w.Cluster, w.Kind)
 	s.Owner, s.Authority, s.Bake = w.Owner, w.Authority, w.Bake
+	if w.Width > 0 {
+		s.Width = w.Width
+	}
 	for _, n := range w.Members {
 		s.Nodes = append(s.Nodes, short(n))
 	}

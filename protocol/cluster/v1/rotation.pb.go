@@ -36,7 +36,10 @@ type StartRotation struct {
 	// Rest between two waves.
 	BakeMs int64 `protobuf:"varint,5,opt,name=bake_ms,json=bakeMs,proto3" json:"bake_ms,omitempty"`
 	// Clients that may break, by the names that the plan gives them.
-	Exceptions    []string `protobuf:"bytes,85,rep,name=exceptions,proto3" json:"exceptions,omitempty"`
+	Exceptions []string `protobuf:"bytes,85,rep,name=exceptions,proto3" json:"exceptions,omitempty"`
+	// The key of the CA before may be in other hands: what an emergency may give up is given up, but for what keep names.
+	Emergency     bool     `protobuf:"varint,140,opt,name=emergency,proto3" json:"emergency,omitempty"`
+	Keep          []string `protobuf:"bytes,141,rep,name=keep,proto3" json:"keep,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -109,6 +112,20 @@ func (x *StartRotation) GetBakeMs() int64 {
 func (x *StartRotation) GetExceptions() []string {
 	if x != nil {
 		return x.Exceptions
+	}
+	return nil
+}
+
+func (x *StartRotation) GetEmergency() bool {
+	if x != nil {
+		return x.Emergency
+	}
+	return false
+}
+
+func (x *StartRotation) GetKeep() []string {
+	if x != nil {
+		return x.Keep
 	}
 	return nil
 }
@@ -463,7 +480,7 @@ var File_cluster_v1_rotation_proto protoreflect.FileDescriptor
 
 const file_cluster_v1_rotation_proto_rawDesc = "" +
 	"\n" +
-	"\x19cluster/v1/rotation.proto\x12\x0ecsm.cluster.v1\x1a\x18options/v1/options.proto\"\xe4\x01\n" +
+	"\x19cluster/v1/rotation.proto\x12\x0ecsm.cluster.v1\x1a\x18options/v1/options.proto\"\xa2\x02\n" +
 	"\rStartRotation\x12!\n" +
 	"\acluster\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\acluster\x12%\n" +
 	"\tauthority\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\tauthority\x12#\n" +
@@ -473,7 +490,9 @@ const file_cluster_v1_rotation_proto_rawDesc = "" +
 	"\n" +
 	"exceptions\x18U \x03(\tB\n" +
 	"\xea\xe0\x18\x06\b\x80\x02\x10\xe8\aR\n" +
-	"exceptions\"1\n" +
+	"exceptions\x12\x1d\n" +
+	"\temergency\x18\x8c\x01 \x01(\bR\temergency\x12\x1d\n" +
+	"\x04keep\x18\x8d\x01 \x03(\tB\b\xea\xe0\x18\x04\b \x10\x10R\x04keep\"1\n" +
 	"\x12StartRotationReply\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04name\".\n" +
 	"\x0fAdvanceRotation\x12\x1b\n" +
