@@ -79,7 +79,7 @@ func TestAFollowedRolloutIsToldInLinesUntilAPersonStopsIt(t *testing.T) {
 	u.begun("rollout")
 	pause := func() { u.ok(u.run("rollout", "pause", "-c", "prod", "--reason", "pager")) }
 	r := u.exits(9, u.following(1, pause, "rollout", "status", "-c", "prod", "--wait"))
-	for _, want := range []string{"on prod: running\n", "Z  waits: prod/n3 is down as its peers see it  [member-down]\n", "Z  stop: csm rollout pause renew-", "on prod: paused: pager\n", "Z  go on: csm rollout resume renew-"} {
+	for _, want := range []string{"on prod: running\n", "Z  waits: prod/n3 is down as its peers see it  [member-down]\n", "Z  stop: csm rollout pause renew-", "on prod: paused: pager (ada)\n", "Z  go on: csm rollout resume renew-"} {
 		if !strings.Contains(r.out, want) {
 			t.Errorf("%q is not in\n%s", want, r.out)
 		}
