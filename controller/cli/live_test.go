@@ -162,7 +162,7 @@ func TestAViewOutlivesTheControllerThatItAsked(t *testing.T) {
 	first.TLS, first.EnableHTTP2 = u.w.Server.TLS.Clone(), true
 	first.StartTLS()
 	defer first.Close()
-	r := u.exits(9, u.following(2, func() {
+	r := u.exits(9, u.following(3, func() { // one is of the events, and the first of the view has ended
 		first.CloseClientConnections()
 		first.Close()
 		u.ok(u.run("rollout", "pause", "-c", "prod", "--reason", "pager"))
