@@ -298,9 +298,13 @@ func (h RingHealth) Holds(node string, need HealthNeed) (out []HealthReason) {
 		out = append(out, HealthReason{code, fmt.Sprintf(text, args...)})
 	}
 	var self *MemberHealth
+	wanted := 0 // witnesses
 	for i := range h.Members {
-		if h.Members[i].Node == node {
-			self = &h.Members[i]
+		switch m := &h.Members[i]; {
+		case m.Node == node:
+			self = m
+		case !m.unborn():
+			wanted = min(2, wanted+1)
 		}
 	}
 	if self == nil {
@@ -308,7 +312,7 @@ func (h RingHealth) Holds(node string, need HealthNeed) (out []HealthReason) {
 		return out
 	}
 	fresh := self.fresh(need)
-	if wanted := min(2, len(h.Members)-1); len(fresh) < wanted {
+	if len(fresh) < wanted {
 		say("health-unknown", "%d of the %d other nodes asked have told how %s is", len(fresh), wanted, short(node))
 	}
 	probed := 0
@@ -317,7 +321,7 @@ func (h RingHealth) Holds(node string, need HealthNeed) (out []HealthReason) {
 			probed++
 		}
 	}
-	if wanted := min(2, len(h.Members)-1); need.Probe && probed < wanted {
+	if need.Probe && probed < wanted {
 		say("health-unprobed", "%d of %d other nodes could read a range that %s owns%s", probed, wanted, short(node), because(fresh))
 	}
 	if need != (HealthNeed{}) && (self.Look < need.Look || self.Seen.Before(need.After) || self.Seen.IsZero()) {
@@ -325,6 +329,9 @@ func (h RingHealth) Holds(node string, need HealthNeed) (out []HealthReason) {
 	}
 	for i := range h.Members {
 		m := &h.Members[i]
+		if m.unborn() && m != self {
+			continue
+		}
 		m.judge(m.fresh(need), say)
 		if len(m.Works) > 0 && (need.Look == 0 || m.Look >= need.Look) {
 			say("busy", "%s is at work: %s", m.name(), works(m.Works))
@@ -332,6 +339,9 @@ func (h RingHealth) Holds(node string, need HealthNeed) (out []HealthReason) {
 	}
 	return out
 }
+
+// unborn: enrolled, and no member yet: its Cassandra has never started, so it has no host id and nobody can see it.
+func (m MemberHealth) unborn() bool { return m.Node != "" && m.HostID == "" }
 
 func (m MemberHealth) name() string {
 	switch {

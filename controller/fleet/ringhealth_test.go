@@ -175,6 +175,32 @@ func TestWhatNobodyCouldReadHoldsNothingUnlessAskedFor(t *testing.T) {
 	}
 }
 
+// enrolledOnly joins a node whose Cassandra has never started.
+func (w *world) enrolledOnly(node string) {
+	w.t.Helper()
+	s := w.spec(w.token(node, fleet.TokenSpec{Names: fleet.Names{DNS: []string{node + ".example"}, IPs: []string{"10.0.0.99"}}}), "key of "+node)
+	s.Peer = "10.0.0.99"
+	if _, err := w.Join(ctx, s); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func TestANodeThatNeverStartedHoldsNobody(t *testing.T) {
+	w, _, look := threeHealthy(t)
+	w.enrolledOnly("n4")
+	if why := w.health().Holds(cluster+"/nodes/n1", fleet.HealthNeed{Look: look, Probe: true}); len(why) > 0 {
+		t.Errorf("held: %v", why)
+	}
+	w = newWorld(t)
+	n := w.joined("n1")
+	n.look(1, 1)
+	n.tells(0, nil)
+	w.enrolledOnly("n2")
+	if why := w.health().Holds(n.name, fleet.HealthNeed{Probe: true}); len(why) > 0 {
+		t.Errorf("the only member is held: %v", why)
+	}
+}
+
 func TestARingOfOneHasNoOtherEyes(t *testing.T) {
 	w := newWorld(t)
 	n := w.joined("n1")

@@ -53,7 +53,11 @@ func (g Gates) Decide(v View) Decision {
 	}
 	step, next := leaving(v)
 	reasons := g.Ask(step, v, "")
-	switch v.Rollout.State {
+	state := v.Rollout.State
+	if v.Kind == Takeover && v.Phase == Retire {
+		state = rolloutDone // anchors of others stay: nothing shrinks
+	}
+	switch state {
 	case "":
 		return Decision{Action: Begin, Reasons: reasons}
 	case rolloutDone:
