@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	ui "github.com/cassandra-security-manager/csm/shared/cli"
@@ -30,6 +31,38 @@ type client struct {
 	http    *http.Client
 	g       *ui.Global
 	reason  string
+
+	mu sync.Mutex
+	// first is asked before the others: who answered last. by is its name.
+	first int
+	by    string
+}
+
+// answeredBy names the controller that answered last.
+func (c *client) answeredBy() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.by
+}
+
+// prefer asks this server first from now on.
+func (c *client) prefer(server int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.first = server % len(c.servers)
+}
+
+// order of the servers: who answered last, then the others as the context names them.
+func (c *client) order() []int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := []int{c.first}
+	for i := range c.servers {
+		if i != c.first {
+			out = append(out, i)
+		}
+	}
+	return out
 }
 
 func newClient(c Context, g *ui.Global) (*client, error) {
@@ -127,9 +160,11 @@ func (c *client) do(ctx context.Context, q call) (*answer, error) {
 		q.header.Set("Idempotency-Key", rand.Text())
 	}
 	var last error
-	for i, server := range c.servers {
+	for n, i := range c.order() {
+		server := c.servers[i]
 		a, err := c.ask(ctx, server, q, payload)
 		if err == nil {
+			c.prefer(i)
 			return a, nil
 		}
 		f := fault.From(err)
@@ -137,13 +172,14 @@ func (c *client) do(ctx context.Context, q call) (*answer, error) {
 			return nil, err
 		}
 		if ctx.Err() != nil {
+			c.prefer(i + 1) // it may hang: who asks again begins elsewhere
 			return nil, timedOut(ctx, err)
 		}
 		// What a controller answers says more than that another is away.
 		if last == nil || f.Reason != "unreachable" {
 			last = err
 		}
-		if i+1 < len(c.servers) {
+		if n+1 < len(c.servers) {
 			c.g.Detail("%s: %s; asking the next controller", server.Host, f.Message)
 		}
 	}
@@ -198,6 +234,9 @@ func (c *client) ask(ctx context.Context, server *url.URL, q call, payload []byt
 	if resp.StatusCode >= 300 {
 		return nil, problem(resp, b)
 	}
+	c.mu.Lock()
+	c.by = resp.Header.Get("CSM-Controller")
+	c.mu.Unlock()
 	return &answer{body: b, header: resp.Header}, nil
 }
 

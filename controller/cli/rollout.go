@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/cassandra-security-manager/csm/controller/cli/ringview"
 	ui "github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/resource"
@@ -122,6 +123,7 @@ type rolloutView struct {
 	Waves                                                    []waveView
 	Awaits                                                   []awaitView
 	AwaitsSince, CreateTime, StateTime, EndTime              time.Time
+	ExpectedEnd                                              time.Time `json:"expectedEndTime"`
 	Revision                                                 uint64
 }
 
@@ -185,7 +187,7 @@ func (a *app) rolloutStart() *cobra.Command {
 	f := &rolloutFlags{}
 	c := &cobra.Command{Use: "start", Short: "Begin the rollout of a plan", Args: cobra.NoArgs,
 		Long: "Takes the flags that the plan was made with, and its hash. Exit code 6 when the plan would be another by now, 3 when a rollout runs on\n" +
-			"this ring. --wait shows it until its end: 0 done, 1 halted or aborted, 8 done but for nodes that failed, 9 when --timeout ended first.\n" +
+			"this ring. --wait shows it until its end: 0 done, 1 halted, aborted or rolled back, 8 done but for nodes that failed, 9 when it is paused or --timeout ended first.\n" +
 			"What was started goes on when csm ends.",
 		Example: "  csm rollout start -c prod-eu --plan 8c1f0e5a99d0b3c7 --reason 'yearly renewal' --wait"}
 	f.add(c)
@@ -208,20 +210,20 @@ func (a *app) rolloutStart() *cobra.Command {
 		if err != nil || s.dryRun {
 			return err
 		}
-		return s.afterRollout(ans.body)
+		return s.afterRollout(ans.body, "done")
 	})
 }
 
-// afterRollout prints a rollout, or follows it with --wait.
-func (s *session) afterRollout(raw json.RawMessage) error {
+// afterRollout prints a rollout, or follows it with --wait; want is the state that it is to come to.
+func (s *session) afterRollout(raw json.RawMessage, want string) error {
 	var r rolloutView
 	if err := decode(raw, &r); err != nil {
 		return err
 	}
 	if s.wait {
-		return s.followRollout(r.Name)
+		return s.followRollout(r, raw, want)
 	}
-	return s.Print(ui.View{Object: raw, Text: strings.Join(rolloutLines(r, s.Now()), "\n") + "\n", Name: func(any) string { return r.Name }})
+	return s.Print(ui.View{Object: raw, Text: pictureText(r.picture(), s.Now()), Name: func(any) string { return r.Name }})
 }
 
 func (a *app) rolloutStatus() *cobra.Command {
@@ -233,7 +235,7 @@ func (a *app) rolloutStatus() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return s.afterRollout(raw)
+		return s.afterRollout(raw, "done")
 	})
 }
 
@@ -260,27 +262,11 @@ func explainText(r rolloutView, now time.Time) string {
 		b.WriteString(": " + r.Note)
 	}
 	b.WriteString("\n")
-	for _, w := range r.Awaits {
-		fmt.Fprintf(&b, "waits: %s%s\n", w.Message, sinceWhen(w, r, now))
-		if w.Remedy != "" {
-			fmt.Fprintf(&b, "  do:  %s\n", w.Remedy)
-		}
-	}
+	b.WriteString(linesText(ringview.WaitLines(r.waits(), now, 0)))
 	if r.Next != "" {
 		fmt.Fprintf(&b, "next:  %s\n", r.Next)
 	}
 	return b.String()
-}
-
-func sinceWhen(w awaitView, r rolloutView, now time.Time) string {
-	since := w.Since
-	if since.IsZero() {
-		since = r.AwaitsSince
-	}
-	if since.IsZero() {
-		return ""
-	}
-	return " (since " + ui.Span(now.Sub(since)) + ")"
 }
 
 func (a *app) rolloutList() *cobra.Command {
@@ -337,7 +323,7 @@ func (a *app) rolloutVerb(verb, summary, example string, effects ...string) *cob
 		if err != nil || s.dryRun {
 			return err
 		}
-		return s.afterRollout(ans.body)
+		return s.afterRollout(ans.body, map[string]string{"abort": "aborted", "rollback": "rolled-back"}[verb])
 	})
 }
 

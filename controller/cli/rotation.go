@@ -27,7 +27,12 @@ func (a *app) rotationCommand() *cobra.Command {
 	return c
 }
 
-type rotationReason struct{ Code, Node, Message, Remedy string }
+type rotationReason struct {
+	Code, Node, Message, Remedy string
+	Since                       time.Time
+	// atLeast: it held already at that time.
+	atLeast bool
+}
 
 type rotationPlanView struct {
 	Cluster, Kind, AuthorityBefore, AuthorityAfter, Hash string
@@ -43,15 +48,18 @@ type rotationPlanView struct {
 }
 
 type rotationMember struct {
-	Name, Node, HostID, State, SetAside string
-	Incarnation                         uint64
-	Up                                  bool
-	Unprovable                          []string
-	Stores                              []struct {
-		Name, Leaf       string
-		Moving           bool
-		Trusts, Unproved []string
-	}
+	Name, Node, HostID, State, SetAside, Datacenter, Rack string
+
+	Incarnation uint64
+	Up          bool
+	Unprovable  []string
+	Stores      []rotationStore
+}
+
+type rotationStore struct {
+	Name, Leaf       string
+	Moving           bool
+	Trusts, Unproved []string
 }
 
 type rotationClient struct {
@@ -256,7 +264,7 @@ func (a *app) rotationStart() *cobra.Command {
 	var except []string
 	c := &cobra.Command{Use: "start", Short: "Begin the rotation of a plan", Args: cobra.NoArgs,
 		Long: "Exit code 6 when the plan would be another by now, 3 when it is refused. --wait shows it until a person is needed or it ends: 0 waiting for the\n" +
-			"retire, or done; 1 halted; 9 when --timeout ended first. What was started goes on when csm ends.",
+			"retire, or done; 1 halted or rolled back; 9 when it is paused or --timeout ended first. What was started goes on when csm ends.",
 		Example: "  csm rotation start -c prod-eu --to root-2027 --plan 8c1f0e5a99d0b3c7 --reason 'yearly' --wait --timeout 4h\n" +
 			"  csm rotation start -c prod-eu --to root-2027 --emergency --keep by-hand --plan 51bb20d1c6a7e904 --reason 'INC-4711' --wait"}
 	a.rotationTo(c, &q)
@@ -279,31 +287,31 @@ func (a *app) rotationStart() *cobra.Command {
 		if err != nil || s.dryRun {
 			return err
 		}
-		return s.afterRotation(ans.body)
+		return s.afterRotation(ans.body, "done")
 	})
 }
 
 func (a *app) rotationStatus() *cobra.Command {
 	c := &cobra.Command{Use: "status [ROTATION]", Short: "Show a rotation: its phase, each member, what it waits for", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeWith(a.rotationNames),
-		Long:    "Without a name: the newest of the cluster. --wait shows it until a person is needed or it ends.",
+		Long:    "Without a name: the newest of the cluster. --wait shows it live until a person is needed or it ends (see csm rotation start for exit codes).",
 		Example: "  csm rotation status -c prod-eu\n  csm rotation status -c prod-eu --wait --timeout 2h\n  csm rotation status -c prod-eu -o json | jq '.reasons'"}
 	return a.run(c, func(s *session, args []string) error {
 		_, raw, err := s.rotation(args)
 		if err != nil {
 			return err
 		}
-		return s.afterRotation(raw)
+		return s.afterRotation(raw, "done")
 	})
 }
 
-// afterRotation prints a rotation, or follows it with --wait.
-func (s *session) afterRotation(raw json.RawMessage) error {
+// afterRotation prints a rotation, or follows it with --wait; want is the phase that it is to come to.
+func (s *session) afterRotation(raw json.RawMessage, want string) error {
 	var r rotationView
 	if err := decode(raw, &r); err != nil {
 		return err
 	}
 	if s.wait {
-		return s.followRotation(r.Name)
+		return s.followRotation(r, raw, want)
 	}
 	return s.Print(ui.View{Object: raw, Text: r.text(s.Now()), Name: func(any) string { return r.Name }})
 }
@@ -313,12 +321,10 @@ func (r rotationView) needsAPerson() bool {
 	return r.Phase == "reissued" && (!slices.Contains(r.Relaxed, "by-hand") || slices.ContainsFunc(r.Reasons, func(x rotationReason) bool { return x.Code == "clients" }))
 }
 
+// text is the picture, with what is proved of each store.
 func (r rotationView) text(now time.Time) string {
 	var b strings.Builder
-	if r.Emergency {
-		b.WriteString("EMERGENCY: ")
-	}
-	fmt.Fprintf(&b, "%s of %s, %s to %s: %s, phase %s since %s\n", resource.Last(r.Name), resource.Last(r.Cluster), resource.Last(r.AuthorityBefore), resource.Last(r.AuthorityAfter), r.State, r.Phase, ui.Ago(now, r.PhaseTime))
+	b.WriteString(pictureText(r.picture(nil), now))
 	for _, m := range r.Members {
 		for _, st := range m.Stores {
 			where := m.State
@@ -330,10 +336,6 @@ func (r rotationView) text(now time.Time) string {
 			}
 			fmt.Fprintf(&b, "  %-16s %-8s %-10s leaf %-8s trusts new CA on %d of %d ports\n", m.Name, st.Name, where, st.Leaf, len(st.Trusts), len(st.Trusts)+len(st.Unproved))
 		}
-	}
-	b.WriteString(reasonLines("waits", r.Reasons))
-	if r.Next != "" {
-		fmt.Fprintf(&b, "next:    %s\n", r.Next)
 	}
 	return b.String()
 }
@@ -398,6 +400,10 @@ func (a *app) rotationVerb(verb, summary, example string, effects ...string) *co
 		if err != nil || s.dryRun {
 			return err
 		}
-		return s.afterRotation(ans.body)
+		want := "done"
+		if verb == "rollback" {
+			want = "rolled-back"
+		}
+		return s.afterRotation(ans.body, want)
 	})
 }

@@ -1,11 +1,9 @@
 package cli
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -46,7 +44,7 @@ func (a *app) rotationSetAside() *cobra.Command {
 		if err != nil || s.dryRun {
 			return err
 		}
-		return s.afterRotation(ans.body)
+		return s.afterRotation(ans.body, "done")
 	})
 }
 
@@ -99,7 +97,7 @@ func (a *app) rotationRetire() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return s.afterRotation(ans.body)
+		return s.afterRotation(ans.body, "done")
 	})
 }
 
@@ -115,44 +113,4 @@ func (p retirePlanView) text() string {
 	b.WriteString(reasonLines("closed", p.Reasons))
 	fmt.Fprintf(&b, "plan %s\nthere is no way back from a retire; to do it: the same command with --plan %s --reason '…' instead of --dry-run\n", p.Hash[:16], p.Hash[:16])
 	return b.String()
-}
-
-// followEvery is how often a rotation that is followed is looked at.
-const followEvery = time.Second
-
-// followRotation shows a rotation until a person is needed or it ends.
-func (s *session) followRotation(name string) error {
-	ctx, cancel := context.WithTimeout(s.cmd.Context(), s.Timeout)
-	defer cancel()
-	line := s.Progress()
-	defer line.Done()
-	t := time.NewTicker(followEvery)
-	defer t.Stop()
-	for {
-		r, raw, err := read[rotationView](s, name, nil)
-		if err != nil {
-			return err
-		}
-		waits := r.Next
-		if len(r.Reasons) > 0 {
-			waits = strings.TrimSpace(r.Reasons[0].Node + " " + r.Reasons[0].Message)
-		}
-		line.Show("%s: %s, phase %s: %s", resource.Last(name), r.State, r.Phase, waits)
-		switch {
-		case r.State == "done", r.State == "rolled-back", r.needsAPerson():
-			line.Done()
-			return s.Print(ui.View{Object: raw, Text: r.text(s.Now())})
-		case r.State == "halted":
-			line.Done()
-			return fault.New(fault.Internal, "rotation-halted", "%s is halted: %s", resource.Last(name), waits).Do("see `csm rotation explain`, then `csm rotation resume` or `csm rotation rollback`")
-		}
-		select {
-		case <-ctx.Done():
-			if s.cmd.Context().Err() != nil {
-				return s.cmd.Context().Err()
-			}
-			return fault.New(fault.Running, "still-running", "%s is in phase %s: %s", resource.Last(name), r.Phase, waits).Do("it goes on by itself; see `csm rotation status`")
-		case <-t.C:
-		}
-	}
 }

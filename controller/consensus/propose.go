@@ -104,10 +104,15 @@ func (n *Node) owe(index uint64) {
 // the error then says so. Propose waits so by itself, so that the packages above read after it without a word more, unless
 // the proposal says that its reply is whole; the door to people waits before each answer that such a write may concern.
 func (n *Node) CatchUp(ctx context.Context) error {
-	if owed := n.owed.Load(); n.store.Applied() < owed {
-		return n.upTo(ctx, owed)
+	owed := n.owed.Load()
+	if n.store.Applied() >= owed {
+		return nil
 	}
-	return nil
+	err := n.upTo(ctx, owed)
+	if err != nil && ctx.Err() == nil {
+		n.owed.CompareAndSwap(owed, 0) // cut off: one reader has waited, the next ones need not
+	}
+	return err
 }
 
 func (n *Node) upTo(ctx context.Context, index uint64) error {

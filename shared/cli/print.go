@@ -70,13 +70,16 @@ func (g *Global) printText(v View) (err error) {
 	case v.Pairs != nil:
 		err = v.Pairs.write(g.Out)
 	case v.Text != "":
-		_, err = io.WriteString(g.Out, v.Text)
+		_, err = io.WriteString(g.Out, cleanText(v.Text))
 	}
 	if v.Note != "" {
 		g.Say("%s", v.Note)
 	}
 	return err
 }
+
+// WriteLine prints one JSON document on a line of its own.
+func WriteLine(w io.Writer, raw json.RawMessage) error { return writeJSON(w, raw, "") }
 
 func writeJSON(w io.Writer, v any, indent string) error {
 	raw, ok := v.(json.RawMessage)

@@ -139,9 +139,9 @@ func fail(w io.Writer, err error, machine, color bool) {
 		// The words around a cause that is no fault of ours are in the chain.
 		msg = err.Error()
 	}
-	fmt.Fprintf(w, "%s %s\n", label, strings.ReplaceAll(strings.TrimSpace(msg), "\n", "\n       "))
+	fmt.Fprintf(w, "%s %s\n", label, strings.ReplaceAll(cleanText(strings.TrimSpace(msg)), "\n", "\n       "))
 	if f.Remedy != "" {
-		fmt.Fprintf(w, "  do:  %s\n", f.Remedy)
+		fmt.Fprintf(w, "  do:  %s\n", cleanText(f.Remedy))
 	}
 }
 

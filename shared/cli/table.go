@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"unicode/utf8"
 )
 
 // Column of a table.
@@ -28,9 +27,10 @@ const (
 	Warn
 	Bad
 	Dim
+	Strong
 )
 
-var escapes = [...]string{Good: "\x1b[32m", Warn: "\x1b[33m", Bad: "\x1b[31m", Dim: "\x1b[2m"}
+var escapes = [...]string{Good: "\x1b[32m", Warn: "\x1b[33m", Bad: "\x1b[31m", Dim: "\x1b[2m", Strong: "\x1b[1m"}
 
 // Table is columns and rows of the same length.
 type Table struct {
@@ -51,10 +51,10 @@ func (t *Table) write(w io.Writer, wide, color bool) error {
 	}
 	width := make([]int, len(t.Columns))
 	for i, c := range t.Columns {
-		width[i] = utf8.RuneCountInString(c.Name)
+		width[i] = Columns(c.Name)
 		for _, r := range t.Rows {
 			if i < len(r) {
-				width[i] = max(width[i], utf8.RuneCountInString(clean(r[i])))
+				width[i] = max(width[i], Columns(clean(r[i])))
 			}
 		}
 	}
@@ -63,7 +63,7 @@ func (t *Table) write(w io.Writer, wide, color bool) error {
 		var l strings.Builder
 		for n, i := range shown {
 			s := clean(cell(i))
-			pad := strings.Repeat(" ", width[i]-utf8.RuneCountInString(s))
+			pad := strings.Repeat(" ", width[i]-Columns(s))
 			if n > 0 {
 				l.WriteString("  ")
 			}
@@ -104,19 +104,6 @@ func paint(s string, st Style, color bool) string {
 	return escapes[st] + s + "\x1b[0m"
 }
 
-// clean keeps a cell in its line and takes terminal control characters out: names come from others.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' {
-			return ' '
-		}
-		if r < 0x20 || r == 0x7f || (r >= 0x80 && r < 0xa0) {
-			return -1
-		}
-		return r
-	}, s)
-}
-
 // Pairs are lines of "key: value" for one thing, aligned.
 type Pairs [][2]string
 
@@ -130,12 +117,12 @@ func (p *Pairs) Add(key, format string, args ...any) {
 func (p Pairs) write(w io.Writer) error {
 	width := 0
 	for _, kv := range p {
-		width = max(width, utf8.RuneCountInString(kv[0]))
+		width = max(width, Columns(kv[0]))
 	}
 	var b strings.Builder
 	for _, kv := range p {
 		lines := strings.Split(kv[1], "\n")
-		fmt.Fprintf(&b, "%s:%s  %s\n", kv[0], strings.Repeat(" ", width-utf8.RuneCountInString(kv[0])), clean(lines[0]))
+		fmt.Fprintf(&b, "%s:%s  %s\n", kv[0], strings.Repeat(" ", width-Columns(kv[0])), clean(lines[0]))
 		for _, l := range lines[1:] {
 			fmt.Fprintf(&b, "%s   %s\n", strings.Repeat(" ", width), clean(l))
 		}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
+	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
@@ -19,6 +20,8 @@ type Node struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	// Rollout that it takes part in now; only where one node is read.
 	Rollout *rollout.Part `json:"rollout,omitempty"`
+	// Rotation that its ring is in now.
+	Rotation *rotation.RotationPart `json:"rotation,omitempty"`
 }
 
 func nodeOf(n fleet.Node) Node { return Node{Node: n, ETag: frozenETag(n.Revision, n.Frozen)} }
@@ -209,7 +212,7 @@ func (s *server) oneNode(ctx context.Context, name string) (*One[Node], error) {
 	n, err := s.Fleet.GetNode(ctx, name)
 	out := nodeOf(n)
 	if err == nil {
-		err = s.inRollout(ctx, &out)
+		err = s.underWay(ctx, &out)
 	}
 	return &One[Node]{ETag: out.ETag, Body: out}, err
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
 // Rollout is a change of many nodes, wave by wave.
@@ -202,16 +203,27 @@ func (s *server) oneRollout(ctx context.Context, name string) (*One[Rollout], er
 	return &One[Rollout]{ETag: out.ETag, Body: out}, err
 }
 
-// inRollout adds to a node what the rollout that it takes part in says of it.
-func (s *server) inRollout(ctx context.Context, n *Node) (err error) {
-	if n.Rollout, err = s.Rollouts.PartOf(ctx, n.Cluster, n.Name); err != nil || n.Rollout == nil {
+// underWay adds to a node what the rollout and the rotation that it takes part in say of it.
+func (s *server) underWay(ctx context.Context, n *Node) (err error) {
+	if n.Rollout, err = s.Rollouts.PartOf(ctx, n.Cluster, n.Name); err != nil {
 		return err
 	}
-	p := n.Rollout
-	why := "rollout " + p.Rollout[strings.LastIndexByte(p.Rollout, '/')+1:] + " (" + p.State + "), wave " + p.Wave + ": " + p.Phase
-	for _, r := range p.Awaits {
-		why += "; " + r.Message
+	if p := n.Rollout; p != nil {
+		n.Why += "; rollout " + resource.Last(p.Rollout) + " (" + p.State + "), wave " + p.Wave + ": " + p.Phase
+		for _, r := range p.Awaits {
+			n.Why += "; " + r.Message
+		}
 	}
-	n.Why += "; " + why
+	if n.Rotation, err = s.Rotations.PartOf(ctx, n.Cluster, n.Name); err != nil || n.Rotation == nil {
+		return err
+	}
+	p := n.Rotation
+	n.Why += "; rotation " + resource.Last(p.Rotation) + " (" + p.State + "), phase " + string(p.Phase)
+	for _, r := range p.Reasons {
+		if r.Code == "waves" && n.Rollout != nil {
+			continue // said of the rollout already
+		}
+		n.Why += "; " + strings.TrimSpace(r.Node+" "+r.Message)
+	}
 	return nil
 }

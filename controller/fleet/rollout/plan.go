@@ -68,15 +68,11 @@ func planned(ctx context.Context, q state.Querier, s Spec, now time.Time) (Plan,
 	if err != nil {
 		return Plan{}, err
 	}
-	took, slowest, err := moveTook(ctx, q, s)
+	pace, err := paceOf(ctx, q, s)
 	if err != nil {
 		return Plan{}, err
 	}
-	look, err := fleet.LookTook(ctx, q, s.Cluster)
-	if err != nil {
-		return Plan{}, err
-	}
-	p, err := Make(s, nodes, now, Pace{took, slowest, look})
+	p, err := Make(s, nodes, now, pace)
 	if err != nil {
 		return p, err
 	}
@@ -91,6 +87,15 @@ func planned(ctx context.Context, q state.Querier, s Spec, now time.Time) (Plan,
 // Pace is how long things lasted lately: the move of one node from being told until it is proved, since it takes a place for so long, and one look of all agents at their ring. Zero: not known.
 // Slowest is the longest of those moves: a wave ends with it.
 type Pace struct{ Move, Slowest, Look time.Duration }
+
+// paceOf reads how long things lasted lately.
+func paceOf(ctx context.Context, q state.Querier, s Spec) (p Pace, err error) {
+	if p.Move, p.Slowest, err = moveTook(ctx, q, s); err != nil {
+		return p, err
+	}
+	p.Look, err = fleet.LookTook(ctx, q, s.Cluster)
+	return p, err
+}
 
 // Make makes a plan of how the nodes stand. Pure.
 func Make(s Spec, nodes []fleet.Standing, now time.Time, pace Pace) (Plan, error) {
@@ -126,8 +131,7 @@ func Make(s Spec, nodes []fleet.Standing, now time.Time, pace Pace) (Plan, error
 		return p, fault.New(fault.Refused, "nothing-to-do", "no node of %s can take part%s", fleet.Short(s.Cluster), firstLeft(p.Left)).Do("see `csm node list -c %s`", resource.Last(s.Cluster))
 	}
 	p.Waves = waves(s, in)
-	move := cmp.Or(pace.Move, usualMove)
-	p.times(now, Pace{move, cmp.Or(pace.Slowest, move), cmp.Or(pace.Look, usualLook)})
+	p.times(now, pace)
 	p.Hash = p.hash()
 	return p, nil
 }
@@ -204,6 +208,8 @@ func waves(s Spec, in []Member) []Wave {
 
 // times says how long it takes: before each wave a look at the ring, then rounds of its width, then the rest, within windows only.
 func (p *Plan) times(now time.Time, pace Pace) {
+	move := cmp.Or(pace.Move, usualMove)
+	pace = Pace{move, cmp.Or(pace.Slowest, move), cmp.Or(pace.Look, usualLook)}
 	c, _ := calendarOf(p.Spec)
 	t := now
 	for i, w := range p.Waves {

@@ -32,7 +32,9 @@ type Rollout struct {
 	CreateTime time.Time `json:"createTime"`
 	StateTime  time.Time `json:"stateTime"`
 	EndTime    time.Time `json:"endTime,omitzero"`
-	Revision   uint64    `json:"revision"`
+	// ExpectedEnd is when it would be at its end if nothing held it, while it runs; lists leave it out.
+	ExpectedEnd time.Time `json:"expectedEndTime,omitzero"`
+	Revision    uint64    `json:"revision"`
 }
 
 // WaveView is a wave and its nodes.
@@ -181,10 +183,33 @@ func shortAll(names []string) string {
 // Get reads one.
 func (r *Rollouts) Get(ctx context.Context, name string) (out Rollout, err error) {
 	err = r.read.View(ctx, func(ctx context.Context, q state.Querier) (err error) {
-		out, err = Get(ctx, q, name, r.clock.Now())
+		now := r.clock.Now()
+		if out, err = Get(ctx, q, name, now); err != nil || out.State != Running && out.State != RollingBack {
+			return err
+		}
+		pace, err := paceOf(ctx, q, out.Spec)
+		out.ExpectedEnd = expected(out, now, pace)
 		return err
 	})
 	return out, err
+}
+
+// expected is when a rollout that runs would be at its end: as a plan of what has not ended yet. Pure.
+func expected(r Rollout, now time.Time, pace Pace) time.Time {
+	p := Plan{Spec: r.Spec}
+	for _, w := range r.Waves {
+		var left []Member
+		for _, n := range w.Nodes {
+			if n.Phase != Proved && n.Phase != Failed && n.Phase != Gone {
+				left = append(left, Member{Node: n.Node})
+			}
+		}
+		if len(left) > 0 {
+			p.Waves = append(p.Waves, Wave{Nodes: left})
+		}
+	}
+	p.times(now, pace)
+	return p.End.Truncate(time.Second)
 }
 
 // List reads the rollouts of a cluster, those of a tenant with "-" for the cluster, the newest first, at most limit.

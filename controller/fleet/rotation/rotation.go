@@ -114,6 +114,8 @@ type Member struct {
 	Up      bool
 	State   string
 	Version string
+	// Datacenter and Rack are where it says it is.
+	Datacenter, Rack string
 	// Aside is the reason for which a person set this incarnation aside; empty: nobody did.
 	Aside  string
 	Stores []Store

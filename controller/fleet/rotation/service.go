@@ -61,12 +61,15 @@ type Rotation struct {
 
 // MemberState is how one member stands.
 type MemberState struct {
-	Name   string       `json:"name"`
-	Node   string       `json:"node,omitempty"`
-	Up     bool         `json:"up"`
-	State  string       `json:"state"`
-	Aside  string       `json:"setAside,omitempty"`
-	Stores []StoreState `json:"stores,omitempty"`
+	Name  string `json:"name"`
+	Node  string `json:"node,omitempty"`
+	Up    bool   `json:"up"`
+	State string `json:"state"`
+	// Datacenter and Rack are empty for a member that CSM does not know.
+	Datacenter string       `json:"datacenter,omitempty"`
+	Rack       string       `json:"rack,omitempty"`
+	Aside      string       `json:"setAside,omitempty"`
+	Stores     []StoreState `json:"stores,omitempty"`
 	// OldLinks and Links are about its connections to other nodes.
 	OldLinks int    `json:"oldLinks" doc:"connections to other nodes from before the swap; -1: nobody can tell"`
 	Links    string `json:"links,omitempty" doc:"why nobody can tell, or what is in the way of cycling them"`
@@ -234,6 +237,35 @@ func (r *Rotations) Get(ctx context.Context, name string) (Rotation, error) {
 	})
 }
 
+// RotationPart is what a rotation that is under way says of one node.
+type RotationPart struct {
+	Rotation string   `json:"rotation"`
+	Phase    Phase    `json:"phase"`
+	State    string   `json:"state"`
+	Reasons  []Reason `json:"reasons,omitempty" doc:"of this node, or of none in particular"`
+}
+
+// PartOf finds the rotation that a node's ring is in now, with what is waited for at the node; nil when there is none.
+func (r *Rotations) PartOf(ctx context.Context, cluster, node string) (*RotationPart, error) {
+	return view(ctx, r, func(ctx context.Context, q state.Querier) (*RotationPart, error) {
+		rows, err := many(ctx, q, `WHERE cluster = ? AND ended_ms = 0`, cluster)
+		if err != nil || len(rows) == 0 {
+			return nil, err
+		}
+		x, err := r.whole(ctx, q, rows[0])
+		if err != nil {
+			return nil, err
+		}
+		out := &RotationPart{Rotation: x.Name, Phase: x.Phase, State: x.State}
+		for _, reason := range x.Reasons {
+			if reason.Node == "" || reason.Node == short(node) {
+				out.Reasons = append(out.Reasons, reason)
+			}
+		}
+		return out, nil
+	})
+}
+
 // List reads the rotations of a trust domain, the newest first, without members and timelines.
 func (r *Rotations) List(ctx context.Context, trustDomain string) ([]Rotation, error) {
 	return view(ctx, r, func(ctx context.Context, q state.Querier) ([]Rotation, error) {
@@ -323,7 +355,7 @@ func (r *Rotations) whole(ctx context.Context, q state.Querier, x row) (Rotation
 }
 
 func (m Member) shown() MemberState {
-	out := MemberState{Name: m.Name, Node: m.Node, Up: m.Up, State: m.State, Aside: m.Aside, OldLinks: m.OldLinks, Links: m.Links}
+	out := MemberState{Name: m.Name, Node: m.Node, Up: m.Up, State: m.State, Datacenter: m.Datacenter, Rack: m.Rack, Aside: m.Aside, OldLinks: m.OldLinks, Links: m.Links}
 	for _, s := range m.Stores {
 		x := StoreState{Name: s.Name, Leaf: s.Leaf, Moving: s.Moving}
 		for _, p := range s.Ports {

@@ -102,7 +102,8 @@ func (s *sight) members() ([]Member, []string, error) {
 	}
 	var out []Member
 	for _, m := range ring.Members {
-		x := Member{Name: m.Address, Node: m.Node, HostID: m.HostID, Incarnation: m.Incarnation, Active: m.Active, Up: m.Up, State: m.State, Version: m.Version, Stores: stores[m.Node]}
+		x := Member{Name: m.Address, Node: m.Node, HostID: m.HostID, Incarnation: m.Incarnation, Active: m.Active, Up: m.Up, State: m.State, Version: m.Version,
+			Datacenter: m.Datacenter, Rack: m.Rack, Stores: stores[m.Node]}
 		if m.Node != "" {
 			x.Name = short(m.Node)
 		}

@@ -147,3 +147,10 @@ func (q *Quorum) Remove(_ context.Context, name, _, _ string) error {
 	}
 	return fault.New(fault.NotFound, "no-controller", "there is no controller %s", name)
 }
+
+// Looks is how many linearizable reads were asked for so far.
+func (q *Quorum) Looks() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.Linearized
+}
