@@ -58,7 +58,7 @@ type rotationMember struct {
 
 type rotationStore struct {
 	Name, Leaf       string
-	Moving           bool
+	Moving, Behind   bool
 	Trusts, Unproved []string
 }
 

@@ -186,14 +186,14 @@ func (r rotationView) drawn(m rotationMember, moving map[string]rolloutNodeView)
 		n.Phase, n.Since, n.Detail = w.Phase, w.Since, w.Detail
 	case m.State != "normal" && m.State != "unknown":
 		n.Phase, n.Detail = "unsettled", m.State
-	case r.proves(m, w.Phase):
+	case r.proves(m):
 		n.Phase, n.Since = "proved", w.Since
 	}
 	return n
 }
 
 // proves says whether of a member all is proved that this phase asks for.
-func (r rotationView) proves(m rotationMember, wave string) bool {
+func (r rotationView) proves(m rotationMember) bool {
 	if len(m.Stores) == 0 {
 		return false
 	}
@@ -206,8 +206,8 @@ func (r rotationView) proves(m rotationMember, wave string) bool {
 			held = s.Leaf == "after"
 		case "undo-reissue":
 			held = s.Leaf == "before"
-		default: // only the waves tell of what goes
-			held = wave == "proved"
+		default: // an anchor goes
+			held = !s.Behind
 		}
 		if !held || s.Moving {
 			return false

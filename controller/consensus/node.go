@@ -47,7 +47,9 @@ type Node struct {
 	// waiting counts what is appended here as the leader and not yet answered.
 	waiting atomic.Int64
 	// owed is the newest index of what was acknowledged through this controller before it could be read here.
-	owed      atomic.Uint64
+	owed atomic.Uint64
+	// vain is up to where a reader has waited for that in vain.
+	vain      atomic.Uint64
 	leaders   leadership
 	verifying verifier
 	contacts  contacts

@@ -108,11 +108,15 @@ func (n *Node) CatchUp(ctx context.Context) error {
 	if n.store.Applied() >= owed {
 		return nil
 	}
-	err := n.upTo(ctx, owed)
-	if err != nil && ctx.Err() == nil {
-		n.owed.CompareAndSwap(owed, 0) // cut off: one reader has waited, the next ones need not
+	if n.vain.Load() < owed {
+		if n.upTo(ctx, owed) == nil {
+			return nil
+		}
+		if ctx.Err() == nil { // cut off: one reader has waited, the next ones need not
+			n.vain.Store(owed)
+		}
 	}
-	return err
+	return fault.New(fault.Unavailable, "behind", "%s has acknowledged writes that it has not applied yet", n.cfg.Name).Do("ask another controller, or wait until there is a quorum")
 }
 
 func (n *Node) upTo(ctx context.Context, index uint64) error {

@@ -215,7 +215,8 @@ var mutants = []mutant{
 
 	{decideFile, `if v.Paused {`, `if false {`},
 	{decideFile, `if waits := g.waitsForCanary(v); len(waits) > 0 {`, `if waits := g.waitsForCanary(v); false && len(waits) > 0 {`},
-	{decideFile, `if len(reasons) == 0 {`, `if true {`},
+	{decideFile, "case rolloutDone:\n\t\tif len(reasons) == 0 {", "case rolloutDone:\n\t\tif true {"},
+	{decideFile, "if v.relaxes(relaxByHand) {\n\t\t\tif len(reasons) == 0 {", "if v.relaxes(relaxByHand) {\n\t\t\tif true {"},
 	{decideFile, `return StepWithdraw, Withdrawing`, `return StepUndone, Withdrawing`},
 	{decideFile, `return StepReissue, Reissue`, `return StepUndone, Reissue`},
 

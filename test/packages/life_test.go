@@ -117,13 +117,13 @@ func guarded(s site) {
 
 // cut asks the helper by its own wire to end connections that a client holds open from 127.0.0.5.
 func cut(s site) {
-	s.write("/root/hold.pl", holdScript, 0o644)
-	s.write("/root/ask.pl", askScript, 0o644)
+	s.write("/etc/cassandra/hold.pl", holdScript, 0o644)
+	s.write("/etc/cassandra/ask.pl", askScript, 0o644)
 	for port, want := range map[string]string{"7000": `"cut":1`, "9042": "helper-refused"} {
-		s.do("systemd-run --quiet --unit hold-" + port + " perl /root/hold.pl " + port)
+		s.do("systemd-run --quiet --unit hold-" + port + " perl /etc/cassandra/hold.pl " + port)
 		s.until("ss -tnH state established src 127.0.0.1:"+port+" dst 127.0.0.5 | wc -l", is("1"))
 		link := s.do(`ss -tneH state established src 127.0.0.1:` + port + ` dst 127.0.0.5 | sed -n 's/.*127.0.0.5:\([0-9]*\).* sk:\([0-9a-f]*\).*/\1 \2/p'`)
-		if out := s.do("runuser -u cassandra -- perl /root/ask.pl " + port + " " + link); !strings.Contains(out, want) {
+		if out := s.do("runuser -u cassandra -- perl /etc/cassandra/ask.pl " + port + " " + link); !strings.Contains(out, want) {
 			s.t.Errorf("%s: %s", port, out)
 		}
 		left := map[string]string{"7000": "0", "9042": "1"}[port]

@@ -181,6 +181,9 @@ func TestWithoutAQuorumTheAnswerSaysWhatToStartAndReadsGoOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := w.API.On(t.Context(), last.Address(9640), http.MethodGet, "/v1/"+name, nil, nil); err != nil {
+		t.Fatal(err)
+	}
 	w.Controllers[0].Kill()
 	w.Controllers[1].Kill()
 	csr := request(t, "during.example")

@@ -151,10 +151,14 @@ func handle[I, O any](s *server, op huma.Operation, permission string, fn func(c
 	}
 	op.MaxBodyBytes = s.Limits.Body
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
+		var behind error
 		if permission != "" && op.OperationID != issueCertificate { // who was given a certificate by this controller finds it there
-			_ = s.Quorum.CatchUp(ctx)
+			behind = s.Quorum.CatchUp(ctx)
 		}
 		out, err := fn(ctx, in)
+		if behind != nil && fault.Is(err, fault.NotFound) {
+			err = behind // it may be there
+		}
 		if err != nil {
 			p := problemOf(ctx, err)
 			if p.Status == http.StatusInternalServerError {

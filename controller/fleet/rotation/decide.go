@@ -54,8 +54,8 @@ func (g Gates) Decide(v View) Decision {
 	step, next := leaving(v)
 	reasons := g.Ask(step, v, "")
 	state := v.Rollout.State
-	if v.Kind == Takeover && v.Phase == Retire {
-		state = rolloutDone // anchors of others stay: nothing shrinks
+	if v.Idle {
+		state = rolloutDone
 	}
 	switch state {
 	case "":

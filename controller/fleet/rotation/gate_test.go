@@ -250,7 +250,7 @@ func TestDecisions(t *testing.T) {
 		{"paused", with(good(Reissue), func(v *View) { v.Paused = true }), Wait, "", "paused"},
 		{"frozen", with(good(Distribute), func(v *View) { v.Frozen = "x" }), Wait, "", "frozen"},
 		{"shrunk", good(Retire), Enter, Done, ""},
-		{"anchors of another CA stay", with(good(Retire), func(v *View) { v.Kind, v.Rollout.State = Takeover, "" }), Enter, Done, ""},
+		{"anchors of another CA stay", with(good(Retire), func(v *View) { v.Idle, v.Rollout.State = true, "" }), Enter, Done, ""},
 		{"leaves are back", good(Undoing), Enter, Withdrawing, ""},
 		{"a leaf is not back", with(good(Undoing), func(v *View) { v.Members[1].Stores[0].Leaf = After }), Begin, "", ""},
 		{"undone", good(Withdrawing), Enter, RolledBack, ""},

@@ -93,6 +93,8 @@ type View struct {
 	// Canary is the full name of the node that got the first leaf of the CA that comes, while clients are waited for.
 	Canary  string
 	Rollout Rollout
+	// Idle: this phase has nothing for any node to do.
+	Idle bool
 	// Emergency: what Relaxed names is given up, as far as an emergency may; Wide is how many nodes take a leaf at once then.
 	Emergency bool
 	Relaxed   []string

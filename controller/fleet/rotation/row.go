@@ -153,6 +153,9 @@ func event(a *state.Apply, r row, message string) error {
 	return nil
 }
 
+// shrinksNothing says whether the phase would take anchors away and there are none to take: the root stays, or the anchors are not ours.
+func (r row) shrinksNothing() bool { return r.phase == Retire && len(r.sumsBefore) == 0 }
+
 func short(name string) string { return resource.Last(name) }
 
 // urgency says for the timeline what an emergency gives up; empty in peace.

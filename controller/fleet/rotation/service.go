@@ -82,6 +82,7 @@ type StoreState struct {
 	Moving   bool     `json:"moving,omitempty"`
 	Trusts   []string `json:"trusts,omitempty" doc:"ports where a neighbour's certificate of the new CA was accepted"`
 	Unproved []string `json:"unproved,omitempty" doc:"ports where it was not yet"`
+	Behind   bool     `json:"behind,omitempty" doc:"its files are older than what this phase asks for"`
 }
 
 // TimelineEntry is one line of the timeline.
@@ -357,7 +358,7 @@ func (r *Rotations) whole(ctx context.Context, q state.Querier, x row) (Rotation
 func (m Member) shown() MemberState {
 	out := MemberState{Name: m.Name, Node: m.Node, Up: m.Up, State: m.State, Datacenter: m.Datacenter, Rack: m.Rack, Aside: m.Aside, OldLinks: m.OldLinks, Links: m.Links}
 	for _, s := range m.Stores {
-		x := StoreState{Name: s.Name, Leaf: s.Leaf, Moving: s.Moving}
+		x := StoreState{Name: s.Name, Leaf: s.Leaf, Moving: s.Moving, Behind: s.Behind}
 		for _, p := range s.Ports {
 			switch {
 			case p.Trusts:
