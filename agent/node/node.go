@@ -99,23 +99,24 @@ type Node struct {
 	tasks     chan *agentv1.ProofTask
 
 	// Of the deciding goroutine alone.
-	inst      *cassandra.Instance
-	instErr   error
-	presence  cassandra.Presence
-	stores    []*agentv1.StoreFacts
-	births    map[string]time.Time // hex leaf -> notBefore
-	outcomes  uint32               // of moves that were reported since the start
-	attempts  map[string]*Attempt
-	failures  map[string]int
-	rest      map[string]time.Time // store -> no proof at rest before
-	actions   map[string]Action
-	stamps    map[string]string // what the files looked like at the last full look
-	looked    time.Time
-	pace      time.Duration
-	sent      *agentv1.Report
-	inventory inventory
-	flushAt   time.Time
-	renewAt   time.Time
+	inst       *cassandra.Instance
+	instErr    error
+	presence   cassandra.Presence
+	stores     []*agentv1.StoreFacts
+	births     map[string]time.Time // hex leaf -> notBefore
+	outcomes   uint32               // of moves that were reported since the start
+	attempts   map[string]*Attempt
+	unanswered unansweredClaims
+	failures   map[string]int
+	rest       map[string]time.Time // store -> no proof at rest before
+	actions    map[string]Action
+	stamps     map[string]string // what the files looked like at the last full look
+	looked     time.Time
+	pace       time.Duration
+	sent       *agentv1.Report
+	inventory  inventory
+	flushAt    time.Time
+	renewAt    time.Time
 	// renewTries counts the renewals of the identity that brought nothing, since the last that did; renewSaid is what was logged of them.
 	renewTries int
 	renewSaid  string
@@ -183,7 +184,7 @@ func Open(o Options) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{o: o, folder: f, log: o.Logger.With("instance", o.Instance.StateName()), wake: make(chan struct{}, 1), tasks: make(chan *agentv1.ProofTask, 32),
-		births: map[string]time.Time{}, attempts: map[string]*Attempt{}, failures: map[string]int{}, rest: map[string]time.Time{}, actions: map[string]Action{},
+		births: map[string]time.Time{}, attempts: map[string]*Attempt{}, unanswered: unansweredClaims{}, failures: map[string]int{}, rest: map[string]time.Time{}, actions: map[string]Action{},
 		stamps: map[string]string{}, waiting: map[string]chan *agentv1.Proof{}, early: map[string]*agentv1.Proof{}, doing: map[string]bool{}, pace: firstTick, ring: ring{soon: make(chan struct{}, 1)}, health: health{soon: make(chan struct{}, 1)}}
 	io := o.Install
 	io.StateDir, io.Hold, io.Reloader, io.Clock, io.Logger = f.InstallDir(), o.Config.HoldFile, noting{o.Reloader, n}, o.Clock, n.log

@@ -5,6 +5,7 @@ package fleetsim
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -36,8 +37,18 @@ func Over(p *plane.Plane, dir string, seed uint64, pace Pace, rings ...Ring) (Sp
 func TokensOf(p *plane.Plane) Tokens {
 	return func(ctx context.Context, cluster, node string, ip netip.Addr) (string, error) {
 		var made struct{ Token string }
-		err := p.API.Do(ctx, http.MethodPost, "/v1/tenants/default/clusters/"+cluster+"/joinTokens", map[string]any{"node": node, "ips": []string{ip.String()}}, &made)
-		return made.Token, err
+		for {
+			err := p.API.Do(ctx, http.MethodPost, "/v1/tenants/default/clusters/"+cluster+"/joinTokens", map[string]any{"node": node, "ips": []string{ip.String()}}, &made)
+			var refused *plane.Problem
+			if !errors.As(err, &refused) || refused.Status != http.StatusTooManyRequests {
+				return made.Token, err
+			}
+			select { // one administrator may ask so often in a second
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+				return "", err
+			}
+		}
 	}
 }
 

@@ -78,6 +78,20 @@ func begin(t *testing.T, r fleetsim.Ring, pace fleetsim.Pace) *estate {
 	e.must(err)
 	t.Cleanup(func() { e.f.Kill() })
 	began := time.Now()
+	// The agents are asked first: a controller that lists hundreds of nodes twenty times a second has no time for them.
+	e.must(plane.Eventually(t.Context(), patience, func() error {
+		agents, err := e.f.Agents(t.Context())
+		missing := 0
+		for _, a := range agents {
+			if a.Moves == 0 || a.Proved == 0 {
+				missing++
+			}
+		}
+		if err == nil && missing > 0 {
+			err = fmt.Errorf("%d of %d agents have not installed or are not proved", missing, len(agents))
+		}
+		return err
+	}))
 	e.must(plane.Eventually(t.Context(), patience, func() error {
 		v, err := e.proved(r.Cluster)
 		if err == nil && v < r.Nodes {
