@@ -241,6 +241,20 @@ func TestAFailureHaltsAndAResumeTriesAgain(t *testing.T) {
 	w.want(name, rollout.Done, "proved", "proved", "proved")
 }
 
+func TestWhoHadNoTurnAtTheSignerHasNotFailed(t *testing.T) {
+	w := newWorld(t, "r1", "r2")
+	name := w.start(w.spec())
+	for range 5 {
+		c, err := w.nodes[0].claim(renew)
+		w.nodes[0].must(err)
+		w.nodes[0].must(w.nodes[0].reportBecause(c, refused, "signer-busy: the signer makes 2 signatures a second, and 4000 requests that end sooner are before this one"))
+		w.want(name, rollout.Running, "told", "pending")
+	}
+	w.nodes[0].move()
+	w.nodes[1].move()
+	w.want(name, rollout.Done, "proved", "proved")
+}
+
 func TestFailuresWithinTheBudgetGoOnAndStayBehind(t *testing.T) {
 	w := newWorld(t, "r1", "r2", "r3")
 	s := w.spec()
