@@ -3,6 +3,7 @@
 package fleetsim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,8 @@ type Spec struct {
 	Listen string `json:"listen"`
 	Pace   Pace   `json:"pace"`
 	Faults Faults `json:"faults"`
+	// Mode of the agents, as in agent.yaml; empty is manage. One that observes joins, has its stream and its target, and installs nothing.
+	Mode string `json:"mode,omitempty"`
 }
 
 // Ring is a cluster of Cassandra. Nodes are numbered from First through the whole fleet: the number is name and address.
@@ -142,7 +145,7 @@ func (s Spec) lay(ctx context.Context, r Ring, number int, tokens Tokens) error 
 func (s Spec) config(r Ring, number int) config.Config {
 	dir := s.folder(r, number)
 	c := config.Defaults()
-	c.Controllers, c.Pin, c.Cluster, c.Mode = s.Controllers, s.Pin, r.Cluster, "manage"
+	c.Controllers, c.Pin, c.Cluster, c.Mode = s.Controllers, s.Pin, r.Cluster, cmp.Or(s.Mode, "manage")
 	c.Join = config.Join{Method: "token", File: filepath.Join(dir, "token")}
 	c.StateDir, c.HoldFile = filepath.Join(dir, "state"), filepath.Join(s.Dir, "HOLD")
 	// Nobody answers CQL here; what is under way is asked of nodetool.

@@ -22,7 +22,10 @@ import (
 )
 
 // patience bounds a wait that fails.
-const patience = 6 * time.Minute
+const patience = 15 * time.Minute
+
+// ramp is how many agents start in a second: they share two cores with what they join.
+const ramp = 15
 
 // estate is three controllers and a simulated ring.
 type estate struct {
@@ -73,6 +76,7 @@ func begin(t *testing.T, r fleetsim.Ring, pace fleetsim.Pace) *estate {
 	e.must(os.Mkdir(nodes, 0o700))
 	s, err := fleetsim.Over(e.p, nodes, 1, pace, r)
 	e.must(err)
+	s.Ramp = ramp
 	e.must(fleetsim.Lay(t.Context(), s, fleetsim.TokensOf(e.p)))
 	e.f, err = fleetsim.Start(s, e.bin)
 	e.must(err)
