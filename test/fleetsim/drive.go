@@ -40,16 +40,22 @@ func TokensOf(p *plane.Plane) Tokens {
 		for {
 			err := p.API.Do(ctx, http.MethodPost, "/v1/tenants/default/clusters/"+cluster+"/joinTokens", map[string]any{"node": node, "ips": []string{ip.String()}}, &made)
 			var refused *plane.Problem
-			if !errors.As(err, &refused) || refused.Status != http.StatusTooManyRequests {
+			if !errors.As(err, &refused) || !again(refused) {
 				return made.Token, err
 			}
-			select { // one administrator may ask so often in a second
+			select {
 			case <-time.After(time.Second):
 			case <-ctx.Done():
 				return "", err
 			}
 		}
 	}
+}
+
+// again says whether the same may be asked again: one administrator may ask so often in a second, a quorum may be too busy, and a
+// token whose answer was lost is shown to nobody.
+func again(p *plane.Problem) bool {
+	return p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable || p.Status == http.StatusGatewayTimeout || p.Reason == "token-shown"
 }
 
 // Start starts the program of folder bin over a fleet that is laid out.

@@ -347,8 +347,21 @@ func set(a *state.Apply, r *row, verb, reason string) error {
 	return rollback(a, r, note)
 }
 
-// resume lets it go on: what failed is tried again, and the failures until now are forgiven.
+// resume lets it go on: what failed is tried again, and the failures until now are forgiven. What a store that failed was told is
+// taken back until its turn comes: an abort meanwhile would else leave it behind, as nothing that was begun.
 func resume(a *state.Apply, r *row) error {
+	stores, err := storesOf(a.Context(), a.Querier(), r.name)
+	if err != nil {
+		return err
+	}
+	for _, x := range stores {
+		if x.state != storeFailed && x.state != storeBroken {
+			continue
+		}
+		if _, err := fleet.Withdraw(a, x.node, x.store, x.generation, x.before, x.named); err != nil {
+			return err
+		}
+	}
 	if _, err := a.Exec(`UPDATE rollout_stores SET state = ?, detail = '', refusals = 0, since_ms = ? WHERE rollout = ? AND state IN (?,?)`,
 		storePending, a.Now.UnixMilli(), r.name, storeFailed, storeBroken); err != nil {
 		return err

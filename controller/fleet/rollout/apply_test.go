@@ -373,6 +373,29 @@ func TestAStepOfARotationIsEndedByTheRotationOnly(t *testing.T) {
 	}
 }
 
+func TestAnAbortAfterAResumeLeavesNothingToDoBehind(t *testing.T) {
+	w := newWorld(t, "r1", "r2")
+	name := w.start(w.spec())
+	w.nodes[0].back(rolledBack)
+	w.want(name, rollout.Halted, "failed", "pending")
+	if err := w.fleet.Freeze(ctx, cluster, "nothing begins now", time.Time{}, ann); err != nil {
+		t.Fatal(err)
+	}
+	for _, verb := range []string{rollout.Resume, rollout.AbortIt} {
+		if err := w.rollouts.Set(ctx, name, verb, "a person", ann); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := w.get(name); got.State != rollout.Aborted {
+		t.Fatalf("it is %s", got.State)
+	}
+	for _, n := range w.nodes {
+		if n.wants() {
+			t.Errorf("%s is still told to move by a rollout that was aborted", n.name)
+		}
+	}
+}
+
 func TestAPlanCountsANodeFromBeingToldUntilItIsProved(t *testing.T) {
 	w := newWorld(t, "r1", "r2", "r3")
 	name := w.start(w.spec())
