@@ -114,7 +114,7 @@ openapi: ## write protocol/rest/openapi.yaml from the code (a test says when it 
 
 bench: setup ## the figures, as a table and build/bench.json
 	@mkdir -p $(BIN)
-	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent ./test/bench
+	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent ./test/bench ./test/fleetsim/cmd/fleetsim
 	@mkdir -p $(BIN)/benchmark && $(BUILD) -tags benchmark -o $(BIN)/benchmark/ ./controller/cmd/csm-controller
 	@$(BIN)/bench -bin $(BIN) -out build/bench.json
 

@@ -11,6 +11,7 @@ import (
 	"context"
 	"crypto/x509"
 	"io"
+	"runtime"
 	"sync"
 	"time"
 
@@ -116,6 +117,8 @@ type Issuance struct {
 	linter      *linter
 	// verified holds the fingerprints of issuer certificates whose chain was verified on this controller.
 	verified sync.Map
+	// room is for who examines a request: thousands that come at once must not take the processor from what applies the log.
+	room chan struct{}
 }
 
 // New makes the door. rand gives serial numbers and renewal times.
@@ -123,5 +126,5 @@ func New(authorities Authorities, log state.Log, clock clockwork.Clock, rand io.
 	if o.AllowBenchmark {
 		algorithm.AllowBenchmark()
 	}
-	return &Issuance{authorities: authorities, log: log, clock: clock, rand: rand, options: o, linter: newLinter()}
+	return &Issuance{authorities: authorities, log: log, clock: clock, rand: rand, options: o, linter: newLinter(), room: make(chan struct{}, 2*runtime.GOMAXPROCS(0))}
 }

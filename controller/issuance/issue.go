@@ -41,7 +41,13 @@ func (s *Issuance) observe(template string, err error, began time.Time) {
 }
 
 func (s *Issuance) issue(ctx context.Context, r Request) (*Issued, error) {
+	select {
+	case s.room <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fault.From(ctx.Err())
+	}
 	o, err := s.order(r)
+	<-s.room
 	if err != nil {
 		return nil, err
 	}

@@ -35,7 +35,9 @@ type figure struct {
 type bench struct {
 	bin, work string
 	short     bool
-	figures   []figure
+	// agents of the simulated fleet; 0 is all of them.
+	agents  int
+	figures []figure
 }
 
 func (b *bench) add(f figure) {
@@ -52,8 +54,14 @@ func main() {
 	out := flag.String("out", "build/bench.json", "file for the figures")
 	flag.StringVar(&b.bin, "bin", "build/bin", "folder of the programs")
 	flag.BoolVar(&b.short, "short", false, "a tenth of the time: to see that it works, not to quote")
-	only := flag.String("only", "", "issue, failover, agent, backup (or start: its first figures), report or observe; all when empty")
+	only := flag.String("only", "", "issue, failover, agent, backup (or start: its first figures), report, observe, fleet or storm; all when empty")
+	flag.IntVar(&b.agents, "agents", 0, fmt.Sprintf("agents of the simulated fleet, in rings of %d (default %d)", ringNodes, fleetAgents))
+	bare := flag.String("bare", "", "be the server of bare streams that another of these measures, on this host:port")
 	flag.Parse()
+	if *bare != "" {
+		fmt.Fprintln(os.Stderr, "bench:", serveBare(*bare))
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := b.run(ctx, *only, *out); err != nil {
@@ -73,7 +81,7 @@ func (b *bench) run(ctx context.Context, only, out string) (err error) {
 	parts := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"issue", b.issuing}, {"failover", b.failover}, {"agent", b.agent}, {"backup", b.backup}, {"start", b.starts}, {"report", b.report}, {"observe", b.observe}}
+	}{{"issue", b.issuing}, {"failover", b.failover}, {"agent", b.agent}, {"backup", b.backup}, {"start", b.starts}, {"report", b.report}, {"observe", b.observe}, {"fleet", b.fleet}, {"storm", b.storm}}
 	for _, p := range parts {
 		if only == p.name || only == "" && p.name != "start" {
 			fmt.Fprintf(os.Stderr, "%s ...\n", p.name)

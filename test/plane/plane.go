@@ -197,6 +197,9 @@ func (c *Controller) Stop(ctx context.Context) error {
 // Running says whether its process lives.
 func (c *Controller) Running() bool { return c.process != nil && c.process.Running() }
 
+// Usage of its process.
+func (c *Controller) Usage() (process.Usage, error) { return c.process.Usage() }
+
 // Data is its data folder.
 func (c *Controller) Data() string { return filepath.Join(c.dir, "data") }
 
