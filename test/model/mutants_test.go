@@ -193,14 +193,14 @@ var mutants = []mutant{
 	{applyFile, `m.gates.Ask(StepRetire, named, ""); len(reasons) > 0 {`, `m.gates.Ask(StepRetire, named, ""); false && len(reasons) > 0 {`},
 	{applyFile, `case r.phase == Retire:`, `case false:`},
 	{applyFile, `case r.phase.Undo():`, `case false:`},
-	{applyFile, `if r.kind == Takeover && anyLeaf(v, After) {`, `if false {`},
+	{applyFile, `} else if reasons := m.gates.wayBack(named); len(reasons) > 0 {`, `} else if false {`},
 	{applyFile, `return enter(a, r, Undoing, "turned round: "+reason)`, `return enter(a, r, Withdrawing, "turned round: "+reason)`},
 	{applyFile, `case reason == "":`, `case false:`},
 	{applyFile, `fleet.WithdrawAnchors(a, r.trust, r.sumsAfter)`, `fleet.WithdrawAnchors(a, r.trust, r.sumsBefore)`},
 	{applyFile, `fleet.WithdrawAnchors(a, r.trust, r.sumsBefore)`, `fleet.WithdrawAnchors(a, r.trust, r.sumsAfter)`},
 	{applyFile, `fleet.SetClusterAuthority(a, r.cluster, r.after)`, `fleet.SetClusterAuthority(a, r.cluster, r.before)`},
 
-	{applyFile, `if len(c.Exceptions) > 0 && c.Verb != "resume" {`, `if false {`},
+	{applyFile, `if len(c.Exceptions) > 0 && c.Verb == "pause" {`, `if false {`},
 	{applyFile, `if first != "" {
 		w.Members`, `if false {
 		w.Members`},

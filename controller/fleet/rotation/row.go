@@ -154,7 +154,12 @@ func event(a *state.Apply, r row, message string) error {
 }
 
 // shrinksNothing says whether the phase would take anchors away and there are none to take: the root stays, or the anchors are not ours.
-func (r row) shrinksNothing() bool { return r.phase == Retire && len(r.sumsBefore) == 0 }
+func (r row) shrinksNothing() bool {
+	return r.phase == Retire && len(r.sumsBefore) == 0 || r.phase == Withdrawing && !r.withdraws()
+}
+
+// withdraws says whether the way back takes the new anchors out: those that were there before the rotation stay.
+func (r row) withdraws() bool { return r.kind != Takeover && r.kind != Rekey && len(r.sumsBefore) > 0 }
 
 func short(name string) string { return resource.Last(name) }
 
