@@ -123,6 +123,7 @@ const (
 	viewFile   = "controller/fleet/rotation/view.go"
 	seenFile   = "controller/fleet/rotation/seen.go"
 	applyFile  = "controller/fleet/rotation/apply.go"
+	rowFile    = "controller/fleet/rotation/row.go"
 	asideFile  = "controller/fleet/rotation/aside.go"
 	askedFile  = "controller/fleet/rotation/asked.go"
 	decideFile = "controller/fleet/rotation/decide.go"
@@ -196,8 +197,9 @@ var mutants = []mutant{
 	{applyFile, `} else if reasons := m.gates.wayBack(named); len(reasons) > 0 {`, `} else if false {`},
 	{applyFile, `return enter(a, r, Undoing, "turned round: "+reason)`, `return enter(a, r, Withdrawing, "turned round: "+reason)`},
 	{applyFile, `case reason == "":`, `case false:`},
-	{applyFile, `fleet.WithdrawAnchors(a, r.trust, r.sumsAfter)`, `fleet.WithdrawAnchors(a, r.trust, r.sumsBefore)`},
-	{applyFile, `fleet.WithdrawAnchors(a, r.trust, r.sumsBefore)`, `fleet.WithdrawAnchors(a, r.trust, r.sumsAfter)`},
+	{rowFile, `return r.sumsAfter`, `return r.sumsBefore`},
+	{rowFile, `return r.sumsBefore`, `return r.sumsAfter`},
+	{rowFile, `r.kind != Takeover && r.kind != Rekey &&`, ``},
 	{applyFile, `fleet.SetClusterAuthority(a, r.cluster, r.after)`, `fleet.SetClusterAuthority(a, r.cluster, r.before)`},
 
 	{applyFile, `if len(c.Exceptions) > 0 && c.Verb == "pause" {`, `if false {`},

@@ -174,13 +174,11 @@ func (m machine) enter(a *state.Apply, r row, to Phase) error {
 			return err
 		}
 	case Withdrawing:
-		if r.withdraws() {
-			if err := fleet.WithdrawAnchors(a, r.trust, r.sumsAfter); err != nil {
-				return err
-			}
+		if err := withdraw(a, r, Withdrawing); err != nil {
+			return err
 		}
 	case Retire:
-		if err := m.withdraw(a, r); err != nil {
+		if err := m.retire(a, r); err != nil {
 			return err
 		}
 	case Done, RolledBack:
@@ -341,18 +339,26 @@ func (m machine) applyRetire(a *state.Apply, c *clusterv1.RetireRotation) (*clus
 	if err := except(a, r, v, c.Exceptions, c.Reason); err != nil {
 		return nil, err
 	}
-	if err := m.withdraw(a, r); err != nil {
+	if err := m.retire(a, r); err != nil {
 		return nil, err
 	}
 	return &clusterv1.Empty{}, enter(a, r, Retire, "retired by hand: "+c.Reason)
 }
 
-// withdraw takes the anchors of the CA before out of what nodes are told to trust. Every gate of StepRetire was asked.
-func (m machine) withdraw(a *state.Apply, r row) error {
-	if err := m.pin(a, r, ""); err != nil || len(r.sumsBefore) == 0 {
+// retire leaves the CA before to nobody: whoever joins is of the new one, and the anchors go. Every gate of StepRetire was asked.
+func (m machine) retire(a *state.Apply, r row) error {
+	if err := m.pin(a, r, ""); err != nil {
 		return err
 	}
-	return fleet.WithdrawAnchors(a, r.trust, r.sumsBefore)
+	return withdraw(a, r, Retire)
+}
+
+// withdraw takes the anchors that go in a phase out of what nodes are told to trust.
+func withdraw(a *state.Apply, r row, phase Phase) error {
+	if sums := r.goes(phase); len(sums) > 0 {
+		return fleet.WithdrawAnchors(a, r.trust, sums)
+	}
+	return nil
 }
 
 // except writes down who may break, by the names that the plan or the reasons give.

@@ -44,3 +44,27 @@ func TestAWholeRotation(t *testing.T) {
 		t.Logf("%s  %-10s %s", e.Time.Format("15:04:05"), e.Phase, e.Message)
 	}
 }
+
+// A new issuer under the same root takes no anchor away: nobody has anything to do in the retire, and it ends.
+func TestARetireThatTakesNothingAwayEndsWithoutAMove(t *testing.T) {
+	w := newWorld(t, 3)
+	w.tick() // of two issuers of one moment neither is the newer
+	_, err := w.authorities.CreateIssuer(ctx, old, "eu", "test")
+	w.must(err)
+	r := w.start(old)
+	if r.Kind != rotation.Rekey {
+		t.Fatalf("kind %s", r.Kind)
+	}
+	w.run(12)
+	phaseIs(t, w.get(r.Name), rotation.Reissued)
+	w.must(w.retire(r.Name))
+	for range 3 {
+		w.tick() // and no agent does anything
+	}
+	phaseIs(t, w.get(r.Name), rotation.Done)
+	for _, m := range w.nodes {
+		if m.behind() || !m.trusted[old] {
+			t.Errorf("%s is asked for a move, or lost its anchor: %v", m.name, m.trusted)
+		}
+	}
+}

@@ -153,13 +153,21 @@ func event(a *state.Apply, r row, message string) error {
 	return nil
 }
 
-// shrinksNothing says whether the phase would take anchors away and there are none to take: the root stays, or the anchors are not ours.
-func (r row) shrinksNothing() bool {
-	return r.phase == Retire && len(r.sumsBefore) == 0 || r.phase == Withdrawing && !r.withdraws()
+// goes are the anchors that a phase takes away, by their SHA-256; none where the root stays, or the anchors are not ours, or were there before.
+func (r row) goes(phase Phase) [][]byte {
+	switch {
+	case phase == Retire:
+		return r.sumsBefore
+	case phase == Withdrawing && r.kind != Takeover && r.kind != Rekey && len(r.sumsBefore) > 0:
+		return r.sumsAfter
+	}
+	return nil
 }
 
-// withdraws says whether the way back takes the new anchors out: those that were there before the rotation stay.
-func (r row) withdraws() bool { return r.kind != Takeover && r.kind != Rekey && len(r.sumsBefore) > 0 }
+// idle says whether the phase would take anchors away and there are none to take: nobody has anything to do in it.
+func (r row) idle() bool {
+	return (r.phase == Retire || r.phase == Withdrawing) && len(r.goes(r.phase)) == 0
+}
 
 func short(name string) string { return resource.Last(name) }
 

@@ -10,7 +10,7 @@ import (
 )
 
 // factories are the classes of ssl_context_factory that come with Cassandra, as agents tell them: whatever provider carries the handshake, the key and trust
-// managers are those of the JDK, which take elliptic curves of NIST and RSA (S/security/SSLFactory.java, PEMReader.java).
+// managers are those of the JDK, which take elliptic curves of NIST and RSA (org.apache.cassandra.security.SSLFactory and PEMReader).
 var factories = map[string]bool{"": true, "DefaultSslContextFactory": true, "PEMBasedSslContextFactory": true}
 
 // takes says for each node why it cannot be known whether it takes certificates that a CA with this kind of key has signed. What is not

@@ -36,7 +36,7 @@ func look(ctx context.Context, q state.Querier, now time.Time, r row) *sight {
 
 // view reads all of it.
 func (s *sight) view(waves Waves) (View, error) {
-	v := View{Phase: s.r.phase, Kind: s.r.kind, Paused: s.r.paused, Canary: s.r.canary, Idle: s.r.shrinksNothing(), Emergency: s.r.emergency, Relaxed: s.r.relaxed}
+	v := View{Phase: s.r.phase, Kind: s.r.kind, Paused: s.r.paused, Canary: s.r.canary, Idle: s.r.idle(), Emergency: s.r.emergency, Relaxed: s.r.relaxed}
 	z, err := fleet.FrozenAt(s.ctx, s.q, s.r.cluster, s.now)
 	if err != nil {
 		return v, err
@@ -73,7 +73,7 @@ func (s *sight) view(waves Waves) (View, error) {
 
 func (s *sight) rollout(waves Waves) (Rollout, error) {
 	switch {
-	case s.r.kind == Rekey && s.r.phase == Distribute, s.r.shrinksNothing():
+	case s.r.kind == Rekey && s.r.phase == Distribute, s.r.idle():
 		return Rollout{State: rolloutDone}, nil // nothing to move
 	case s.r.rollout == nothing:
 		return Rollout{State: rolloutDone}, nil
@@ -165,7 +165,7 @@ func (s *sight) stores() (map[string][]Store, error) {
 	proven := map[string]fleet.Proven{}
 	for _, n := range standings {
 		for _, st := range n.Stores {
-			x := Store{Name: st.Store, Signer: st.Authority, Behind: !s.r.shrinksNothing() && (st.Installed < st.Generation || st.Installed < s.r.generation), Moving: st.Unproved || n.Claim != nil && n.Claim.Store == st.Store}
+			x := Store{Name: st.Store, Signer: st.Authority, Behind: !s.r.idle() && (st.Installed < st.Generation || st.Installed < s.r.generation), Moving: st.Unproved || n.Claim != nil && n.Claim.Store == st.Store}
 			p, err := fleet.ProvenOf(s.ctx, s.q, n.Node, st.Store)
 			if err != nil {
 				return nil, err
