@@ -87,7 +87,7 @@ func TestWhatOursTookThePlaceOfIsKeptAndPutBackByteForByte(t *testing.T) {
 				t.Errorf("facts: %+v", facts)
 			}
 			// Renewals of ours change nothing of it.
-			for g := range uint64(5) {
+			for g := range uint64(3) {
 				if o, err := w.installer().Run(context.Background(), w.plan(3+g)); err != nil || o.Result != proven {
 					t.Fatalf("renewal: %+v %v", o, err)
 				}
@@ -130,7 +130,7 @@ func TestAKillAtEachOperationOfATakeOverLeavesTheKeyOfBefore(t *testing.T) {
 }
 
 func TestAKillAtEachOperationOfTheWayBackLeavesOldOrNew(t *testing.T) {
-	killEverywhere(t, func(w *world) { w.takeOver() }, func(w *world) install.Plan { return w.giving(w.kept().Leaf) }, false, install.StepLock)
+	killEverywhere(t, func(w *world) { w.takeOver() }, func(w *world) install.Plan { return w.giving(w.kept().Leaf) }, false, install.StepKeep)
 }
 
 func TestAKillAtEachOperationOfAWayBackThatFailsLeavesOurs(t *testing.T) {

@@ -37,7 +37,7 @@ func (m *member) keep() {
 	m.store.KeptUntil = timestamppb.New(m.w.log.Clock.Now().Add(30 * 24 * time.Hour))
 }
 
-// newcomer joins with another CA's leaf and takes our anchors beside it.
+// theirMember joins with another CA's leaf and takes our anchors beside it.
 func (w *world) theirMember(node string, id byte) *member {
 	w.t.Helper()
 	m := w.join(node, id)
