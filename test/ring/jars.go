@@ -27,7 +27,7 @@ type Distribution struct {
 	Release Release
 	// Dir is the cache folder.
 	Dir string
-	// java runs Cassandra.
+	// java runs Cassandra; nodetool runs with the machine's own.
 	java string
 	jars []string
 }

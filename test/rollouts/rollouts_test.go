@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
@@ -187,35 +188,40 @@ func (e *estate) until(name, what string, want func(fleet.Node) bool) {
 // load keeps the ring busy with a certificate of the same CA.
 func (e *estate) load() *workload.Load {
 	e.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	e.must(err)
-	names, err := certificate.ParseNames([]string{"load.rollouts.example"}, nil, nil)
-	e.must(err)
-	der, err := certificate.NewRequest(key, names)
-	e.must(err)
-	csr := filepath.Join(e.dir, "app.csr")
-	e.must(os.WriteFile(csr, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), 0o600))
-	var c rest.Certificate
-	e.must(json.Unmarshal([]byte(e.csm("certificate", "issue", "--csr", csr, "--ca", "root", "-o", "json")), &c))
-	chain, err := certificate.DecodePEM([]byte(c.Chain))
-	e.must(err)
-	roots := x509.NewCertPool()
-	roots.AddCert(e.root())
-	conf := &tls.Config{Certificates: []tls.Certificate{{PrivateKey: key, Certificate: certificate.Raw(chain)}}, RootCAs: roots}
+	client := e.byHand("load.rollouts.example").TLS()
+	conf := &tls.Config{Certificates: []tls.Certificate{*client}, RootCAs: pool(e.root("root"))}
 	l, err := workload.Start(e.t.Context(), workload.Options{Hosts: e.r.Hosts(), TLS: func() *tls.Config { return conf }})
 	e.must(err)
 	e.t.Cleanup(l.Stop)
 	return l
 }
 
-// root is the root of the CA of this estate.
-func (e *estate) root() *x509.Certificate {
+// byHand makes a certificate of the ring's CA as somebody does who uses no agent.
+func (e *estate) byHand(name string, ips ...string) cassandratest.Leaf {
 	e.t.Helper()
-	var ca struct {
+	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	e.must(err)
+	names, err := certificate.ParseNames([]string{name}, ips, nil)
+	e.must(err)
+	der, err := certificate.NewRequest(key, names)
+	e.must(err)
+	csr := filepath.Join(e.dir, name+".csr")
+	e.must(os.WriteFile(csr, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), 0o600))
+	var c rest.Certificate
+	e.must(json.Unmarshal([]byte(e.csm("certificate", "issue", "--csr", csr, "--ca", "root", "-o", "json")), &c))
+	chain, err := certificate.DecodePEM([]byte(c.Chain))
+	e.must(err)
+	return cassandratest.Leaf{Key: key, Chain: chain}
+}
+
+// root is the root of a CA of this estate.
+func (e *estate) root(ca string) *x509.Certificate {
+	e.t.Helper()
+	var is struct {
 		Issuers []struct{ Kind, PEM string }
 	}
-	e.must(json.Unmarshal([]byte(e.csm("ca", "get", "root", "-o", "json")), &ca))
-	for _, i := range ca.Issuers {
+	e.must(json.Unmarshal([]byte(e.csm("ca", "get", ca, "-o", "json")), &is))
+	for _, i := range is.Issuers {
 		if i.Kind != "root" {
 			continue
 		}
@@ -223,7 +229,7 @@ func (e *estate) root() *x509.Certificate {
 		e.must(err)
 		return c[0]
 	}
-	e.t.Fatal("the CA has no root")
+	e.t.Fatalf("%s has no root", ca)
 	return nil
 }
 

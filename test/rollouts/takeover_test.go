@@ -54,7 +54,7 @@ func TestTheLeavesOfAnotherCAAreTakenOverUnderLoad(t *testing.T) {
 	e.must(e.r.Start(t.Context()))
 	client, roots := ca.Leaf(), x509.NewCertPool()
 	roots.AddCert(ca.Root)
-	roots.AddCert(e.root())
+	roots.AddCert(e.root("root"))
 	load, err := workload.Start(t.Context(), workload.Options{Hosts: e.r.Hosts(), TLS: func() *tls.Config {
 		return &tls.Config{Certificates: []tls.Certificate{*client.TLS()}, RootCAs: roots}
 	}})
@@ -104,23 +104,33 @@ func TestTheLeavesOfAnotherCAAreTakenOverUnderLoad(t *testing.T) {
 	}
 	for _, n := range e.r.Nodes {
 		s := e.store(n)
-		c, err := install.Certificate(s)
-		e.must(err)
-		var chain []*x509.Certificate
-		for _, der := range c.Certificate[1:] {
-			i, err := x509.ParseCertificate(der)
-			e.must(err)
-			chain = append(chain, i)
-		}
-		if _, err := c.Leaf.Verify(x509.VerifyOptions{Roots: pool(e.root()), Intermediates: pool(chain...), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+		if err := e.chainsTo(n, e.root("root")); err != nil {
 			t.Errorf("%s: %v", n.Name, err)
 		}
-		for _, want := range append([]*x509.Certificate{ca.Root, e.root()}, others...) {
+		for _, want := range append([]*x509.Certificate{ca.Root, e.root("root")}, others...) {
 			if !slices.ContainsFunc(install.Trusted(s), want.Equal) {
 				t.Errorf("%s no longer trusts %s", n.Name, want.Subject)
 			}
 		}
 	}
+}
+
+// chainsTo says why the leaf of a node's store is not of a root.
+func (e *estate) chainsTo(n *ring.Node, root *x509.Certificate) error {
+	c, err := install.Certificate(e.store(n))
+	if err != nil {
+		return err
+	}
+	var chain []*x509.Certificate
+	for _, der := range c.Certificate[1:] {
+		i, err := x509.ParseCertificate(der)
+		if err != nil {
+			return err
+		}
+		chain = append(chain, i)
+	}
+	_, err = c.Leaf.Verify(x509.VerifyOptions{Roots: pool(root), Intermediates: pool(chain...), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	return err
 }
 
 // follow waits for a phase. Applications whose connections are older than the canary's leaf are waited for, so they are restarted.
