@@ -24,7 +24,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
@@ -185,33 +184,26 @@ func (e *estate) until(name, what string, want func(fleet.Node) bool) {
 	}))
 }
 
-// load keeps the ring busy with a certificate of the same CA.
-func (e *estate) load() *workload.Load {
-	e.t.Helper()
-	client := e.byHand("load.rollouts.example").TLS()
-	conf := &tls.Config{Certificates: []tls.Certificate{*client}, RootCAs: pool(e.root("root"))}
-	l, err := workload.Start(e.t.Context(), workload.Options{Hosts: e.r.Hosts(), TLS: func() *tls.Config { return conf }})
-	e.must(err)
-	e.t.Cleanup(l.Stop)
-	return l
-}
-
-// byHand makes a certificate of the ring's CA as somebody does who uses no agent.
-func (e *estate) byHand(name string, ips ...string) cassandratest.Leaf {
+// load keeps the ring busy with a certificate of its CA, and trusts these roots.
+func (e *estate) load(roots ...*x509.Certificate) *workload.Load {
 	e.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	e.must(err)
-	names, err := certificate.ParseNames([]string{name}, ips, nil)
+	names, err := certificate.ParseNames([]string{"load.rollouts.example"}, nil, nil)
 	e.must(err)
 	der, err := certificate.NewRequest(key, names)
 	e.must(err)
-	csr := filepath.Join(e.dir, name+".csr")
+	csr := filepath.Join(e.dir, "app.csr")
 	e.must(os.WriteFile(csr, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), 0o600))
 	var c rest.Certificate
 	e.must(json.Unmarshal([]byte(e.csm("certificate", "issue", "--csr", csr, "--ca", "root", "-o", "json")), &c))
 	chain, err := certificate.DecodePEM([]byte(c.Chain))
 	e.must(err)
-	return cassandratest.Leaf{Key: key, Chain: chain}
+	conf := &tls.Config{Certificates: []tls.Certificate{{PrivateKey: key, Certificate: certificate.Raw(chain)}}, RootCAs: pool(roots...)}
+	l, err := workload.Start(e.t.Context(), workload.Options{Hosts: e.r.Hosts(), TLS: func() *tls.Config { return conf }})
+	e.must(err)
+	e.t.Cleanup(l.Stop)
+	return l
 }
 
 // root is the root of a CA of this estate.
@@ -238,7 +230,7 @@ func TestARenewalOfTheWholeRingUnderLoadCostsNoQuery(t *testing.T) {
 		t.Skip("takes minutes; runs with make test-full")
 	}
 	e := begin(t)
-	load := e.load()
+	load := e.load(e.root("root"))
 	before := map[string]string{}
 	for _, n := range e.r.Nodes {
 		before[n.Name] = e.node(n.Name).Stores[0].Leaf

@@ -3,7 +3,6 @@
 package rollouts_test
 
 import (
-	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -14,49 +13,31 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
 	"github.com/cassandra-security-manager/csm/test/plane"
 	"github.com/cassandra-security-manager/csm/test/ring"
-	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
-// The gate that is taken out: who counts are the members of the ring as its nodes report them, enrolled or not.
+// The gate that is taken out: who counts are the members of the ring as its nodes report them, whether their agents act or not.
 const (
-	gateOfAll      = `if !m.counts() || who`
-	gateOfEnrolled = `if !m.counts() || m.Node == "" || who`
+	gateOfAll    = `if !m.counts() || who`
+	gateOfActive = `if !m.counts() || !m.Active || who`
 )
 
-// TestAMemberWithoutAnAgentHoldsARotationAndWouldBeCutOff runs one rotation of a ring of three, of which one has no agent. It is
-// held, and the ring serves. Then the controllers are started from a build without that gate, and the outage that it prevents
+// TestAMemberWhoseAgentMayNotActHoldsARotationAndWouldBeCutOff runs one rotation of a ring of three, of which one has no agent that
+// acts. It is held, and the ring serves. Then the controllers are started from a build without that gate, and the outage that it prevents
 // is there; with the gate back the rotation turns round, and the ring is whole again.
-func TestAMemberWithoutAnAgentHoldsARotationAndWouldBeCutOff(t *testing.T) {
+func TestAMemberWhoseAgentMayNotActHoldsARotationAndWouldBeCutOff(t *testing.T) {
 	if os.Getenv("CSM_TEST_FULL") == "" {
 		t.Skip("takes minutes; runs with make test-full")
 	}
-	e := lay(t)
-	stranger := e.r.Nodes[2]
-	for _, n := range e.r.Nodes[:2] {
-		e.enrol(n)
-	}
-	for _, n := range e.r.Nodes[:2] {
-		e.until(n.Name, "installed before the first start", func(v fleet.Node) bool { return len(v.Stores) == 1 && v.Stores[0].Installed > 0 })
-	}
-	cassandratest.Write(t, e.store(stranger), e.byHand("n3.rollouts.example", stranger.Address.String(), "127.0.0.1"), e.root("root"))
-	e.must(e.r.Start(t.Context()))
-	for _, n := range e.r.Nodes[:2] {
-		e.until(n.Name, "proved", proved)
-	}
+	e := begin(t)
+	away := e.r.Nodes[2]
+	e.agents[away.Name].Process.Kill()
+	e.csm("node", "suspend", "prod/"+away.Name, "--reason", "its agent is not trusted", "--yes")
 	e.csm("ca", "create", "next", "--region", "eu-west")
-	both := pool(e.root("root"), e.root("next"))
-	client := e.byHand("load.rollouts.example").TLS()
-	load, err := workload.Start(t.Context(), workload.Options{Hosts: e.r.Hosts(), TLS: func() *tls.Config {
-		return &tls.Config{Certificates: []tls.Certificate{*client}, RootCAs: both}
-	}})
-	e.must(err)
-	t.Cleanup(load.Stop)
-
+	load := e.load(e.root("root"), e.root("next"))
 	var plan rotation.RotationPlan
 	e.must(json.Unmarshal([]byte(e.csm("rotation", "plan", "--to", "next", "-o", "json")), &plan))
 	e.csm("rotation", "start", "--to", "next", "--plan", plan.Hash, "--bake", "0s", "--reason", "a test")
@@ -72,8 +53,8 @@ func TestAMemberWithoutAnAgentHoldsARotationAndWouldBeCutOff(t *testing.T) {
 		}
 		return nil
 	}))
-	e.restart(stranger)
-	e.must(stranger.WaitReady(t.Context()))
+	e.restart(away)
+	e.must(away.WaitReady(t.Context()))
 	e.must(e.r.WaitUp(t.Context()))
 	mark := load.Mark()
 	time.Sleep(5 * time.Second) // of load
@@ -81,17 +62,17 @@ func TestAMemberWithoutAnAgentHoldsARotationAndWouldBeCutOff(t *testing.T) {
 		t.Errorf("held in distribute, and %d of %d queries failed, %d new connections: %v", r.Failed, r.Queries, r.Connections, r.Errors)
 	}
 
-	e.controllers(e.without("controller/fleet/rotation/gate.go", gateOfAll, gateOfEnrolled))
+	e.controllers(e.without("controller/fleet/rotation/gate.go", gateOfAll, gateOfActive))
 	e.follow(load, rotation.Reissued)
 	mark = load.Mark()
-	e.restart(stranger)
+	e.restart(away)
 	e.must(plane.Eventually(t.Context(), patience, func() error {
 		time.Sleep(time.Second)
-		if stranger.Running() && len(stranger.Lines(ring.Mark(0), "Starting listening for CQL clients")) > 2 {
-			t.Fatal("the member without an agent is back, though it trusts no leaf of its peers")
+		if away.Running() && len(away.Lines(ring.Mark(0), "Starting listening for CQL clients")) > 2 {
+			t.Fatal("the member that was left out is back, though it trusts no leaf of its peers")
 		}
 		out, err := e.r.Nodes[0].RunNodetool(t.Context(), "status")
-		if err == nil && !strings.Contains(out, "DN  "+stranger.Address.String()) {
+		if err == nil && !strings.Contains(out, "DN  "+away.Address.String()) {
 			err = fmt.Errorf("its peers say\n%s", out)
 		}
 		if r := load.Since(mark); err == nil && r.Failed < 10 {
@@ -100,8 +81,8 @@ func TestAMemberWithoutAnAgentHoldsARotationAndWouldBeCutOff(t *testing.T) {
 		return err
 	}))
 	lost := load.Since(mark)
-	t.Logf("without the gate: %d of %d queries and new connections failed since the restart: %v; its log: %v", lost.Failed, lost.Queries, lost.Errors, tail(stranger.Lines(ring.Mark(0), "PKIX path"), 1))
-	if len(stranger.Lines(ring.Mark(0), "PKIX path")) == 0 {
+	t.Logf("without the gate: %d of %d queries and new connections failed since the restart: %v; its log: %v", lost.Failed, lost.Queries, lost.Errors, tail(away.Lines(ring.Mark(0), "PKIX path"), 1))
+	if len(away.Lines(ring.Mark(0), "PKIX path")) == 0 {
 		t.Error("it is out for another reason than trust")
 	}
 
@@ -110,10 +91,10 @@ func TestAMemberWithoutAnAgentHoldsARotationAndWouldBeCutOff(t *testing.T) {
 	for _, n := range e.r.Nodes[:2] {
 		e.until(n.Name, "serving a leaf of the CA before", func(v fleet.Node) bool { return proved(v) && e.chainsTo(n, e.root("root")) == nil })
 	}
-	if !stranger.Running() {
-		e.must(stranger.Start())
+	if !away.Running() {
+		e.must(away.Start())
 	}
-	e.must(stranger.WaitReady(t.Context()))
+	e.must(away.WaitReady(t.Context()))
 	e.must(e.r.WaitUp(t.Context()))
 }
 
