@@ -200,6 +200,7 @@ var mutants = []mutant{
 	{rowFile, `return r.sumsAfter`, `return r.sumsBefore`},
 	{rowFile, `return r.sumsBefore`, `return r.sumsAfter`},
 	{rowFile, `r.kind != Takeover && r.kind != Rekey &&`, ``},
+	{applyFile, `w.Kind, w.Authority, w.Undo = waveLeaf, r.before, true`, `w.Kind, w.Authority, w.Undo = waveLeaf, r.before, false`},
 	{applyFile, `fleet.SetClusterAuthority(a, r.cluster, r.after)`, `fleet.SetClusterAuthority(a, r.cluster, r.before)`},
 
 	{applyFile, `if len(c.Exceptions) > 0 && c.Verb != "resume" {`, `if false {`},
@@ -215,6 +216,7 @@ var mutants = []mutant{
 	{typesFile, `return !m.Waiting && (m.Aside == "" || m.Up)`, `return !m.Waiting`},
 	{typesFile, `return !m.Waiting && (m.Aside == "" || m.Up)`, `return m.Aside == "" || m.Up`},
 
+	{decideFile, `m.Node != "" && m.Active && lacks`, `m.Node != "" && lacks`},
 	{decideFile, `if v.Paused {`, `if false {`},
 	{decideFile, `if waits := g.waitsForCanary(v); len(waits) > 0 {`, `if waits := g.waitsForCanary(v); false && len(waits) > 0 {`},
 	{decideFile, "case rolloutDone:\n\t\tif len(reasons) == 0 {", "case rolloutDone:\n\t\tif true {"},

@@ -25,8 +25,8 @@ const (
 	gateOfActive = `if !m.counts() || !m.Active || who`
 )
 
-// TestAMemberWhoseAgentMayNotActHoldsARotationAndWouldBeCutOff runs one rotation of a ring of three, of which one has no agent that
-// acts. It is held, and the ring serves. Then the controllers are started from a build without that gate, and the outage that it prevents
+// TestAMemberWhoseAgentMayNotActHoldsARotationAndWouldBeCutOff runs one rotation of a ring of three; the agent of one only
+// observes. It is held, and the ring serves. Then the controllers are started from a build without that gate, and the outage that it prevents
 // is there; with the gate back the rotation turns round, and the ring is whole again.
 func TestAMemberWhoseAgentMayNotActHoldsARotationAndWouldBeCutOff(t *testing.T) {
 	if os.Getenv("CSM_TEST_FULL") == "" {
@@ -34,8 +34,11 @@ func TestAMemberWhoseAgentMayNotActHoldsARotationAndWouldBeCutOff(t *testing.T) 
 	}
 	e := begin(t)
 	away := e.r.Nodes[2]
-	e.agents[away.Name].Process.Kill()
-	e.csm("node", "suspend", "prod/"+away.Name, "--reason", "its agent is not trusted", "--yes")
+	a := e.agents[away.Name]
+	a.Process.Kill()
+	e.must(a.Write(e.p.Fleet("prod"), "observe"))
+	e.must(a.Start())
+	e.until(away.Name, "looking on only", func(v fleet.Node) bool { return v.Agent.Mode == "observe" && v.Instance.HostID != "" })
 	e.csm("ca", "create", "next", "--region", "eu-west")
 	load := e.load(e.root("root"), e.root("next"))
 	var plan rotation.RotationPlan
