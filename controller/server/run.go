@@ -218,6 +218,7 @@ func (s *Server) restDeps() rest.Deps {
 func (s *Server) agentAPI() *agentapi.Server {
 	return agentapi.New(agentapi.Deps{
 		Fleet: s.dom.fleet, Store: s.dom.store, Log: s.dom.node, Issuer: s.dom.issuance, Linearize: s.dom.node.Linearize, Grace: s.dom.grace.Open,
+		Emergency:  s.dom.rotations.Emergency,
 		Controller: s.in.Name, TrustDomain: s.in.trustDomain(), Clock: clockwork.NewRealClock(), Logger: s.log,
 	})
 }

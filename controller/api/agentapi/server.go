@@ -59,6 +59,8 @@ type Deps struct {
 	Linearize func(ctx context.Context) error
 	// Grace says whether identities may be renewed that expired longer ago than RenewalGrace; nil is no.
 	Grace func() bool
+	// Emergency says whether the certificates of a cluster are replaced because their CA must not be relied on any more; nil is never.
+	Emergency func(ctx context.Context, cluster string) (bool, error)
 	// Controller is this controller's name, TrustDomain the system's.
 	Controller  string
 	TrustDomain string
@@ -90,6 +92,9 @@ func New(d Deps) *Server {
 	}
 	if d.Grace == nil {
 		d.Grace = func() bool { return false }
+	}
+	if d.Emergency == nil {
+		d.Emergency = func(context.Context, string) (bool, error) { return false, nil }
 	}
 	if d.Linearize == nil {
 		d.Linearize = func(context.Context) error { return nil }
