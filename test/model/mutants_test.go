@@ -198,13 +198,14 @@ var mutants = []mutant{
 	{applyFile, `m.gates.wayBack(named); len(reasons) > 0 {`, `m.gates.wayBack(named); false && len(reasons) > 0 {`},
 	{turnFile, `if who != "" && m.Node != who || s.Gone == "" || s.Stays || s.Leaf == Before {`, `if true {`},
 	{turnFile, `case s.LacksBefore != "":`, `case false:`},
-	{turnFile, `case s.Leaf == Unknown && !s.Moving && m.Node != who:`, `case false:`},
+	{turnFile, `case s.Leaf == Unknown && !s.Moving && m.Up && m.Node != who:`, `case false:`},
 	{askedFile, `if err == nil && !ok && (mv.Kind ==`, `if err == nil && false && (mv.Kind ==`},
 	{applyFile, `return enter(a, r, Undoing, "turned round: "+reason)`, `return enter(a, r, Withdrawing, "turned round: "+reason)`},
 	{applyFile, `case reason == "":`, `case false:`},
 	{rowFile, `return r.sumsAfter`, `return r.sumsBefore`},
 	{rowFile, `return r.sumsBefore`, `return r.sumsAfter`},
 	{rowFile, `r.kind != Takeover && r.kind != Rekey &&`, ``},
+	{applyFile, `w.Kind, w.Authority, w.Undo = waveLeaf, r.before, true`, `w.Kind, w.Authority, w.Undo = waveLeaf, r.before, false`},
 	{applyFile, `fleet.SetClusterAuthority(a, r.cluster, r.after)`, `fleet.SetClusterAuthority(a, r.cluster, r.before)`},
 
 	{applyFile, `if len(c.Exceptions) > 0 && c.Verb == "pause" {`, `if false {`},
@@ -220,6 +221,7 @@ var mutants = []mutant{
 	{typesFile, `return !m.Waiting && (m.Aside == "" || m.Up)`, `return !m.Waiting`},
 	{typesFile, `return !m.Waiting && (m.Aside == "" || m.Up)`, `return m.Aside == "" || m.Up`},
 
+	{decideFile, `m.Node != "" && m.Active && lacks`, `m.Node != "" && lacks`},
 	{decideFile, `if v.Paused {`, `if false {`},
 	{decideFile, `if waits := g.waitsForCanary(v); len(waits) > 0 {`, `if waits := g.waitsForCanary(v); false && len(waits) > 0 {`},
 	{decideFile, "case rolloutDone:\n\t\tif len(reasons) == 0 {", "case rolloutDone:\n\t\tif true {"},

@@ -58,7 +58,7 @@ func TestTheLeavesOfAnotherCAAreTakenOverUnderLoad(t *testing.T) {
 	e.must(e.r.Start(t.Context()))
 	client, roots := ca.leaf("load", "127.0.0.1"), x509.NewCertPool()
 	roots.AddCert(ca.root)
-	roots.AddCert(e.root())
+	roots.AddCert(e.root("root"))
 	load, err := workload.Start(t.Context(), workload.Options{Hosts: e.r.Hosts(), TLS: func() *tls.Config {
 		return &tls.Config{Certificates: []tls.Certificate{*client.TLS()}, RootCAs: roots}
 	}})
@@ -83,7 +83,7 @@ func TestTheLeavesOfAnotherCAAreTakenOverUnderLoad(t *testing.T) {
 		})
 	}
 
-	e.thereAndBack(load, append([]*x509.Certificate{ca.root, e.root()}, others...))
+	e.thereAndBack(load, append([]*x509.Certificate{ca.root, e.root("root")}, others...))
 
 	mark, began := load.Mark(), time.Now()
 	e.takeOver("0s")
@@ -106,23 +106,33 @@ func TestTheLeavesOfAnotherCAAreTakenOverUnderLoad(t *testing.T) {
 	e.forgotten()
 	for _, n := range e.r.Nodes {
 		s := e.store(n)
-		c, err := install.Certificate(s)
-		e.must(err)
-		var chain []*x509.Certificate
-		for _, der := range c.Certificate[1:] {
-			i, err := x509.ParseCertificate(der)
-			e.must(err)
-			chain = append(chain, i)
-		}
-		if _, err := c.Leaf.Verify(x509.VerifyOptions{Roots: pool(e.root()), Intermediates: pool(chain...), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+		if err := e.chainsTo(n, e.root("root")); err != nil {
 			t.Errorf("%s: %v", n.Name, err)
 		}
-		for _, want := range append([]*x509.Certificate{ca.root, e.root()}, others...) {
+		for _, want := range append([]*x509.Certificate{ca.root, e.root("root")}, others...) {
 			if !slices.ContainsFunc(install.Trusted(s), want.Equal) {
 				t.Errorf("%s no longer trusts %s", n.Name, want.Subject)
 			}
 		}
 	}
+}
+
+// chainsTo says why the leaf of a node's store is not of a root.
+func (e *estate) chainsTo(n *ring.Node, root *x509.Certificate) error {
+	c, err := install.Certificate(e.store(n))
+	if err != nil {
+		return err
+	}
+	var chain []*x509.Certificate
+	for _, der := range c.Certificate[1:] {
+		i, err := x509.ParseCertificate(der)
+		if err != nil {
+			return err
+		}
+		chain = append(chain, i)
+	}
+	_, err = c.Leaf.Verify(x509.VerifyOptions{Roots: pool(root), Intermediates: pool(chain...), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	return err
 }
 
 // takeOver starts a take-over of a ring whose leaves are all another CA's.

@@ -79,6 +79,9 @@ type Spec struct {
 	Authority string `json:"authority,omitempty"`
 	// Owner is the rotation that it is a part of.
 	Owner string `json:"owner,omitempty"`
+	// Undo: it takes back what its owner has done. Members that are down, and a ring that does not agree on itself, do not hold it:
+	// they may be so because of what is taken back.
+	Undo bool `json:"undo,omitempty"`
 }
 
 // Usual gives the figures of a kind: trust may go wide, leaves go one after the other.
@@ -116,7 +119,7 @@ func (s Spec) check() error {
 
 func (s Spec) wire() *clusterv1.RolloutSpec {
 	w := &clusterv1.RolloutSpec{Cluster: s.Cluster, Kind: s.Kind, Nodes: s.Nodes, Width: uint32(s.Width), MaxUnavailable: uint32(s.MaxUnavailable), Canary: uint32(s.Canary),
-		BakeMs: s.Bake.Milliseconds(), FailureBudget: uint32(s.FailureBudget), Windows: s.Windows, Blackouts: s.Blackouts, Authority: s.Authority, Owner: s.Owner}
+		BakeMs: s.Bake.Milliseconds(), FailureBudget: uint32(s.FailureBudget), Windows: s.Windows, Blackouts: s.Blackouts, Authority: s.Authority, Owner: s.Owner, Undo: s.Undo}
 	if !s.Start.IsZero() {
 		w.StartMs = s.Start.UnixMilli()
 	}
@@ -126,7 +129,7 @@ func (s Spec) wire() *clusterv1.RolloutSpec {
 func specOf(w *clusterv1.RolloutSpec) Spec {
 	s := Spec{Cluster: w.GetCluster(), Kind: w.GetKind(), Nodes: w.GetNodes(), Width: int(w.GetWidth()), MaxUnavailable: int(w.GetMaxUnavailable()), Canary: int(w.GetCanary()),
 		Bake: time.Duration(w.GetBakeMs()) * time.Millisecond, FailureBudget: int(w.GetFailureBudget()), Windows: w.GetWindows(), Blackouts: w.GetBlackouts(),
-		Authority: w.GetAuthority(), Owner: w.GetOwner()}
+		Authority: w.GetAuthority(), Owner: w.GetOwner(), Undo: w.GetUndo()}
 	if w.GetStartMs() != 0 {
 		s.Start = time.UnixMilli(w.StartMs).UTC()
 	}

@@ -106,14 +106,14 @@ func (m machine) begin(a *state.Apply, r row, v View) error {
 	case Reissue:
 		w.Kind, w.Authority = waveLeaf, r.after
 	case Undoing:
-		if w.Kind, w.Authority = waveLeaf, r.before; r.kind == Takeover {
+		if w.Kind, w.Authority, w.Undo = waveLeaf, r.before, true; r.kind == Takeover {
 			w.Kind, w.Authority = waveBack, ""
 		}
 	default:
 		w.Kind = waveShrink
 	}
 	for _, x := range v.Members {
-		if x.Node != "" && x.Active && lacks(v, x) {
+		if moves(v, x) {
 			w.Members = append(w.Members, x.Node)
 		}
 	}

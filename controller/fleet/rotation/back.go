@@ -67,7 +67,7 @@ func trustedBefore(v View, who string) []Reason {
 			switch {
 			case s.LacksBefore != "":
 				return &Reason{Message: "store " + s.Name + ": " + s.LacksBefore, Remedy: "put that anchor into its truststore, or take the node out of the ring; else go on to the end"}
-			case s.Leaf == Unknown && !s.Moving && m.Node != who:
+			case s.Leaf == Unknown && !s.Moving && m.Up && m.Node != who: // one that is cut off may be what is to be healed
 				return &Reason{Message: "store " + s.Name + ": no neighbour has proved what it serves, so it is not known which truststore it has loaded", Remedy: "see `csm why NODE`"}
 			}
 		}

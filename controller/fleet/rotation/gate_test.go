@@ -246,6 +246,7 @@ func TestDecisions(t *testing.T) {
 		{"waves over, one down", with(good(Distribute), func(v *View) { v.Members[0].Up = false }), Wait, "", "up"},
 		{"waves over, one joined later", with(good(Distribute), func(v *View) { v.Members[0].Stores[0].Behind = true }), Begin, "", ""},
 		{"waves over, a truststore changed by hand", with(good(Distribute), func(v *View) { v.Members[0].Stores[0].Ports[0].Trusts = false }), Begin, "", ""},
+		{"waves over, one that lacks trust only observes", with(good(Distribute), func(v *View) { v.Members[0].Active, v.Members[0].Stores[0].Behind = false, true }), Wait, "", "enrolled"},
 		{"leaves proved", good(Reissue), Enter, Reissued, ""},
 		{"the first has its leaf, its client has not come", with(lagging(1), func(v *View) { v.Seen = awaits(v.Canary) }), Wait, "", "canary"},
 		{"the client of the first has come", lagging(1), Begin, "", ""},

@@ -33,6 +33,8 @@ type Wave struct {
 	Bake time.Duration
 	// Width is how many nodes move at once; 0: as usual for the kind.
 	Width int
+	// Undo: members that are down do not hold it.
+	Undo bool
 }
 
 // The kinds of waves.
