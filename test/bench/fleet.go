@@ -18,7 +18,7 @@ import (
 
 const (
 	// fleetAgents is what has been seen to fit two cores beside other work; -agents asks for more.
-	fleetAgents = 1_500
+	fleetAgents = 500
 	// ringNodes is the size of each ring of the fleet; simAgents what one simulator runs: each agent holds two descriptors.
 	ringNodes, simAgents = 100, 5_000
 	// fleetRamp is how many agents join in a second: they share the machine with what they join.

@@ -54,7 +54,7 @@ func main() {
 	out := flag.String("out", "build/bench.json", "file for the figures")
 	flag.StringVar(&b.bin, "bin", "build/bin", "folder of the programs")
 	flag.BoolVar(&b.short, "short", false, "a tenth of the time: to see that it works, not to quote")
-	only := flag.String("only", "", "issue, failover, agent, backup (or start: its first figures), report, observe, fleet or storm; all when empty")
+	only := flag.String("only", "", "issue, failover, agent, backup (or start: its first figures), report, observe, rotation, fleet or storm; all but start and storm when empty")
 	flag.IntVar(&b.agents, "agents", 0, fmt.Sprintf("agents of the simulated fleet, in rings of %d (default %d)", ringNodes, fleetAgents))
 	bare := flag.String("bare", "", "be the server of bare streams that another of these measures, on this host:port")
 	flag.Parse()
@@ -81,9 +81,9 @@ func (b *bench) run(ctx context.Context, only, out string) (err error) {
 	parts := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"issue", b.issuing}, {"failover", b.failover}, {"agent", b.agent}, {"backup", b.backup}, {"start", b.starts}, {"report", b.report}, {"observe", b.observe}, {"fleet", b.fleet}, {"storm", b.storm}}
+	}{{"issue", b.issuing}, {"failover", b.failover}, {"agent", b.agent}, {"backup", b.backup}, {"start", b.starts}, {"report", b.report}, {"observe", b.observe}, {"rotation", b.rotation}, {"fleet", b.fleet}, {"storm", b.storm}}
 	for _, p := range parts {
-		if only == p.name || only == "" && p.name != "start" {
+		if only == p.name || only == "" && p.name != "start" && p.name != "storm" {
 			fmt.Fprintf(os.Stderr, "%s ...\n", p.name)
 			if err := p.run(ctx); err != nil {
 				return fmt.Errorf("%s: %w", p.name, err)

@@ -230,6 +230,7 @@ type Quorum struct {
 
 	mu     sync.Mutex
 	err    error
+	behind error
 	age    time.Duration
 	extra  []consensus.MemberStatus
 	differ bool
