@@ -79,6 +79,7 @@ func (s *Server) Sync(stream agentv1.AgentService_SyncServer) error {
 	if err != nil {
 		return err
 	}
+	x.trusts.Store(&hello.Trusts)
 	connected := false
 	defer func() { s.closeSession(x, connected) }()
 	p := &pusher{s: s, x: x, stream: stream, tasks: map[string]bool{}, at: map[string]time.Time{}, reported: report, reportedAt: s.Clock.Now()}
@@ -162,7 +163,7 @@ func (p *pusher) run(ctx context.Context) error {
 	if err := p.send(&agentv1.Control{ServerTime: timestamppb.New(p.s.Clock.Now())}); err != nil {
 		return err
 	}
-	for _, push := range []func(context.Context) error{p.agent, p.target, p.proofs} {
+	for _, push := range []func(context.Context) error{p.agent, p.system, p.target, p.proofs} {
 		if err := push(ctx); err != nil {
 			return err
 		}
@@ -183,6 +184,10 @@ func (p *pusher) run(ctx context.Context) error {
 		case <-p.x.wave:
 			p.waiting = true
 			err = p.wave(ctx)
+		case <-p.x.system:
+			err = p.system(ctx)
+		case <-p.x.retired:
+			return p.s.withNode(ctx, errRetired(), p.x.UID, p.x.Incarnation)
 		case <-p.due():
 			err = p.timed(ctx)
 		case <-p.x.ended:
@@ -215,6 +220,7 @@ func (p *pusher) received(ctx context.Context, r received) error {
 	if err := p.s.sameTime(m.GetAgent().GetClock()); err != nil {
 		return err
 	}
+	p.x.trusts.Store(&m.Trusts)
 	report, err := fleet.Report{UID: p.x.UID, Incarnation: p.x.Incarnation, Agent: m.Agent, Instance: m.Instance, Stores: m.Stores}.Encode()
 	if err != nil {
 		return err

@@ -30,6 +30,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/controller/people"
 	"github.com/cassandra-security-manager/csm/controller/state/statetest"
+	"github.com/cassandra-security-manager/csm/controller/systemca"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
@@ -49,6 +50,7 @@ type World struct {
 	Fleet     *fleet.Fleet
 	Rollouts  *rollout.Rollouts
 	Rotations *rotation.Rotations
+	SystemCA  *systemca.Rotations
 	Issue     *issuance.Issuance
 	Quorum    *Quorum
 	Server    *httptest.Server
@@ -93,9 +95,10 @@ func New(t testing.TB, change func(*rest.Deps)) *World {
 	})
 	w.Rollouts = rollout.New(w.Log.Store, log, w.Log.Clock)
 	w.Rotations = rotation.New(w.Log.Store, log, w.Log.Clock, rotation.Rollouts{})
+	w.SystemCA = systemca.New(w.Log.Store, log, w.Log.Clock, authorities)
 	w.Quorum = &Quorum{world: w, tokens: map[string]consensus.Token{}}
 	d := rest.Deps{Name: "csm1", Region: "eu", TrustDomain: TrustDomain, Roots: func() []*x509.Certificate { return w.roots }, People: w.People, Grace: w.Grace,
-		Fleet: w.Fleet, Rollouts: w.Rollouts, Rotations: w.Rotations, Issuance: w.Issue, Authorities: authorities, Ledger: ledger.NewReplicated(w.Log.Store, w.Log.Clock), Quorum: w.Quorum,
+		Fleet: w.Fleet, Rollouts: w.Rollouts, Rotations: w.Rotations, SystemCA: w.SystemCA, Issuance: w.Issue, Authorities: authorities, Ledger: ledger.NewReplicated(w.Log.Store, w.Log.Clock), Quorum: w.Quorum,
 		State: w.Log.Store, Unsealed: ring.Unsealed, Clock: w.Log.Clock}
 	if change != nil {
 		change(&d)
