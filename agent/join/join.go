@@ -43,6 +43,8 @@ type Options struct {
 	Agent    *agentv1.AgentFacts
 	Instance *agentv1.InstanceFacts
 	Now      func() time.Time
+	// Dialer may be nil.
+	Dialer sync.Dialer
 	// Jitter draws from [0, 1), for the renewal time.
 	Jitter func() float64
 }
@@ -74,7 +76,7 @@ func Join(ctx context.Context, f *state.Folder, o Options) (*state.Identity, err
 	err = fault.New(fault.Invalid, "no-controllers", "no controller is configured").Do("name them in agent.yaml")
 	for _, a := range o.Controllers {
 		var r *agentv1.JoinResponse
-		if r, err = ask(ctx, a, conf, req, inUse); err == nil {
+		if r, err = ask(ctx, a, conf, o.Dialer, req, inUse); err == nil {
 			return keep(f, key, r, o)
 		}
 		if final(err) || fault.HasReason(err, "approval-pending") {
@@ -131,7 +133,7 @@ func readEvidence(o Options) ([]byte, error) {
 	return t, nil
 }
 
-func ask(ctx context.Context, address string, conf *tls.Config, req *agentv1.JoinRequest, inUse *tls.Certificate) (*agentv1.JoinResponse, error) {
+func ask(ctx context.Context, address string, conf *tls.Config, through sync.Dialer, req *agentv1.JoinRequest, inUse *tls.Certificate) (*agentv1.JoinResponse, error) {
 	// grpc tells a failed handshake as text only; the reason is wanted as it is.
 	var refused error
 	c := conf.Clone()
@@ -140,7 +142,7 @@ func ask(ctx context.Context, address string, conf *tls.Config, req *agentv1.Joi
 		return refused
 	}
 	b := &bound{TransportCredentials: credentials.NewTLS(c)}
-	conn, err := sync.DialWith(address, b)
+	conn, err := sync.DialWith(address, b, through)
 	if err != nil {
 		return nil, err
 	}

@@ -26,6 +26,8 @@ const (
 	// defaultClaimFor is for claims, reports and questions for a neighbour.
 	defaultClaimFor = 10 * time.Second
 	issueFor        = 45 * time.Second
+	// turnFor is how long a claim waits for its turn at a busy signer; what is left of the claim's life is for the install.
+	turnFor = 8 * time.Minute
 	// proofFor is how long one prober has; the controller then names another.
 	proofFor = 25 * time.Second
 )
@@ -86,6 +88,8 @@ func (n *Node) after(store string, a Action, err error) {
 			n.log.Warn("the controllers decide by other facts than this agent's; it tells them anew", "store", store, "reason", f.Reason)
 			n.client.Reconnect()
 		}
+	case f.RetryAfter > 0:
+		att.Again = now.Add(f.RetryAfter)
 	case f.Reason == "wave-busy":
 		att.Again = now.Add(20 * time.Second) // the controllers say sooner when it is free; this is for a word that was lost
 	case lacksProof(err) || f.Code == fault.Unavailable || f.Code == fault.Unknown || f.Code == fault.Stale:
@@ -167,13 +171,33 @@ func (n *Node) call(ctx context.Context, total time.Duration, f func(context.Con
 		one, stop := context.WithTimeout(ctx, callFor)
 		err := n.client.Call(one, f)
 		stop()
-		if err == nil || !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Unknown) {
+		if err == nil || !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Unknown) || fault.From(err).RetryAfter > 0 {
 			return err
 		}
 		select {
 		case <-ctx.Done():
 			return err
 		case <-n.o.Clock.After(pause):
+		}
+	}
+}
+
+// inTurn asks again when the controllers say that the signer has time, until waiting is not worth the claim any more.
+func (n *Node) inTurn(ctx context.Context, ask func() error) error {
+	for end := n.now().Add(turnFor); ; {
+		err := ask()
+		after := time.Duration(0)
+		if err != nil {
+			after = fault.From(err).RetryAfter
+		}
+		if after <= 0 || n.now().Add(after).After(end) {
+			return err
+		}
+		n.log.Info("the signer is busy", "back_in", after)
+		select {
+		case <-n.o.Clock.After(after):
+		case <-ctx.Done():
+			return err
 		}
 	}
 }
@@ -187,16 +211,34 @@ func requestID() string {
 func (n *Node) claim(ctx context.Context, s *cassandra.Store, kind agentv1.MoveKind, t *agentv1.StoreTarget) (string, error) {
 	f, id := n.factsOf(s.Name), n.folder.Identity()
 	req := &agentv1.ClaimMoveRequest{Node: id.Node, Incarnation: id.Incarnation, Store: s.Name, Generation: t.Generation, Kind: kind, PlanHash: t.PlanHash,
-		KeystoreSha256: f.KeystoreSha256, TruststoreSha256: f.TruststoreSha256, RequestId: requestID()}
-	var r *agentv1.ClaimMoveResponse
-	err := n.call(ctx, n.o.ClaimFor, func(ctx context.Context, c agentv1.AgentServiceClient) (err error) {
-		r, err = c.ClaimMove(ctx, req)
-		return err
+		KeystoreSha256: f.KeystoreSha256, TruststoreSha256: f.TruststoreSha256}
+	return n.unanswered.claim(req, func() (string, error) {
+		var r *agentv1.ClaimMoveResponse
+		err := n.call(ctx, n.o.ClaimFor, func(ctx context.Context, c agentv1.AgentServiceClient) (err error) {
+			r, err = c.ClaimMove(ctx, req)
+			return err
+		})
+		return r.GetClaim(), err
 	})
-	if err != nil {
-		return "", err
+}
+
+// unansweredClaims are the requests for a claim whose answer was never heard, by store. The claim may be open: who asked under
+// another id would stand before it until it lapses.
+type unansweredClaims map[string]*agentv1.ClaimMoveRequest
+
+// claim asks under the id of the request that was not answered, if it was for the same, and remembers one that is not answered now.
+func (u unansweredClaims) claim(r *agentv1.ClaimMoveRequest, ask func() (string, error)) (string, error) {
+	r.RequestId = requestID()
+	if before := u[r.Store]; before != nil && before.Generation == r.Generation && before.Incarnation == r.Incarnation && before.Kind == r.Kind {
+		r.RequestId = before.RequestId
 	}
-	return r.Claim, nil
+	claim, err := ask()
+	if fault.Is(err, fault.Unavailable) || fault.Is(err, fault.Unknown) {
+		u[r.Store] = r
+	} else {
+		delete(u, r.Store)
+	}
+	return claim, err
 }
 
 // install moves one store: claim, key, certificate, transaction, report.
@@ -258,9 +300,11 @@ func (n *Node) issue(ctx context.Context, s *cassandra.Store, t *agentv1.StoreTa
 	}
 	req := &agentv1.IssueCertificateRequest{Claim: claim, RequestId: requestID(), Store: s.Name, Csr: csr}
 	var r *agentv1.IssueCertificateResponse
-	if err := n.call(ctx, issueFor, func(ctx context.Context, c agentv1.AgentServiceClient) (err error) {
-		r, err = c.IssueCertificate(ctx, req)
-		return err
+	if err := n.inTurn(ctx, func() error {
+		return n.call(ctx, issueFor, func(ctx context.Context, c agentv1.AgentServiceClient) (err error) {
+			r, err = c.IssueCertificate(ctx, req)
+			return err
+		})
 	}); err != nil {
 		return nil, nil, err
 	}

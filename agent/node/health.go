@@ -45,7 +45,7 @@ type health struct {
 // watchHealth looks again and again until ctx ends: at rest by time, soon after Cassandra came or went, and when asked.
 func (n *Node) watchHealth(ctx context.Context) {
 	every := cmp.Or(n.o.Instance.CQL.Every, healthEvery)
-	wait := time.Duration(float64(healthFirst) * (0.5 + jitter()))
+	wait := time.Duration(float64(healthFirst) * (0.5 + n.o.Jitter()))
 	for {
 		timer := n.o.Clock.NewTimer(wait)
 		select {
@@ -64,7 +64,7 @@ func (n *Node) watchHealth(ctx context.Context) {
 			}
 		}
 		n.lookHealth(ctx)
-		wait = time.Duration(float64(n.everyHealth(every)) * (0.9 + 0.2*jitter()))
+		wait = time.Duration(float64(n.everyHealth(every)) * (0.9 + 0.2*n.o.Jitter()))
 	}
 }
 

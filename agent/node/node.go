@@ -30,6 +30,7 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/install"
 	"github.com/cassandra-security-manager/csm/agent/join"
 	"github.com/cassandra-security-manager/csm/agent/links"
+	"github.com/cassandra-security-manager/csm/agent/probe"
 	"github.com/cassandra-security-manager/csm/agent/reload"
 	"github.com/cassandra-security-manager/csm/agent/state"
 	"github.com/cassandra-security-manager/csm/agent/sync"
@@ -74,6 +75,14 @@ type Options struct {
 	Mode func() agentv1.Mode
 	// Watched is agent.yaml, looked at when it changes; may be empty.
 	Watched string
+	// Read reads cassandra.yaml; nil reads it as Instance says. Probe proves ports of neighbours; nil is probe.Probe.
+	Read  func() (*cassandra.Instance, []cassandra.Finding, error)
+	Probe func(context.Context, probe.Request) probe.Result
+	// Dialer opens connections to controllers; may be nil. Jitter draws from [0, 1); nil draws anew each time.
+	Dialer sync.Dialer
+	Jitter func() float64
+	// Unwatched looks at files by time alone: a kernel gives notifications to some hundred agents, not to thousands.
+	Unwatched bool
 	// Notify, if set, is told each action that was done, after it is done.
 	Notify func(store string, a Action, err error)
 }
@@ -90,23 +99,24 @@ type Node struct {
 	tasks     chan *agentv1.ProofTask
 
 	// Of the deciding goroutine alone.
-	inst      *cassandra.Instance
-	instErr   error
-	presence  cassandra.Presence
-	stores    []*agentv1.StoreFacts
-	births    map[string]time.Time // hex leaf -> notBefore
-	outcomes  uint32               // of moves that were reported since the start
-	attempts  map[string]*Attempt
-	failures  map[string]int
-	rest      map[string]time.Time // store -> no proof at rest before
-	actions   map[string]Action
-	stamps    map[string]string // what the files looked like at the last full look
-	looked    time.Time
-	pace      time.Duration
-	sent      *agentv1.Report
-	inventory inventory
-	flushAt   time.Time
-	renewAt   time.Time
+	inst       *cassandra.Instance
+	instErr    error
+	presence   cassandra.Presence
+	stores     []*agentv1.StoreFacts
+	births     map[string]time.Time // hex leaf -> notBefore
+	outcomes   uint32               // of moves that were reported since the start
+	attempts   map[string]*Attempt
+	unanswered unansweredClaims
+	failures   map[string]int
+	rest       map[string]time.Time // store -> no proof at rest before
+	actions    map[string]Action
+	stamps     map[string]string // what the files looked like at the last full look
+	looked     time.Time
+	pace       time.Duration
+	sent       *agentv1.Report
+	inventory  inventory
+	flushAt    time.Time
+	renewAt    time.Time
 	// renewTries counts the renewals of the identity that brought nothing, since the last that did; renewSaid is what was logged of them.
 	renewTries int
 	renewSaid  string
@@ -158,13 +168,24 @@ func Open(o Options) (*Node, error) {
 	if o.Detect == nil {
 		o.Detect = Detect
 	}
+	if o.Read == nil {
+		o.Read = func() (*cassandra.Instance, []cassandra.Finding, error) {
+			return o.Instance.ReadOptions().Read(o.Instance.Config)
+		}
+	}
+	if o.Probe == nil {
+		o.Probe = probe.Probe
+	}
+	if o.Jitter == nil {
+		o.Jitter = jitter
+	}
 	o.ClaimFor = cmp.Or(o.ClaimFor, defaultClaimFor)
 	f, err := state.Open(o.Config.Folder(o.Instance), o.Machine())
 	if err != nil {
 		return nil, err
 	}
 	n := &Node{o: o, folder: f, log: o.Logger.With("instance", o.Instance.StateName()), wake: make(chan struct{}, 1), tasks: make(chan *agentv1.ProofTask, 32),
-		births: map[string]time.Time{}, attempts: map[string]*Attempt{}, failures: map[string]int{}, rest: map[string]time.Time{}, actions: map[string]Action{},
+		births: map[string]time.Time{}, attempts: map[string]*Attempt{}, unanswered: unansweredClaims{}, failures: map[string]int{}, rest: map[string]time.Time{}, actions: map[string]Action{},
 		stamps: map[string]string{}, waiting: map[string]chan *agentv1.Proof{}, early: map[string]*agentv1.Proof{}, doing: map[string]bool{}, pace: firstTick, ring: ring{soon: make(chan struct{}, 1)}, health: health{soon: make(chan struct{}, 1)}}
 	io := o.Install
 	io.StateDir, io.Hold, io.Reloader, io.Clock, io.Logger = f.InstallDir(), o.Config.HoldFile, noting{o.Reloader, n}, o.Clock, n.log
@@ -179,7 +200,10 @@ func Open(o Options) (*Node, error) {
 	}
 	n.frozenBy, n.released = f.Stop()
 	n.openLinks()
-	n.watch = watch.New(n.log)
+	n.watch = watch.None()
+	if !o.Unwatched {
+		n.watch = watch.New(n.log)
+	}
 	n.inventory = inventory{every: o.Config.Scan.Every}
 	return n, nil
 }
@@ -220,7 +244,7 @@ func (n *Node) Run(ctx context.Context) error {
 		}
 	}
 	n.client = sync.New(sync.Options{Controllers: n.o.Config.Controllers, TLS: sync.IdentityTLS(n.folder.Identity, n.now),
-		Handler: n, Clock: n.o.Clock, Jitter: jitter, Logger: n.log, Hopeless: n.expired})
+		Handler: n, Clock: n.o.Clock, Dialer: n.o.Dialer, Jitter: n.o.Jitter, Logger: n.log, Hopeless: n.expired})
 	n.prepareHello()
 	var wg stdsync.WaitGroup
 	wg.Go(func() { _ = n.client.Run(ctx) })
@@ -246,7 +270,7 @@ func (n *Node) Join(ctx context.Context) (*state.Identity, error) {
 	}
 	j := n.o.Config.JoinFor(n.o.Instance)
 	return join.Join(ctx, n.folder, join.Options{Controllers: n.o.Config.Controllers, Pin: n.o.Config.Pin, Cluster: n.o.Config.Cluster,
-		Method: j.Method, EvidenceFile: j.File, Cassandra: n.cassandraKey, Wish: n.wish(j), Agent: n.agentFacts(), Instance: n.instanceFacts(), Now: n.o.Clock.Now, Jitter: jitter})
+		Method: j.Method, EvidenceFile: j.File, Cassandra: n.cassandraKey, Wish: n.wish(j), Agent: n.agentFacts(), Instance: n.instanceFacts(), Now: n.o.Clock.Now, Dialer: n.o.Dialer, Jitter: n.o.Jitter})
 }
 
 // join asks for an identity until it gets one or is refused. Meanwhile the node is observed and its status told.
@@ -268,7 +292,7 @@ func (n *Node) join(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-n.o.Clock.After(sync.Pause(round, jitter())):
+		case <-n.o.Clock.After(sync.Pause(round, n.o.Jitter())):
 		}
 		n.look(ctx, true)
 	}
@@ -335,7 +359,7 @@ func (n *Node) pause(ctx context.Context, again time.Time) {
 // look reads what may have changed: cheap things always, files and cassandra.yaml when full.
 func (n *Node) look(ctx context.Context, full bool) {
 	if full {
-		inst, findings, err := n.o.Instance.ReadOptions().Read(n.o.Instance.Config)
+		inst, findings, err := n.o.Read()
 		n.inst, n.instErr = inst, err
 		if err != nil {
 			n.log.Warn("cassandra.yaml was not understood", "error", err)

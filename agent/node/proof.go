@@ -133,11 +133,11 @@ func (n *Node) probeNeighbour(ctx context.Context, t *agentv1.ProofTask) *agentv
 	if foreign { // the ring lives by another CA: what this node's Cassandra trusts is what counts
 		q.Roots = append(q.Roots, install.Trusted(storeFor(inst, t.GetPort().GetKind()))...)
 	}
-	r := probe.Probe(ctx, q)
+	r := n.o.Probe(ctx, q)
 	if r.Verdict == agentv1.Verdict_VERDICT_DOWN && q.Local.IsValid() {
 		// An address of another family, or one that this host does not have: let the system choose.
 		q.Local = netip.Addr{}
-		r = probe.Probe(ctx, q)
+		r = n.o.Probe(ctx, q)
 	}
 	p.Verdict, p.Detail, p.Took = r.Verdict, clip(r.Detail, 1024), durationpb.New(r.Took)
 	if r.Served != ([32]byte{}) {

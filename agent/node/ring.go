@@ -42,7 +42,7 @@ func (n *Node) watchRing(ctx context.Context) {
 			again = ringAgain
 		}
 		n.mu.Unlock()
-		timer := n.o.Clock.NewTimer(time.Duration(float64(wait) * (0.9 + 0.2*jitter())))
+		timer := n.o.Clock.NewTimer(time.Duration(float64(wait) * (0.9 + 0.2*n.o.Jitter())))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -53,7 +53,7 @@ func (n *Node) watchRing(ctx context.Context) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-n.o.Clock.After(time.Duration(float64(ringSoon) * (0.5 + jitter()))):
+			case <-n.o.Clock.After(time.Duration(float64(ringSoon) * (0.5 + n.o.Jitter()))):
 			}
 		}
 		n.listRing(ctx)

@@ -30,7 +30,7 @@ func (l *lister) Ring(context.Context) (string, error) {
 func TestAListThatFailedIsTriedAgainSoon(t *testing.T) {
 	l := &lister{err: errors.New("nodetool did not end"), asked: make(chan struct{})}
 	clock := clockwork.NewFakeClock()
-	n := &Node{log: slog.New(slog.NewTextHandler(io.Discard, nil)), o: Options{Clock: clock, Reloader: l}, up: true}
+	n := &Node{log: slog.New(slog.NewTextHandler(io.Discard, nil)), o: Options{Clock: clock, Reloader: l, Jitter: jitter}, up: true}
 	n.ring.soon, n.wake, n.ring.view = make(chan struct{}, 1), make(chan struct{}, 1), &agentv1.RingView{Error: "nodetool did not end"}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	ended := make(chan struct{})

@@ -32,13 +32,13 @@ func (n *Node) renewIdentity(ctx context.Context) {
 	if !connected && !expired {
 		return
 	}
-	n.renewAt = own.Add(identityPause(n.renewTries, jitter()))
+	n.renewAt = own.Add(identityPause(n.renewTries, n.o.Jitter()))
 	n.renewTries++
 	var caller join.Caller = n.client
 	if expired { // no stream opens for it, but within the grace it may still be renewed
-		caller = sync.Apart{Controllers: n.o.Config.Controllers, TLS: sync.IdentityTLS(n.folder.Identity, n.now)}
+		caller = sync.Apart{Controllers: n.o.Config.Controllers, TLS: sync.IdentityTLS(n.folder.Identity, n.now), Dialer: n.o.Dialer}
 	}
-	next, err := join.Renew(ctx, n.folder, caller, now, jitter())
+	next, err := join.Renew(ctx, n.folder, caller, now, n.o.Jitter())
 	if err != nil {
 		n.notRenewed(id, expired, err)
 		return

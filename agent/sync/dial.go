@@ -1,8 +1,10 @@
 package sync
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"net"
 	"time"
 
 	"google.golang.org/grpc"
@@ -66,21 +68,28 @@ func IdentityTLS(current func() *state.Identity, now func() time.Time) *tls.Conf
 	return c
 }
 
+// Dialer opens what a connection to a controller runs over; nil is TCP as the system routes it.
+type Dialer func(ctx context.Context, address string) (net.Conn, error)
+
 // Dial opens a lazy connection to one controller.
-func Dial(address string, c *tls.Config) (*grpc.ClientConn, error) {
-	return DialWith(address, credentials.NewTLS(c))
+func Dial(address string, c *tls.Config, through Dialer) (*grpc.ClientConn, error) {
+	return DialWith(address, credentials.NewTLS(c), through)
 }
 
 // DialWith is Dial for who must see the handshake.
-func DialWith(address string, c credentials.TransportCredentials) (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(c),
+func DialWith(address string, c credentials.TransportCredentials, through Dialer) (*grpc.ClientConn, error) {
+	options := []grpc.DialOption{grpc.WithTransportCredentials(c),
 		// A dead path is seen within minutes. Servers of grpc-go close a connection that pings more often than each 5 minutes.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 6 * time.Minute, Timeout: 20 * time.Second}),
 		// What a controller sends is bounded like what is sent to it.
 		grpc.WithUnaryInterceptor(bounds.UnaryClient), grpc.WithStreamInterceptor(bounds.StreamClient),
 		grpc.WithDisableServiceConfig(), grpc.WithIdleTimeout(0), grpc.WithUserAgent("csm-agent"),
 		// Small buffers: an agent sends little, and 30 MB is all it may have.
-		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(8<<10))
+		grpc.WithReadBufferSize(8 << 10), grpc.WithWriteBufferSize(8 << 10)}
+	if through != nil {
+		options = append(options, grpc.WithContextDialer(through))
+	}
+	conn, err := grpc.NewClient("passthrough:///"+address, options...)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Invalid, "bad-address", "the controller %q cannot be used", address).Do("write it as host:port")
 	}

@@ -54,8 +54,10 @@ type Handler interface {
 type Options struct {
 	Controllers []string
 	TLS         *tls.Config
-	Handler     Handler
-	Clock       clockwork.Clock
+	// Dialer may be nil.
+	Dialer  Dialer
+	Handler Handler
+	Clock   clockwork.Clock
 	// Jitter draws from [0, 1).
 	Jitter func() float64
 	Logger *slog.Logger
@@ -173,7 +175,7 @@ func (c *Client) Reconnect() {
 func (c *Client) stream(ctx context.Context, address string) (opened bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	conn, err := Dial(address, c.o.TLS)
+	conn, err := Dial(address, c.o.TLS, c.o.Dialer)
 	if err != nil {
 		return false, err
 	}
@@ -279,6 +281,8 @@ func (c *Client) Report(r *agentv1.Report) {
 type Apart struct {
 	Controllers []string
 	TLS         *tls.Config
+	// Dialer may be nil.
+	Dialer Dialer
 }
 
 // Call asks one controller after the other until one answers; a fault that a controller sent is an answer.
@@ -293,7 +297,7 @@ func (a Apart) Call(ctx context.Context, call func(context.Context, agentv1.Agen
 }
 
 func (a Apart) one(ctx context.Context, address string, call func(context.Context, agentv1.AgentServiceClient) error) error {
-	conn, err := Dial(address, a.TLS)
+	conn, err := Dial(address, a.TLS, a.Dialer)
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,8 @@ type Watch struct {
 
 // New makes a watch of nothing. A system without notifications gives one that never tells anything.
 func New(log *slog.Logger) *Watch {
-	w := &Watch{c: make(chan struct{}, 1), done: make(chan struct{}), log: log, files: map[string]bool{}, folders: map[string]bool{}}
+	w := None()
+	w.log = log
 	f, err := fsnotify.NewWatcher()
 	if err != nil {
 		log.Warn("files are looked at by time only: the system gives no notifications", "error", err)
@@ -41,6 +42,11 @@ func New(log *slog.Logger) *Watch {
 	w.w = f
 	go w.run()
 	return w
+}
+
+// None makes a watch that never tells anything.
+func None() *Watch {
+	return &Watch{c: make(chan struct{}, 1), done: make(chan struct{}), log: slog.New(slog.DiscardHandler), files: map[string]bool{}, folders: map[string]bool{}}
 }
 
 // C tells that something changed; several changes may be told once.

@@ -178,7 +178,7 @@ func (a *app) certificateShow() *cobra.Command {
 }
 
 func (a *app) certificateIssue() *cobra.Command {
-	var csr, authority, region, subject, validity, out string
+	var csr, authority, region, subject, validity, renews, out string
 	var dns, ips []string
 	c := &cobra.Command{Use: "issue", Short: "Issue a certificate for an application from a request (CSR)", Args: cobra.NoArgs,
 		Long: "The key stays where it was made: only the request travels. Names are those of the request, unless --dns or --ip are given.",
@@ -192,6 +192,7 @@ func (a *app) certificateIssue() *cobra.Command {
 	f.StringSliceVar(&ips, "ip", nil, "addresses")
 	f.StringVar(&subject, "subject", "", "common name")
 	f.StringVar(&validity, "validity", "", "time span like 720h")
+	f.StringVar(&renews, "renews", "", "certificate that this one replaces: its end is its place before a busy signer")
 	f.StringVar(&out, "out", "", "write the chain to this file")
 	_ = c.MarkFlagRequired("csr")
 	_ = c.MarkFlagRequired("ca")
@@ -200,8 +201,13 @@ func (a *app) certificateIssue() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if renews != "" {
+			if renews, err = s.certificateName(renews); err != nil {
+				return err
+			}
+		}
 		ans, err := s.post(s.tenantName()+"/certificates:issue", map[string]any{"csr": string(pem), "authority": s.authorityName(authority), "region": region,
-			"dns": dns, "ips": ips, "subject": subject, "validity": validity})
+			"dns": dns, "ips": ips, "subject": subject, "validity": validity, "renews": renews})
 		if err != nil {
 			return err
 		}

@@ -298,6 +298,8 @@ type OpenClaim struct {
 	Authority   string
 	Region      string
 	TrustDomain string
+	// Due is when the leaf in place ends; zero: there is none of ours to last until then.
+	Due time.Time
 }
 
 // OpenClaim reads a claim that is open at this controller's state; NotFound when it is not, or not yet.
@@ -305,10 +307,10 @@ func (f *Fleet) OpenClaim(ctx context.Context, claim string) (OpenClaim, error) 
 	return view(ctx, f.read, func(ctx context.Context, q state.Querier) (OpenClaim, error) {
 		o := OpenClaim{Claim: claim}
 		var names string
-		var expires int64
-		err := q.QueryRowContext(ctx, `SELECT m.node, m.uid, m.incarnation, m.store, m.kind, m.expires_ms, n.names, c.name, `+authorityOf+`, c.region, c.trust_domain
+		var expires, due int64
+		err := q.QueryRowContext(ctx, `SELECT m.node, m.uid, m.incarnation, m.store, m.kind, m.expires_ms, n.names, c.name, `+authorityOf+`, c.region, c.trust_domain, coalesce(s.not_after_ms, 0)
 			FROM moves m JOIN nodes n ON n.name = m.node JOIN clusters c ON c.name = m.cluster LEFT JOIN stores s ON s.node = m.node AND s.store = m.store WHERE m.claim = ? AND m.state = 'open'`, claim).
-			Scan(&o.Node, &o.UID, &o.Incarnation, &o.Store, &o.Kind, &expires, &names, &o.Cluster, &o.Authority, &o.Region, &o.TrustDomain)
+			Scan(&o.Node, &o.UID, &o.Incarnation, &o.Store, &o.Kind, &expires, &names, &o.Cluster, &o.Authority, &o.Region, &o.TrustDomain, &due)
 		if err == sql.ErrNoRows {
 			return o, noClaim()
 		}
@@ -316,6 +318,9 @@ func (f *Fleet) OpenClaim(ctx context.Context, claim string) (OpenClaim, error) 
 			return o, err
 		}
 		o.Expires = at(expires)
+		if o.Kind == agentv1.MoveKind_MOVE_KIND_RENEW && due > 0 {
+			o.Due = at(due)
+		}
 		o.Names, err = namesFrom(names)
 		return o, err
 	})

@@ -2,6 +2,9 @@ package fleet_test
 
 import (
 	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -120,6 +123,8 @@ func TestOnlyTheAuthorityOfTheWishMaySign(t *testing.T) {
 	w := newWorldWith(t, g)
 	m := w.ring("n1", "n2")["n1"]
 	const next = "tenants/default/authorities/next"
+	m.store.NotAfter = timestamppb.New(w.log.Clock.Now().Add(20 * 24 * time.Hour))
+	m.must(m.connect())
 	w.raise(g, fleet.Wish{Node: m.name, Store: "node", Authority: next, Reason: "a rotation"})
 	claim, err := m.claim(renew)
 	m.must(err)
@@ -127,6 +132,9 @@ func TestOnlyTheAuthorityOfTheWishMaySign(t *testing.T) {
 	m.must(err)
 	if o.Authority != next {
 		t.Fatalf("the claim is to be signed by %s", o.Authority)
+	}
+	if o.Due.IsZero() || !o.Due.Equal(m.store.NotAfter.AsTime()) {
+		t.Errorf("what is renewed ends at %s, not %s", m.store.NotAfter.AsTime(), o.Due)
 	}
 	wantReason(t, w.propose(m.record(claim, "leaf of the old one")), "other-authority")
 	c := m.record(claim, "leaf of the new one")

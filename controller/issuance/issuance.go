@@ -17,6 +17,7 @@ import (
 	"github.com/jonboulle/clockwork"
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
+	"github.com/cassandra-security-manager/csm/controller/issuance/turns"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/controller/state"
@@ -56,6 +57,9 @@ type Request struct {
 	// Validity is the template's when zero. Below 24 h is refused; it is cut at the issuer's end.
 	Validity time.Duration
 	Zone     string
+	// Due is when the certificate that this one replaces ends, for its place before a signer of known rate; zero: it is needed now,
+	// because there is none or it must not be relied on.
+	Due time.Time
 }
 
 // Issued is a recorded certificate.
@@ -98,6 +102,8 @@ type Options struct {
 	AllowBenchmark bool
 	// Observe is told of each request: the template, the fault's reason ("" for success) and how long it took.
 	Observe func(template, reason string, took time.Duration)
+	// Turns is the line before the signer; nil: there is none.
+	Turns *turns.Queue
 }
 
 // Issuance is the door.

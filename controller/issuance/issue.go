@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
+	"github.com/cassandra-security-manager/csm/controller/issuance/turns"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/controller/state"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
@@ -99,7 +100,7 @@ func (s *Issuance) order(r Request) (order, error) {
 	if t.Name == probeTemplate.Name { // counted apart: proving neighbours must not use up a node's own certificates
 		scope += "/probes"
 	}
-	return order{template: t, wish: w, names: names, authority: r.Authority, region: r.Region, validity: r.Validity,
+	return order{template: t, wish: w, names: names, authority: r.Authority, region: r.Region, validity: r.Validity, due: r.Due,
 		subject: pkix.Name{CommonName: cn, Organization: []string{r.Tenant}}, actor: r.Actor, reason: r.Reason,
 		record: &clusterv1.RecordCertificate{RequestId: r.RequestID, Scope: scope, Tenant: r.Tenant, Zone: r.Zone, Node: r.Node,
 			Incarnation: r.Incarnation, Store: r.Store, Claim: r.Claim, Task: r.Task}}, nil
@@ -113,6 +114,7 @@ type order struct {
 	subject           pkix.Name
 	authority, region string
 	validity          time.Duration
+	due               time.Time
 	actor, reason     string
 	record            *clusterv1.RecordCertificate
 }
@@ -141,6 +143,11 @@ func (s *Issuance) attempt(ctx context.Context, o order) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
+	done, err := s.options.Turns.Take(ctx, turns.Request{ID: turnOf(o.record), Due: o.due})
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	now := s.clock.Now().UTC().Truncate(time.Second)
 	end, err := o.template.lifetime(o.validity, now, issuer.Certificate.NotAfter)
 	if err != nil {
@@ -150,6 +157,7 @@ func (s *Issuance) attempt(ctx context.Context, o order) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
+	done() // recording it is not the signer's work
 	renew, err := drawRenewal(s.rand, now, end)
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "randomness", "no random bytes for a renewal time")
@@ -179,6 +187,14 @@ func (s *Issuance) attempt(ctx context.Context, o order) (*Issued, error) {
 	out.Names = o.names
 	return &Issued{Name: out.Name, Serial: out.Serial, Chain: append([][]byte{der.raw}, certificate.Raw(chain)...), Issuer: c.Issuer,
 		NotAfter: out.NotAfter, RenewAt: out.RenewAt, Record: out}, nil
+}
+
+// turnOf is under which id the place of a request is kept; empty for who cannot repeat it.
+func turnOf(c *clusterv1.RecordCertificate) string {
+	if c.RequestId == "" {
+		return ""
+	}
+	return c.Scope + " " + c.RequestId
 }
 
 func (s *Issuance) cap(t Template) uint32 {

@@ -17,9 +17,11 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/issuance"
+	"github.com/cassandra-security-manager/csm/controller/issuance/turns"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
+	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/identity"
 )
 
@@ -254,6 +256,35 @@ func TestManyClientsAtOnceGetOneCertificateEach(t *testing.T) {
 	if n := w.leaves(t, "node"); n != 16 {
 		t.Errorf("%d recorded", n)
 	}
+}
+
+func TestARequestThatHasNoTurnIsNotSignedAndLaterHasOne(t *testing.T) {
+	w := newWorld(t, algorithm.P384, issuance.Options{})
+	line := turns.New(turns.Options{Rate: 0.01, Clock: w.log.Clock})
+	door := issuance.New(w.authorities, w.log, w.log.Clock, rand.Reader, issuance.Options{Turns: line})
+	_, err := door.Issue(ctx, w.nodeRequest(t, "a"))
+	must(t, err)
+	before := w.log.Store.Applied()
+	late, soon := w.nodeRequest(t, "b"), w.nodeRequest(t, "c")
+	late.Due, soon.Due = w.log.Clock.Now().Add(48*time.Hour), w.log.Clock.Now().Add(time.Hour)
+	back := map[string]time.Duration{}
+	for _, r := range []issuance.Request{late, soon, late} {
+		_, err := door.Issue(ctx, r)
+		wantReason(t, err, "signer-busy")
+		back[r.RequestID] = fault.From(err).RetryAfter
+	}
+	if w.log.Store.Applied() != before {
+		t.Error("something was recorded without a turn")
+	}
+	if back["b"] < back["c"]+time.Minute {
+		t.Errorf("what ends in two days is to come back after %s, what ends within the hour after %s", back["b"], back["c"])
+	}
+	w.log.Clock.Advance(100 * time.Second)
+	if _, err := door.Issue(ctx, soon); err != nil {
+		t.Errorf("its turn has come: %v", err)
+	}
+	_, err = door.Issue(ctx, late)
+	wantReason(t, err, "signer-busy")
 }
 
 func TestBenchmarksAloneMayUseP256(t *testing.T) {

@@ -34,6 +34,8 @@ type Config struct {
 	// PKIURL is the base of CRL and CA URLs inside certificates; default http://<advertise>:<pki port>.
 	PKIURL string       `yaml:"pki_url"`
 	Backup BackupConfig `yaml:"backup"`
+	// Signer says what the keeper of the signing keys can do.
+	Signer SignerConfig `yaml:"signer"`
 	Log    cli.Log      `yaml:"log"`
 }
 
@@ -43,6 +45,19 @@ type SealConfig struct {
 	Type string `yaml:"type"`
 	Path string `yaml:"path"`
 	Name string `yaml:"name"`
+}
+
+// SignerConfig is what is known of the keeper of the signing keys, as this controller uses it.
+type SignerConfig struct {
+	// RateLimit is how many certificates it may be asked to sign in a second; 0: as many as come. Above it requests wait in the order
+	// in which what they replace ends.
+	RateLimit float64 `yaml:"rate_limit"`
+}
+
+func (c SignerConfig) check(p *config.Problems) {
+	if c.RateLimit != 0 && (c.RateLimit < 0.1 || c.RateLimit > 100_000) {
+		p.Add("signer.rate_limit", fmt.Sprintf("%g is no rate", c.RateLimit), "use signatures a second, 0.1 to 100000, or leave it out: then there is no limit")
+	}
 }
 
 // Listen are the listen addresses.
@@ -91,6 +106,7 @@ func (c *Config) Check(p *config.Problems) {
 	}
 	c.checkSeal(p)
 	c.Backup.check(p)
+	c.Signer.check(p)
 	if c.PKIURL == "" {
 		c.PKIURL = "http://" + net.JoinHostPort(c.Advertise, port(c.Listen.PKI))
 	}

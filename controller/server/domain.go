@@ -18,6 +18,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
 	"github.com/cassandra-security-manager/csm/controller/grace"
 	"github.com/cassandra-security-manager/csm/controller/issuance"
+	"github.com/cassandra-security-manager/csm/controller/issuance/turns"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/controller/people"
@@ -52,6 +53,7 @@ type domain struct {
 	authorities *authority.Authorities
 	ledger      ledger.Ledger
 	issuance    *issuance.Issuance
+	turns       *turns.Queue
 	fleet       *fleet.Fleet
 	rollouts    *rollout.Rollouts
 	rotations   *rotation.Rotations
@@ -118,7 +120,8 @@ func assembleOn(cfg Config, ring *keyring.Keyring, store *state.Store, log state
 	d := &domain{store: store, keyring: ring, metrics: m}
 	d.authorities = authority.New(store, log, d.keyring, clock, rand.Reader, authority.Options{BaseURLs: []string{cfg.PKIURL}, AllowBenchmark: benchmark})
 	d.ledger = ledger.NewReplicated(store, clock)
-	d.issuance = issuance.New(d.authorities, log, clock, rand.Reader, issuance.Options{AllowBenchmark: benchmark, HourlyCap: hourlyCap, Observe: d.metrics.observeIssue})
+	d.turns = turns.New(turns.Options{Rate: cfg.Signer.RateLimit, Clock: clock, Observe: d.metrics.observeTurn})
+	d.issuance = issuance.New(d.authorities, log, clock, rand.Reader, issuance.Options{AllowBenchmark: benchmark, HourlyCap: hourlyCap, Observe: d.metrics.observeIssue, Turns: d.turns})
 	d.fleet = fleet.New(store, log, clock, d.anchors)
 	d.rollouts = rollout.New(store, log, clock)
 	d.rotations = rotation.New(store, log, clock, rotation.Rollouts{})

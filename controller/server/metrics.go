@@ -20,6 +20,8 @@ type metrics struct {
 	issued   *prometheus.CounterVec
 	duration prometheus.Histogram
 	commit   prometheus.Histogram
+	waited   prometheus.Histogram
+	busy     prometheus.Counter
 	mismatch prometheus.Gauge
 	verified prometheus.Gauge
 }
@@ -35,6 +37,10 @@ func newMetrics() *metrics {
 			Help: "Time from a request to the recorded certificate.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
 		commit: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "csm_raft_commit_duration_seconds",
 			Help: "Time from proposing a command here to its decision by a majority.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
+		waited: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "csm_signer_wait_seconds",
+			Help: "Time that a request waited for its turn at the signer; nothing is counted without signer.rate_limit.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 15)}),
+		busy: prometheus.NewCounter(prometheus.CounterOpts{Name: "csm_signer_busy_total",
+			Help: "Requests that were told when to come back, because their turn at the signer could not come in time."}),
 		mismatch: gauge("csm_state_checksum_mismatch", "Controllers whose state differed from the leader's when it was last compared; only the leader compares."),
 		verified: gauge("csm_state_checksum_last_verified_timestamp_seconds", "When the states of all controllers were last proved equal, by this controller as leader; 0 when it never did."),
 	}
@@ -48,6 +54,26 @@ func (m *metrics) observeIssue(_, reason string, took time.Duration) {
 	}
 	m.issued.WithLabelValues(result, reason).Inc()
 	m.duration.Observe(took.Seconds())
+}
+
+// observeTurn counts the turns at the signer.
+func (m *metrics) observeTurn(waited time.Duration, turnedAway bool) {
+	if turnedAway {
+		m.busy.Inc()
+		return
+	}
+	m.waited.Observe(waited.Seconds())
+}
+
+// signerGauges tell how long the line before the signer is.
+func (s *Server) signerGauges() []prometheus.Collector {
+	gauge := func(name, help string, of func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, of)
+	}
+	return []prometheus.Collector{
+		gauge("csm_signer_queue_length", "Requests that wait for their turn at the signer.", func() float64 { n, _ := s.dom.turns.Len(); return float64(n) }),
+		gauge("csm_signer_queue_expected", "Requests that were told when to come back and have a place kept.", func() float64 { _, n := s.dom.turns.Len(); return float64(n) }),
+	}
 }
 
 // timedLog measures how long commands take to be decided.
@@ -70,8 +96,9 @@ func (l timedLog) Propose(ctx context.Context, p state.Proposal) (state.Result, 
 func (s *Server) metricsHandler(api http.Handler) http.Handler {
 	reg := prometheus.NewRegistry()
 	m := s.dom.metrics
-	reg.MustRegister(s.lastVerifiedGauge(), quorumCollector{s.dom.node}, &fleetCollector{s: s}, m.issued, m.duration, m.commit, m.mismatch, m.verified,
+	reg.MustRegister(s.lastVerifiedGauge(), quorumCollector{s.dom.node}, &fleetCollector{s: s}, m.issued, m.duration, m.commit, m.waited, m.busy, m.mismatch, m.verified,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	reg.MustRegister(s.signerGauges()...)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)}))
 	mux.Handle("GET /livez", api)

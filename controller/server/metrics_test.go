@@ -54,7 +54,7 @@ func TestTheMetricsPortTellsHealthWithoutALogin(t *testing.T) {
 	for _, want := range []string{`csm_raft_has_leader 1`, `csm_raft_healthy_voters 1`, `csm_raft_leader_changes_total [1-9]`, `csm_raft_commit_duration_seconds_count [0-9]`,
 		`csm_state_checksum_mismatch 0`, `csm_disk_free_ratio 0\.`, `csm_authority_not_after_timestamp_seconds{authority="tenants/default/authorities/root",issuer="eu-west-1"} \d`,
 		`csm_crl_next_update_timestamp_seconds{authority="system/authorities/system",issuer="[^"]+"} \d`, `csm_system_identity_not_after_timestamp_seconds{kind="controller"} \d`,
-		`csm_keyring_sealed 0`, `csm_state_readable 1`, `csm_agent_identity_conflicts_total 0`} {
+		`csm_keyring_sealed 0`, `csm_signer_queue_length 0`, `csm_signer_queue_expected 0`, `csm_signer_busy_total 0`, `csm_signer_wait_seconds_count 0`, `csm_state_readable 1`, `csm_agent_identity_conflicts_total 0`} {
 		if !regexp.MustCompile(`(?m)^` + want).MatchString(body) {
 			t.Errorf("no %s", want)
 		}

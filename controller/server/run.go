@@ -220,6 +220,7 @@ func (s *Server) agentAPI() *agentapi.Server {
 	return agentapi.New(agentapi.Deps{
 		Fleet: s.dom.fleet, Store: s.dom.store, Log: s.dom.node, Issuer: s.dom.issuance, Linearize: s.dom.node.Linearize, Grace: s.dom.grace.Open,
 		SystemCA: s.dom.systemCA, RetiredRoots: s.retiredRoots,
+		Emergency:  s.dom.rotations.Emergency,
 		Controller: s.in.Name, TrustDomain: s.in.trustDomain(), Clock: clockwork.NewRealClock(), Logger: s.log,
 	})
 }

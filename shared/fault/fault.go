@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Code classifies a fault. The set is closed; its numbers are part of the wire format.
@@ -59,7 +60,9 @@ type Error struct {
 	Reason  string
 	Message string
 	Remedy  string
-	cause   error
+	// RetryAfter is when it is worth asking again; zero: nothing is known of that.
+	RetryAfter time.Duration
+	cause      error
 }
 
 // New builds a fault; reason is a stable kebab-case word.
@@ -78,6 +81,12 @@ func Wrap(cause error, code Code, reason, format string, args ...any) *Error {
 // Do adds what the reader should do next and returns the same fault.
 func (e *Error) Do(format string, args ...any) *Error {
 	e.Remedy = fmt.Sprintf(format, args...)
+	return e
+}
+
+// After says when it is worth asking again and returns the same fault.
+func (e *Error) After(d time.Duration) *Error {
+	e.RetryAfter = d
 	return e
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -20,6 +21,16 @@ func TestAFaultCrossesGRPCUnchanged(t *testing.T) {
 		if c != fault.Internal && (out.Code != in.Code || out.Reason != in.Reason || out.Remedy != in.Remedy) {
 			t.Errorf("%v became %+v", c, out)
 		}
+	}
+}
+
+func TestWhenToAskAgainCrossesGRPC(t *testing.T) {
+	in := fault.New(fault.Unavailable, "signer-busy", "many are before this one").Do("ask again").After(90 * time.Second)
+	if out := fault.From(fault.FromGRPC(status.Convert(in).Err())); out.RetryAfter != 90*time.Second || out.Reason != in.Reason {
+		t.Errorf("%+v", out)
+	}
+	if out := fault.From(fault.FromGRPC(status.Convert(fault.New(fault.Unavailable, "r", "m")).Err())); out.RetryAfter != 0 {
+		t.Errorf("%+v", out)
 	}
 }
 

@@ -3,10 +3,13 @@ package fault
 import (
 	"net/http"
 	"strings"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 type mapping struct {
@@ -54,8 +57,12 @@ const domain = "csm"
 // GRPCStatus lets a handler return a fault as it is: grpc-go calls it to build the status.
 func (e *Error) GRPCStatus() *status.Status {
 	s := status.New(e.Code.mapping().grpc, e.Message)
-	d, err := s.WithDetails(&errdetails.ErrorInfo{Reason: e.Reason, Domain: domain,
-		Metadata: map[string]string{"code": e.Code.String(), "remedy": e.Remedy}})
+	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Reason: e.Reason, Domain: domain,
+		Metadata: map[string]string{"code": e.Code.String(), "remedy": e.Remedy}}}
+	if e.RetryAfter > 0 {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter)})
+	}
+	d, err := s.WithDetails(details...)
 	if err != nil {
 		return s
 	}
@@ -71,10 +78,20 @@ func FromGRPC(err error) error {
 	if !ok {
 		return From(err)
 	}
+	var ours *Error
+	var after time.Duration
 	for _, d := range s.Details() {
-		if info, ok := d.(*errdetails.ErrorInfo); ok && info.Domain == domain {
-			return &Error{Code: ParseCode(info.Metadata["code"]), Reason: info.Reason, Message: s.Message(), Remedy: info.Metadata["remedy"]}
+		switch info := d.(type) {
+		case *errdetails.ErrorInfo:
+			if info.Domain == domain && ours == nil {
+				ours = &Error{Code: ParseCode(info.Metadata["code"]), Reason: info.Reason, Message: s.Message(), Remedy: info.Metadata["remedy"]}
+			}
+		case *errdetails.RetryInfo:
+			after = max(0, info.GetRetryDelay().AsDuration())
 		}
+	}
+	if ours != nil {
+		return ours.After(after)
 	}
 	// The status's own message, without gRPC's "rpc error: code = … desc = " before it.
 	said := func(code Code, reason, what string) *Error {

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/cassandra-security-manager/csm/shared/identity"
@@ -32,6 +33,8 @@ type Problem struct {
 	Detail string `json:"detail"`
 	Reason string `json:"reason"`
 	Remedy string `json:"remedy"`
+	// RetryAfter is the header of that name.
+	RetryAfter time.Duration `json:"-"`
 }
 
 func (p *Problem) Error() string {
@@ -149,6 +152,9 @@ func (a *API) send(ctx context.Context, host, method, path, key string, in, out 
 	if res.StatusCode >= 300 {
 		p := &Problem{Status: res.StatusCode, Detail: fmt.Sprintf("%.200s", b)}
 		_ = json.Unmarshal(b, p)
+		if secs, err := strconv.Atoi(res.Header.Get("Retry-After")); err == nil {
+			p.RetryAfter = time.Duration(secs) * time.Second
+		}
 		return p
 	}
 	if out == nil {

@@ -2,6 +2,7 @@ package agentapi
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -54,7 +55,17 @@ func (s *Server) IssueCertificate(ctx context.Context, r *agentv1.IssueCertifica
 	if err != nil {
 		return nil, err
 	}
-	out, err := s.Issuer.Issue(ctx, issuance.Request{RequestID: r.RequestId, Actor: c.id.String(), Tenant: resource.Segment(o.Node, "tenants"), Authority: o.Authority,
+	due := o.Due
+	if !due.IsZero() {
+		emergency, err := s.Emergency(ctx, o.Cluster)
+		if err != nil {
+			return nil, err
+		}
+		if emergency { // what is in place lasts, but must go
+			due = time.Time{}
+		}
+	}
+	out, err := s.Issuer.Issue(ctx, issuance.Request{RequestID: r.RequestId, Due: due, Actor: c.id.String(), Tenant: resource.Segment(o.Node, "tenants"), Authority: o.Authority,
 		Region: o.Region, Template: fleet.TemplateNode, CSR: r.Csr, Names: names, Node: o.Node, Incarnation: o.Incarnation, Store: o.Store, Claim: o.Claim})
 	if err != nil {
 		return nil, err

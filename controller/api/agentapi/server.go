@@ -64,6 +64,8 @@ type Deps struct {
 	SystemCA SystemCA
 	// RetiredRoots of the system CA: whoever comes with an identity of one is told what to do, and nothing else. May be nil.
 	RetiredRoots func() []*x509.Certificate
+	// Emergency says whether the certificates of a cluster are replaced because their CA must not be relied on any more; nil is never.
+	Emergency func(ctx context.Context, cluster string) (bool, error)
 	// Controller is this controller's name, TrustDomain the system's.
 	Controller  string
 	TrustDomain string
@@ -101,6 +103,9 @@ func New(d Deps) *Server {
 	}
 	if d.RetiredRoots == nil {
 		d.RetiredRoots = func() []*x509.Certificate { return nil }
+	}
+	if d.Emergency == nil {
+		d.Emergency = func(context.Context, string) (bool, error) { return false, nil }
 	}
 	if d.Linearize == nil {
 		d.Linearize = func(context.Context) error { return nil }

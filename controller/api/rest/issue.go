@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
 // IssueBody asks for a certificate.
@@ -24,6 +26,7 @@ type IssueBody struct {
 	URIs      []string `json:"uris,omitempty" maxItems:"8"`
 	Subject   string   `json:"subject,omitempty" maxLength:"64" doc:"common name"`
 	Validity  string   `json:"validity,omitempty" doc:"time span; the template's default when empty, never beyond its most" example:"720h"`
+	Renews    string   `json:"renews,omitempty" maxLength:"256" doc:"name or id of the certificate that this one replaces: before a busy signer, what ends sooner goes first. What replaces nothing goes before all that can wait"`
 }
 
 // RevokeBody asks for a revocation.
@@ -51,6 +54,9 @@ func (s *server) issuing() {
 		}) (*One[Certificate], error) {
 			req, err := s.issueRequest(ctx, in.Tenant, in.Body)
 			if err != nil {
+				return nil, err
+			}
+			if req.Due, err = s.dueOf(ctx, in.Tenant, in.Body.Renews); err != nil {
 				return nil, err
 			}
 			if in.ValidateOnly {
@@ -136,6 +142,27 @@ func (s *server) issueRequest(ctx context.Context, tenant string, b IssueBody) (
 	}
 	return issuance.Request{RequestID: requestOf(ctx).idempotency, Actor: actor(ctx), Reason: requestOf(ctx).reason, Tenant: tenant, Authority: s.fullName(tenant, "authority", b.Authority), Region: b.Region,
 		Template: "application", CSR: der, FromCSR: true, Names: names, Subject: b.Subject, Validity: validity}, nil
+}
+
+// dueOf is when the certificate ends that is to be replaced; zero when it is none, or one that must not be relied on.
+func (s *server) dueOf(ctx context.Context, tenant, renews string) (time.Time, error) {
+	if renews == "" {
+		return time.Time{}, nil
+	}
+	if !strings.Contains(renews, "/") {
+		renews = resource.Certificate(tenant, renews)
+	}
+	c, err := s.Ledger.Get(ctx, renews)
+	if err != nil {
+		return time.Time{}, err
+	}
+	if c.Tenant != tenant || c.Template != "application" {
+		return time.Time{}, fault.New(fault.Refused, "not-an-application", "%.200s is not a certificate of an application of this tenant", renews).Do("name the one that this certificate replaces, or leave renews out")
+	}
+	if c.State != ledger.Active {
+		return time.Time{}, nil
+	}
+	return c.NotAfter, nil
 }
 
 // requestDER takes PEM or base64; PEM may hold other blocks before it, as openssl writes them.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -64,7 +65,7 @@ func problemOf(ctx context.Context, err error) *Problem {
 		p.Status = http.StatusInternalServerError
 	}
 	if p.Status == http.StatusServiceUnavailable || p.Status == http.StatusTooManyRequests {
-		p.retryAfter = 1
+		p.retryAfter = max(1, int(math.Ceil(f.RetryAfter.Seconds())))
 	}
 	p.Title = http.StatusText(p.Status)
 	if r := requestOf(ctx); r != nil {

@@ -245,6 +245,15 @@ func TestACertificateIsIssuedFoundAndRevoked(t *testing.T) {
 	if !strings.HasPrefix(one.text("pem"), "-----BEGIN CERTIFICATE") || one.text("actor") != identity.AdminID(resttest.TrustDomain, "ada").String() {
 		t.Fatalf("%s", one.body)
 	}
+	renewal := func(of string) answer {
+		body, _ := json.Marshal(map[string]any{"csr": w.CSR("app.example"), "authority": "internal", "renews": of})
+		return c.do("POST", "/v1/tenants/default/certificates:issue", string(body))
+	}
+	c.ok(201, renewal(name))
+	c.ok(201, renewal(name[strings.LastIndexByte(name, '/')+1:]))
+	c.refused(404, "no-certificate", renewal(strings.Repeat("0", 64)))
+	root := c.ok(200, c.get("/v1/tenants/default/certificates?filter=template%3Droot")).items()[0].(map[string]any)["name"].(string)
+	c.refused(403, "not-an-application", renewal(root))
 	rev := c.ok(200, c.do("POST", "/v1/"+name+":revoke", `{"reason":"keyCompromise"}`))
 	if !strings.Contains(rev.text("notice"), "Cassandra") || rev.object["certificate"].(map[string]any)["state"] != "revoked" {
 		t.Fatalf("%s", rev.body)

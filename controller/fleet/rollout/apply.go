@@ -94,8 +94,8 @@ func begin(a *state.Apply, p Plan) (string, error) {
 		for _, m := range w.Nodes {
 			for k, st := range m.Stores {
 				s := signs[resource.Store(m.Node, st)]
-				if _, err := a.Exec(`INSERT INTO rollout_stores (rollout, wave, node, store, incarnation, datacenter, rack, state, generation, before_generation, before_authority, named_before, refusals, since_ms, detail)
-					VALUES (?,?,?,?,?,?,?,?,0,?,?,?,0,?,'')`, name, i, m.Node, st, m.Incarnation, m.Datacenter, m.Rack, storePending, m.generations[k], s.Authority, s.Named, now); err != nil {
+				if _, err := a.Exec(`INSERT INTO rollout_stores (rollout, wave, node, store, incarnation, datacenter, rack, state, generation, before_generation, before_authority, named_before, refusals, since_ms, told_ms, detail)
+					VALUES (?,?,?,?,?,?,?,?,0,?,?,?,0,?,0,'')`, name, i, m.Node, st, m.Incarnation, m.Datacenter, m.Rack, storePending, m.generations[k], s.Authority, s.Named, now); err != nil {
 					return "", err
 				}
 			}
@@ -281,8 +281,8 @@ func open(a *state.Apply, r *row, stores []storeRow, nodes []string) error {
 			return err
 		}
 		before := now[resource.Store(x.node, x.store)]
-		if _, err := a.Exec(`UPDATE rollout_stores SET state = ?, generation = ?, before_generation = ?, named_before = ?, since_ms = ?, detail = '', refusals = 0 WHERE rollout = ? AND node = ? AND store = ?`,
-			storeOpen, g, before.Generation, before.Named, a.Now.UnixMilli(), r.name, x.node, x.store); err != nil {
+		if _, err := a.Exec(`UPDATE rollout_stores SET state = ?, generation = ?, before_generation = ?, named_before = ?, since_ms = ?, told_ms = ?, detail = '', refusals = 0 WHERE rollout = ? AND node = ? AND store = ?`,
+			storeOpen, g, before.Generation, before.Named, a.Now.UnixMilli(), a.Now.UnixMilli(), r.name, x.node, x.store); err != nil {
 			return err
 		}
 	}

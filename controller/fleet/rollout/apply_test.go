@@ -241,6 +241,20 @@ func TestAFailureHaltsAndAResumeTriesAgain(t *testing.T) {
 	w.want(name, rollout.Done, "proved", "proved", "proved")
 }
 
+func TestWhoHadNoTurnAtTheSignerHasNotFailed(t *testing.T) {
+	w := newWorld(t, "r1", "r2")
+	name := w.start(w.spec())
+	for range 5 {
+		c, err := w.nodes[0].claim(renew)
+		w.nodes[0].must(err)
+		w.nodes[0].must(w.nodes[0].reportBecause(c, refused, "signer-busy: the signer makes 2 signatures a second, and 4000 requests that end sooner are before this one"))
+		w.want(name, rollout.Running, "told", "pending")
+	}
+	w.nodes[0].move()
+	w.nodes[1].move()
+	w.want(name, rollout.Done, "proved", "proved")
+}
+
 func TestFailuresWithinTheBudgetGoOnAndStayBehind(t *testing.T) {
 	w := newWorld(t, "r1", "r2", "r3")
 	s := w.spec()
@@ -356,5 +370,24 @@ func TestAStepOfARotationIsEndedByTheRotationOnly(t *testing.T) {
 	}
 	if err := w.rollouts.Set(ctx, name, rollout.Resume, "it may go on", ann); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestAPlanCountsANodeFromBeingToldUntilItIsProved(t *testing.T) {
+	w := newWorld(t, "r1", "r2", "r3")
+	name := w.start(w.spec())
+	for _, n := range w.nodes {
+		w.log.Clock.Advance(40 * time.Second) // its agent is slow to hear
+		c, err := n.claim(renew)
+		n.must(err)
+		w.log.Clock.Advance(5 * time.Second)
+		n.write(c)
+		n.prove(c)
+		n.must(n.report(c, proven))
+	}
+	w.want(name, rollout.Done, "proved", "proved", "proved")
+	p, err := w.rollouts.Plan(ctx, w.spec())
+	if err != nil || p.Seconds < 3*45 || p.Seconds > 3*(45+10) {
+		t.Errorf("three nodes, one after the other, 45 s each: %v s, %v", p.Seconds, err)
 	}
 }

@@ -209,7 +209,11 @@ func (m *member) write(claim string) {
 }
 
 func (m *member) report(claim string, outcome agentv1.MoveOutcome) error {
-	return m.w.fleet.Complete(ctx, m.uid, m.incarnation, &agentv1.ReportMoveRequest{Claim: claim, Outcome: outcome, Store: m.store, AfterSha256: m.store.LeafSha256, Detail: outcome.String()})
+	return m.reportBecause(claim, outcome, outcome.String())
+}
+
+func (m *member) reportBecause(claim string, outcome agentv1.MoveOutcome, detail string) error {
+	return m.w.fleet.Complete(ctx, m.uid, m.incarnation, &agentv1.ReportMoveRequest{Claim: claim, Outcome: outcome, Store: m.store, AfterSha256: m.store.LeafSha256, Detail: detail})
 }
 
 func (m *member) prove(claim string) {

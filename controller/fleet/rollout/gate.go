@@ -17,6 +17,9 @@ type Gate struct{}
 // refusalsBorne: a move refused by its node before anything was written is tried again so often before it is a failure.
 const refusalsBorne = 3
 
+// signerBusy begins the detail of a move that had no turn at the signer.
+const signerBusy = "signer-busy: "
+
 // MayMove lets a store of a rollout move when its wave is open, and asks every gate again at that moment. A renewal that is
 // due by its time needs no wave.
 func (Gate) MayMove(a *state.Apply, m fleet.Moving) (owned bool, err error) {
@@ -122,6 +125,10 @@ func settle(a *state.Apply, r *row, x storeRow, m fleet.Moving) error {
 	case agentv1.MoveOutcome_MOVE_OUTCOME_FAILED:
 		to = storeBroken
 	case agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED:
+		if strings.HasPrefix(m.Detail, signerBusy) { // nobody's failure: its turn comes
+			_, err := a.Exec(`UPDATE rollout_stores SET detail = ? WHERE rollout = ? AND node = ? AND store = ?`, m.Detail, r.name, x.node, x.store)
+			return err
+		}
 		if x.refusals+1 < refusalsBorne {
 			_, err := a.Exec(`UPDATE rollout_stores SET refusals = refusals + 1, detail = ? WHERE rollout = ? AND node = ? AND store = ?`, m.Detail, r.name, x.node, x.store)
 			return err

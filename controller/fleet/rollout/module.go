@@ -63,6 +63,7 @@ CREATE TABLE rollout_stores (
 	named_before TEXT NOT NULL,
 	refusals INTEGER NOT NULL,
 	since_ms INTEGER NOT NULL,
+	told_ms INTEGER NOT NULL,
 	detail TEXT NOT NULL,
 	PRIMARY KEY (rollout, node, store)
 ) STRICT, WITHOUT ROWID;

@@ -68,7 +68,7 @@ func planned(ctx context.Context, q state.Querier, s Spec, now time.Time) (Plan,
 	if err != nil {
 		return Plan{}, err
 	}
-	pace, err := paceOf(ctx, q, s.Cluster)
+	pace, err := paceOf(ctx, q, s)
 	if err != nil {
 		return Plan{}, err
 	}
@@ -84,15 +84,16 @@ func planned(ctx context.Context, q state.Querier, s Spec, now time.Time) (Plan,
 	return p, nil
 }
 
-// Pace is how long things lasted lately: one move, and one look of all agents at their ring. Zero: not known.
-type Pace struct{ Move, Look time.Duration }
+// Pace is how long things lasted lately: the move of one node from being told until it is proved, since it takes a place for so long, and one look of all agents at their ring. Zero: not known.
+// Slowest is the longest of those moves: a wave ends with it.
+type Pace struct{ Move, Slowest, Look time.Duration }
 
 // paceOf reads how long things lasted lately.
-func paceOf(ctx context.Context, q state.Querier, cluster string) (p Pace, err error) {
-	if p.Move, err = fleet.Took(ctx, q, cluster); err != nil {
+func paceOf(ctx context.Context, q state.Querier, s Spec) (p Pace, err error) {
+	if p.Move, p.Slowest, err = moveTook(ctx, q, s); err != nil {
 		return p, err
 	}
-	p.Look, err = fleet.LookTook(ctx, q, cluster)
+	p.Look, err = fleet.LookTook(ctx, q, s.Cluster)
 	return p, err
 }
 
@@ -207,16 +208,22 @@ func waves(s Spec, in []Member) []Wave {
 
 // times says how long it takes: before each wave a look at the ring, then rounds of its width, then the rest, within windows only.
 func (p *Plan) times(now time.Time, pace Pace) {
-	pace = Pace{cmp.Or(pace.Move, usualMove), cmp.Or(pace.Look, usualLook)}
+	move := cmp.Or(pace.Move, usualMove)
+	pace = Pace{move, cmp.Or(pace.Slowest, move), cmp.Or(pace.Look, usualLook)}
 	c, _ := calendarOf(p.Spec)
 	t := now
 	for i, w := range p.Waves {
 		t = t.Add(pace.Look)
-		for range (len(w.Nodes) + p.Width - 1) / p.Width {
+		rounds := (len(w.Nodes) + p.Width - 1) / p.Width
+		for k := range rounds {
 			if open, ok := c.opens(t); ok {
 				t = open
 			}
-			t = t.Add(pace.Move)
+			if k+1 < rounds {
+				t = t.Add(pace.Move)
+			} else {
+				t = t.Add(pace.Slowest)
+			}
 		}
 		if i+1 < len(p.Waves) {
 			t = t.Add(p.Bake)

@@ -35,6 +35,17 @@ func TestAPlanCountsTheLooksAtTheRingBetweenWaves(t *testing.T) {
 	if want := 3*(3+8) + 2*60.0; err != nil || p.Seconds != want {
 		t.Errorf("three waves take %v s, not %v: %v", p.Seconds, want, err)
 	}
+	s.Width, s.Canary = 2, 0
+	for i := range nodes {
+		nodes[i].Rack = "r1"
+	}
+	if p, err = Make(s, nodes, time.Now(), Pace{Move: 3 * time.Second, Slowest: 5 * time.Second, Look: 8 * time.Second}); err != nil || p.Seconds != 8+3+5 {
+		t.Errorf("a wave ends with its slowest node: %v s, %v", p.Seconds, err)
+	}
+	for i, n := range []string{"n1", "n2", "n3"} {
+		nodes[i].Rack = n
+	}
+	s.Width, s.Canary = 1, 1
 	if p, err = Make(s, nodes, time.Now(), Pace{}); err != nil || p.Seconds != 3*(usualMove+usualLook).Seconds()+2*60 {
 		t.Errorf("where nothing was seen yet: %v s, %v", p.Seconds, err)
 	}

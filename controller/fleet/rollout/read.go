@@ -187,7 +187,7 @@ func (r *Rollouts) Get(ctx context.Context, name string) (out Rollout, err error
 		if out, err = Get(ctx, q, name, now); err != nil || out.State != Running && out.State != RollingBack {
 			return err
 		}
-		pace, err := paceOf(ctx, q, out.Spec.Cluster)
+		pace, err := paceOf(ctx, q, out.Spec)
 		out.ExpectedEnd = expected(out, now, pace)
 		return err
 	})

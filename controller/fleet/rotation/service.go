@@ -291,6 +291,14 @@ func (r *Rotations) Phases(ctx context.Context) (map[string]int, error) {
 	})
 }
 
+// Emergency says whether an emergency rotation of a cluster is under way: what it replaces must not be relied on, however long it lasts.
+func (r *Rotations) Emergency(ctx context.Context, cluster string) (bool, error) {
+	return view(ctx, r, func(ctx context.Context, q state.Querier) (bool, error) {
+		rows, err := many(ctx, q, `WHERE cluster = ? AND ended_ms = 0 AND emergency = 1`, cluster)
+		return len(rows) > 0, err
+	})
+}
+
 func many(ctx context.Context, q state.Querier, where string, args ...any) ([]row, error) {
 	rows, err := q.QueryContext(ctx, columns+where, args...)
 	if err != nil {
