@@ -152,7 +152,7 @@ func setIssuerState(a *state.Apply, c *clusterv1.SetIssuerState) (*clusterv1.Emp
 	if s := State(c.State); s != Active && s != Retired {
 		return nil, fault.New(fault.Invalid, "bad-state", "%.40q is not a state of issuers", c.State).Do("use active or retired")
 	}
-	if resource.Parent(resource.Parent(c.Issuer)) == SystemName {
+	if resource.Parent(c.Issuer) == SystemName {
 		return nil, byRotation()
 	}
 	return &clusterv1.Empty{}, setState(a, c.Issuer, State(c.State))

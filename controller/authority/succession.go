@@ -152,7 +152,7 @@ func checkRoot(i *clusterv1.IssuerRecord) error {
 	if err != nil {
 		return err
 	}
-	if err := c.CheckSignatureFrom(c); err != nil || !c.IsCA || i.Kind != string(Root) || i.Parent != i.Name || resource.Parent(resource.Parent(i.Name)) != SystemName {
+	if err := c.CheckSignatureFrom(c); err != nil || !c.IsCA || i.Kind != string(Root) || i.Parent != i.Name || resource.Parent(i.Name) != SystemName {
 		return fault.New(fault.Invalid, "bad-root", "%.100s is not a root of the system authority", i.GetName())
 	}
 	return nil

@@ -100,16 +100,16 @@ func hashOf(parts any) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// RetirePlan says what a retire would do, and what is in the way.
-type RetirePlan struct {
+// SystemRetirePlan says what a retire would do, and what is in the way.
+type SystemRetirePlan struct {
 	Rotation       string   `json:"rotation"`
 	WithdrawSHA256 []string `json:"withdrawSha256"`
 	Reasons        []Reason `json:"reasons"`
 	Hash           string   `json:"hash"`
 }
 
-func retirePlan(r row, v View, g Gates) RetirePlan {
-	p := RetirePlan{Rotation: r.name, WithdrawSHA256: []string{short(r.before)}, Reasons: []Reason{}}
+func retirePlan(r row, v View, g Gates) SystemRetirePlan {
+	p := SystemRetirePlan{Rotation: r.name, WithdrawSHA256: []string{short(r.before)}, Reasons: []Reason{}}
 	var held []string
 	if r.phase == Reissued {
 		for _, x := range g.Ask(StepRetire, v) {

@@ -68,14 +68,14 @@ type Rotation struct {
 	Reasons []Reason `json:"reasons,omitempty"`
 	Next    string   `json:"next,omitempty"`
 	// Controllers and Administrators one by one; of the agents the first hundred that are not where this phase wants them.
-	Controllers    []Identity      `json:"controllers,omitempty"`
-	Administrators []Identity      `json:"administrators,omitempty"`
-	Agents         Tally           `json:"agents"`
-	Timeline       []TimelineEntry `json:"timeline,omitempty"`
+	Controllers    []Identity            `json:"controllers,omitempty"`
+	Administrators []Identity            `json:"administrators,omitempty"`
+	Agents         SystemAgents          `json:"agents"`
+	Timeline       []SystemTimelineEntry `json:"timeline,omitempty"`
 }
 
-// Tally counts agents.
-type Tally struct {
+// SystemAgents counts agents.
+type SystemAgents struct {
 	Total     int        `json:"total"`
 	Connected int        `json:"connected"`
 	Trusting  int        `json:"trusting" doc:"hold the root that stays in their verifier"`
@@ -84,8 +84,8 @@ type Tally struct {
 	Behind    []Identity `json:"behind,omitempty"`
 }
 
-// TimelineEntry is one line of the timeline.
-type TimelineEntry struct {
+// SystemTimelineEntry is one line of the timeline.
+type SystemTimelineEntry struct {
 	Time    time.Time `json:"time"`
 	Phase   Phase     `json:"phase"`
 	Message string    `json:"message"`
@@ -157,11 +157,11 @@ func (r *Rotations) Control(ctx context.Context, name, verb, reason, actor strin
 }
 
 // PlanRetire says what a retire would do and what is in the way.
-func (r *Rotations) PlanRetire(ctx context.Context, name string) (RetirePlan, error) {
-	return view(ctx, r, func(ctx context.Context, q state.Querier) (RetirePlan, error) {
+func (r *Rotations) PlanRetire(ctx context.Context, name string) (SystemRetirePlan, error) {
+	return view(ctx, r, func(ctx context.Context, q state.Querier) (SystemRetirePlan, error) {
 		x, err := get(ctx, q, name)
 		if err != nil {
-			return RetirePlan{}, err
+			return SystemRetirePlan{}, err
 		}
 		v, err := look(ctx, q, r.clock.Now(), x)
 		return retirePlan(x, v, r.gates), err
@@ -301,15 +301,15 @@ func next(v View) string {
 	return "phase " + string(to)
 }
 
-func timeline(ctx context.Context, q state.Querier, name string) ([]TimelineEntry, error) {
+func timeline(ctx context.Context, q state.Querier, name string) ([]SystemTimelineEntry, error) {
 	rows, err := q.QueryContext(ctx, `SELECT time_ms, phase, message, actor FROM system_rotation_events WHERE rotation = ? ORDER BY idx, part`, name)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var out []TimelineEntry
+	var out []SystemTimelineEntry
 	for rows.Next() {
-		var e TimelineEntry
+		var e SystemTimelineEntry
 		var ms int64
 		if err := rows.Scan(&ms, &e.Phase, &e.Message, &e.Actor); err != nil {
 			return nil, err

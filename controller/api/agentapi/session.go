@@ -36,13 +36,15 @@ type session struct {
 	retired chan struct{}
 }
 
-func (s *Server) open(c caller) (*session, error) {
+// open registers a stream of an agent that says which roots of the system CA it trusts.
+func (s *Server) open(c caller, trusts [][]byte) (*session, error) {
 	var id [12]byte
 	if _, err := rand.Read(id[:]); err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "no-randomness", "cannot read random bytes")
 	}
 	x := &session{caller: c, stream: hex.EncodeToString(id[:]), ended: make(chan struct{}), away: make(chan struct{}), wave: make(chan struct{}, 1), system: make(chan struct{}, 1), retired: make(chan struct{})}
 	x.lastSeen.Store(s.Clock.Now().UnixMilli())
+	x.trusts.Store(&trusts)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {

@@ -75,11 +75,10 @@ func (s *Server) Sync(stream agentv1.AgentService_SyncServer) error {
 	if err := s.notBehind(ctx, hello.HighestGeneration); err != nil {
 		return err
 	}
-	x, err := s.open(c)
+	x, err := s.open(c, hello.Trusts)
 	if err != nil {
 		return err
 	}
-	x.trusts.Store(&hello.Trusts)
 	connected := false
 	defer func() { s.closeSession(x, connected) }()
 	p := &pusher{s: s, x: x, stream: stream, tasks: map[string]bool{}, at: map[string]time.Time{}, reported: report, reportedAt: s.Clock.Now()}

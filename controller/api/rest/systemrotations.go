@@ -114,9 +114,9 @@ func (s *server) systemRotationVerb(verb, summary string) {
 func (s *server) systemRotationRetire(tags []string, base string) {
 	handle(s, huma.Operation{OperationID: "planRetireSystemRotation", Method: http.MethodPost, Path: base + ":planRetire", Tags: tags,
 		Summary: "Say what a retire of the root before would do, and what is in the way; nothing is changed or kept"}, "systemRotation:get",
-		func(ctx context.Context, in *struct{ SystemRotationPath }) (*body[systemca.RetirePlan], error) {
+		func(ctx context.Context, in *struct{ SystemRotationPath }) (*body[systemca.SystemRetirePlan], error) {
 			p, err := s.SystemCA.PlanRetire(ctx, in.name())
-			return &body[systemca.RetirePlan]{p}, err
+			return &body[systemca.SystemRetirePlan]{p}, err
 		})
 	handle(s, huma.Operation{OperationID: "retireSystemRotation", Method: http.MethodPost, Path: base + ":retire", Tags: tags,
 		Summary: "Withdraw the root before: there is no way back from here"}, "systemRotation:retire",

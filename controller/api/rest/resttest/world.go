@@ -21,6 +21,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
 	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/consensus"
+	"github.com/cassandra-security-manager/csm/controller/consensus/members"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
 	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
@@ -68,7 +69,7 @@ type World struct {
 func New(t testing.TB, change func(*rest.Deps)) *World {
 	t.Helper()
 	ctx := context.Background()
-	w := &World{t: t, Log: statetest.New(t, people.Module(), grace.Module(), fleet.Module(rollout.Gate{}, rotation.Guard()), rollout.Module(), rotation.Module(rotation.Rollouts{}), keyring.Module(), authority.Module(), ledger.Module(authority.Issuers{}, fleet.Guard))}
+	w := &World{t: t, Log: statetest.New(t, people.Module(), grace.Module(), fleet.Module(rollout.Gate{}, rotation.Guard()), rollout.Module(), rotation.Module(rotation.Rollouts{}), keyring.Module(), authority.Module(), ledger.Module(authority.Issuers{}, fleet.Guard), members.Module(), systemca.Module())}
 	log := rest.Log(w.Log)
 	kek, err := keyring.CreateKEK(t.TempDir(), keyring.FileSealer{Path: filepath.Join(t.TempDir(), "master")})
 	w.must(err)
