@@ -5,6 +5,7 @@ package install_test
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -20,6 +21,7 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/reload"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/release"
 	"github.com/cassandra-security-manager/csm/test/process"
 	"github.com/cassandra-security-manager/csm/test/ring"
 )
@@ -66,14 +68,11 @@ func helper(t *testing.T, c reload.Command) reload.Reloader {
 	return h.Reloader("node")
 }
 
-func startReal(t *testing.T) *realNode {
+func startReal(t *testing.T, which ring.Release) *realNode {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("a real Cassandra is left out of -short runs")
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
-	dist, err := ring.Prepare(ctx, "../../build/cassandra/"+ring.Version, false, func(s string) { t.Log(s) })
+	dist, err := which.Prepare(ctx, "../../build/cassandra", false, func(s string) { t.Log(s) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +108,26 @@ func startReal(t *testing.T) *realNode {
 }
 
 func TestOnARealCassandra(t *testing.T) {
-	r := startReal(t)
+	if testing.Short() {
+		t.Skip("a real Cassandra is left out of -short runs")
+	}
+	onReal(t, ring.Release{Version: ring.Version})
+}
+
+// Releases differ in when and how they read stores again (shared/release); what an install promises is the same on each.
+func TestOnEachRelease(t *testing.T) {
+	if os.Getenv("CSM_TEST_FULL") == "" {
+		t.Skip("takes minutes; runs with make test-full")
+	}
+	for _, which := range ring.Releases {
+		if which.Version != ring.Version {
+			t.Run(which.Version, func(t *testing.T) { onReal(t, which) })
+		}
+	}
+}
+
+func onReal(t *testing.T, which ring.Release) {
+	r := startReal(t, which)
 	ctx := t.Context()
 	mark := r.node.Mark()
 
@@ -142,6 +160,36 @@ func TestOnARealCassandra(t *testing.T) {
 		o, err := r.installer().Restore(ctx, r.site)
 		if err != nil || o.Result != proven {
 			t.Fatalf("%+v %v", o, err)
+		}
+	})
+
+	t.Run("reloadssl says of a store that cannot be read what the table of releases says", func(t *testing.T) {
+		good, err := os.ReadFile(r.site.Store.KeystorePath)
+		if err != nil {
+			t.Fatal(err)
+		}
+		behaves, known := release.Parse(which.Version)
+		if !known {
+			t.Fatal(which.Version)
+		}
+		put := func(b []byte, at time.Duration) {
+			t.Helper()
+			later := time.Now().Add(at)
+			if err := errors.Join(os.WriteFile(r.site.Store.KeystorePath, b, 0o640), os.Chtimes(r.site.Store.KeystorePath, later, later)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put(good[:100], 2*time.Second)
+		_, told := r.node.RunNodetool(ctx, "reloadssl")
+		if tells := behaves.Reload().Tells(); tells != (told != nil) {
+			t.Errorf("%s: reloadssl says %v, the table says that it tells: %v", which.Version, told, tells)
+		}
+		put(good, 4*time.Second)
+		if out, err := r.node.RunNodetool(ctx, "reloadssl"); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+		if o, err := r.installer().Reprove(ctx, r.site); err != nil || o.State != agentv1.InstallState_INSTALL_STATE_PROVEN {
+			t.Errorf("%+v %v", o, err)
 		}
 	})
 

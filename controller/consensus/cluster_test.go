@@ -55,6 +55,7 @@ func TestThreeControllersJoinAndEachTakesWrites(t *testing.T) {
 			t.Fatalf("entry %d cannot be read where it was written: applied %d, %v", r.Index, follower.store.Applied(), err)
 		}
 	}
+	follower.node.comesLate(t)
 	var wg sync.WaitGroup
 	for i := range 300 {
 		wg.Add(1)
@@ -68,6 +69,26 @@ func TestThreeControllersJoinAndEachTakesWrites(t *testing.T) {
 	wg.Wait()
 	if n := len(w.boxes[2].written()); n < 308 {
 		t.Fatalf("%d of 300 concurrent writes are there", n-8)
+	}
+}
+
+// comesLate: a controller that does not get what it has acknowledged says so. Of its readers one waits for it, and one that gives up
+// early does not count.
+func (n *Node) comesLate(t *testing.T) {
+	t.Helper()
+	n.owe(n.store.Applied() + 1_000_000)
+	defer n.owed.Store(0)
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := n.CatchUp(gone); !fault.HasReason(err, "behind") || n.vain.Load() != 0 {
+		t.Errorf("a reader that gave up: %v, waited for in vain: %d", err, n.vain.Load())
+	}
+	for _, first := range []bool{true, false} {
+		began := time.Now()
+		err := n.CatchUp(context.Background())
+		if waited := time.Since(began) >= catchUpLimit; !fault.HasReason(err, "behind") || n.vain.Load() != n.owed.Load() || waited != first {
+			t.Errorf("%v, waited: %v, for %d of %d in vain", err, waited, n.vain.Load(), n.owed.Load())
+		}
 	}
 }
 

@@ -52,7 +52,7 @@ func main() {
 	out := flag.String("out", "build/bench.json", "file for the figures")
 	flag.StringVar(&b.bin, "bin", "build/bin", "folder of the programs")
 	flag.BoolVar(&b.short, "short", false, "a tenth of the time: to see that it works, not to quote")
-	only := flag.String("only", "", "issue, failover, agent, backup (or start: its first figures), report or observe; all when empty")
+	only := flag.String("only", "", "issue, failover, agent, backup (or start: its first figures), report, observe or rotation; all when empty")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -73,7 +73,7 @@ func (b *bench) run(ctx context.Context, only, out string) (err error) {
 	parts := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"issue", b.issuing}, {"failover", b.failover}, {"agent", b.agent}, {"backup", b.backup}, {"start", b.starts}, {"report", b.report}, {"observe", b.observe}}
+	}{{"issue", b.issuing}, {"failover", b.failover}, {"agent", b.agent}, {"backup", b.backup}, {"start", b.starts}, {"report", b.report}, {"observe", b.observe}, {"rotation", b.rotation}}
 	for _, p := range parts {
 		if only == p.name || only == "" && p.name != "start" {
 			fmt.Fprintf(os.Stderr, "%s ...\n", p.name)

@@ -18,16 +18,17 @@ import (
 	"text/template"
 )
 
-// Version is the Cassandra that runs here. 5.0.7 is the floor for a safe 5.0 (CVE-2026-27314).
-const Version = "5.0.8"
-
 const manifest = "complete.json"
 
 // Distribution is a fetched Cassandra: jars without a tarball, because none is published for 5.0.
 type Distribution struct {
 	Tools
+	// Release is what was fetched.
+	Release Release
 	// Dir is the cache folder.
-	Dir  string
+	Dir string
+	// java runs Cassandra; nodetool runs with the machine's own.
+	java string
 	jars []string
 }
 
@@ -35,6 +36,10 @@ type Distribution struct {
 // once. The folder appears by one rename together with a list of names and sizes, which each later call compares, so
 // half a download or a lost file is noticed and fetched again.
 func Fetch(ctx context.Context, tools Tools, dir string, say func(string)) (*Distribution, error) {
+	return Release{Version: Version}.fetch(ctx, tools, dir, say)
+}
+
+func (rel Release) fetch(ctx context.Context, tools Tools, dir string, say func(string)) (*Distribution, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
@@ -47,15 +52,20 @@ func Fetch(ctx context.Context, tools Tools, dir string, say func(string)) (*Dis
 		return nil, err
 	}
 	defer unlock()
-	d := &Distribution{Tools: tools, Dir: dir}
-	if d.jars, err = complete(d.lib()); err == nil {
+	d := &Distribution{Tools: tools, Release: rel, Dir: dir, java: tools.Java}
+	if rel.jre != "" {
+		if d.java, err = rel.runtime(ctx, dir, say); err != nil {
+			return nil, err
+		}
+	}
+	if d.jars, err = d.complete(); err == nil {
 		return d, d.settings()
 	}
-	say("fetching Cassandra " + Version + " through Maven (67 MB, once)")
+	say("fetching Cassandra " + rel.Version + " through Maven (67 MB, once)")
 	if err := d.download(ctx); err != nil {
 		return nil, err
 	}
-	if d.jars, err = complete(d.lib()); err != nil {
+	if d.jars, err = d.complete(); err != nil {
 		return nil, fmt.Errorf("the download ended well, but %w", err)
 	}
 	return d, d.settings()
@@ -70,14 +80,14 @@ func (d *Distribution) download(ctx context.Context) error {
 	}
 	defer os.RemoveAll(tmp)
 	pom, lib := filepath.Join(tmp, "pom.xml"), filepath.Join(tmp, "lib")
-	if err := render("pom.xml.tmpl", pom, Version); err != nil {
+	if err := render("pom.xml.tmpl", pom, d.Release.Version); err != nil {
 		return err
 	}
 	c := exec.CommandContext(ctx, d.Maven, "-B", "-q", "-f", pom,
 		"org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory="+lib)
 	c.Env = append(os.Environ(), "JAVA_HOME="+filepath.Dir(filepath.Dir(d.Java)))
 	if out, err := c.CombinedOutput(); err != nil {
-		return fmt.Errorf("fetch Cassandra %s through Maven (is the network, or a mirror in ~/.m2/settings.xml, there?): %w\n%s", Version, err, tail(string(out), 10))
+		return fmt.Errorf("fetch Cassandra %s through Maven (is the network, or a mirror in ~/.m2/settings.xml, there?): %w\n%s", d.Release.Version, err, tail(string(out), 10))
 	}
 	if err := seal(lib); err != nil {
 		return err
@@ -109,8 +119,9 @@ func seal(lib string) error {
 	return os.WriteFile(filepath.Join(lib, manifest), b, 0o644)
 }
 
-// complete returns the jars of a folder in a fixed order, or says what is missing.
-func complete(lib string) ([]string, error) {
+// complete returns the jars in a fixed order, or says what is missing.
+func (d *Distribution) complete() ([]string, error) {
+	lib, want := d.lib(), "cassandra-all-"+d.Release.Version+".jar"
 	b, err := os.ReadFile(filepath.Join(lib, manifest))
 	if err != nil {
 		return nil, err
@@ -130,8 +141,8 @@ func complete(lib string) ([]string, error) {
 		}
 	}
 	slices.Sort(jars)
-	if !slices.ContainsFunc(jars, func(j string) bool { return filepath.Base(j) == "cassandra-all-"+Version+".jar" }) {
-		return nil, fmt.Errorf("cassandra-all-%s.jar is not in %s", Version, lib)
+	if !slices.ContainsFunc(jars, func(j string) bool { return filepath.Base(j) == want }) {
+		return nil, fmt.Errorf("%s is not in %s", want, lib)
 	}
 	return jars, nil
 }
@@ -150,7 +161,7 @@ func (d *Distribution) classpath() string { return strings.Join(d.jars, ":") }
 
 // settings writes the files that all rings share.
 func (d *Distribution) settings() error {
-	for _, name := range []string{"jvm17.args", "logback.xml", "logback-tools.xml"} {
+	for _, name := range []string{"jvm17.args", d.Release.arguments(), "logback.xml", "logback-tools.xml"} {
 		want, err := files.ReadFile("files/" + name)
 		if err != nil {
 			return err

@@ -79,9 +79,9 @@ func (d *Distribution) daemonArgs(n *Node, record bool) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	args := append(append([]string{}, d.Limits...), d.Java,
+	args := append(append([]string{}, d.Limits...), d.java,
 		"-Xms256m", "-Xmx256m", "-Xss384k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:MaxDirectMemorySize=128m",
-		"-XX:+ExitOnOutOfMemoryError", "-XX:+PerfDisableSharedMem", "@"+filepath.Join(d.Dir, "jvm17.args"))
+		"-XX:+ExitOnOutOfMemoryError", "-XX:+PerfDisableSharedMem", "@"+filepath.Join(d.Dir, d.Release.arguments()))
 	if record {
 		// The JVM archives no classes while an agent may change them, so jamm stays out.
 		args = append(args, "-XX:ArchiveClassesAtExit="+d.archive()+".new")

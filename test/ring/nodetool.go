@@ -18,6 +18,7 @@ func (d *Distribution) writeNodetool(n *Node) error {
 	if err := os.MkdirAll(home, 0o750); err != nil {
 		return err
 	}
+	// The machine's JDK runs that of each release; the runtimes of PyPI have no JMX client (jdk.naming.rmi).
 	script := fmt.Sprintf(`#!/bin/sh
 # The real nodetool of Cassandra %[1]s for %[2]s (%[3]s).
 archive=%[4]s
@@ -28,7 +29,7 @@ case "$JAVA_TOOL_OPTIONS" in *-Duser.home=*) home= ;; esac # the caller has said
 exec %[5]s -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:+PerfDisableSharedMem $share @%[6]s -Xmx128m $home \
   -Dcassandra.storagedir=%[7]s -Dcassandra.logdir=%[7]s -Dlogback.configurationFile=file:%[8]s \
   -cp %[9]s org.apache.cassandra.tools.NodeTool -h 127.0.0.1 -p %[10]d "$@"
-`, Version, n.Name, n.Address, d.toolArchive(), d.Java, filepath.Join(d.Dir, "jvm17.args"), home, filepath.Join(d.Dir, "logback-tools.xml"), d.classpath(), n.JMX)
+`, d.Release.Version, n.Name, n.Address, d.toolArchive(), d.Java, filepath.Join(d.Dir, "jvm17.args"), home, filepath.Join(d.Dir, "logback-tools.xml"), d.classpath(), n.JMX)
 	return os.WriteFile(n.Nodetool, []byte(script), 0o755)
 }
 

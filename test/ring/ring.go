@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cassandra-security-manager/csm/test/port"
@@ -161,7 +162,7 @@ func (r *Ring) write(n *Node, token string) error {
 		"Cluster": r.Cluster, "Token": token, "Address": n.Address, "StoragePort": StoragePort, "NativePort": NativePort,
 		"Seed":      netip.AddrPortFrom(r.Addresses[0], StoragePort),
 		"Passwords": r.Passwords, "PlaintextClients": r.PlaintextClients,
-		"Format": n.Format, "Keystore": n.Keystore, "Truststore": n.Truststore, "Password": n.Password,
+		"Format": n.Format, "DiskAccessMode": !strings.HasPrefix(r.dist.Release.Version, "4."), "Keystore": n.Keystore, "Truststore": n.Truststore, "Password": n.Password,
 	})
 	if err != nil {
 		return err

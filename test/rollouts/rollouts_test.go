@@ -184,8 +184,8 @@ func (e *estate) until(name, what string, want func(fleet.Node) bool) {
 	}))
 }
 
-// load keeps the ring busy with a certificate of the same CA.
-func (e *estate) load() *workload.Load {
+// load keeps the ring busy with a certificate of its CA, and trusts these roots.
+func (e *estate) load(roots ...*x509.Certificate) *workload.Load {
 	e.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	e.must(err)
@@ -199,23 +199,21 @@ func (e *estate) load() *workload.Load {
 	e.must(json.Unmarshal([]byte(e.csm("certificate", "issue", "--csr", csr, "--ca", "root", "-o", "json")), &c))
 	chain, err := certificate.DecodePEM([]byte(c.Chain))
 	e.must(err)
-	roots := x509.NewCertPool()
-	roots.AddCert(e.root())
-	conf := &tls.Config{Certificates: []tls.Certificate{{PrivateKey: key, Certificate: certificate.Raw(chain)}}, RootCAs: roots}
+	conf := &tls.Config{Certificates: []tls.Certificate{{PrivateKey: key, Certificate: certificate.Raw(chain)}}, RootCAs: pool(roots...)}
 	l, err := workload.Start(e.t.Context(), workload.Options{Hosts: e.r.Hosts(), TLS: func() *tls.Config { return conf }})
 	e.must(err)
 	e.t.Cleanup(l.Stop)
 	return l
 }
 
-// root is the root of the CA of this estate.
-func (e *estate) root() *x509.Certificate {
+// root is the root of a CA of this estate.
+func (e *estate) root(ca string) *x509.Certificate {
 	e.t.Helper()
-	var ca struct {
+	var is struct {
 		Issuers []struct{ Kind, PEM string }
 	}
-	e.must(json.Unmarshal([]byte(e.csm("ca", "get", "root", "-o", "json")), &ca))
-	for _, i := range ca.Issuers {
+	e.must(json.Unmarshal([]byte(e.csm("ca", "get", ca, "-o", "json")), &is))
+	for _, i := range is.Issuers {
 		if i.Kind != "root" {
 			continue
 		}
@@ -223,7 +221,7 @@ func (e *estate) root() *x509.Certificate {
 		e.must(err)
 		return c[0]
 	}
-	e.t.Fatal("the CA has no root")
+	e.t.Fatalf("%s has no root", ca)
 	return nil
 }
 
@@ -232,7 +230,7 @@ func TestARenewalOfTheWholeRingUnderLoadCostsNoQuery(t *testing.T) {
 		t.Skip("takes minutes; runs with make test-full")
 	}
 	e := begin(t)
-	load := e.load()
+	load := e.load(e.root("root"))
 	before := map[string]string{}
 	for _, n := range e.r.Nodes {
 		before[n.Name] = e.node(n.Name).Stores[0].Leaf

@@ -5,9 +5,11 @@ package runbooks
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +39,7 @@ var ofARing = []struct {
 	{"certificate-expired", (*estate).certificateExpired},
 	{"proof-fails", (*estate).proofFails},
 	{"store-contested", (*estate).storeContested},
+	{"ca-compromised", (*estate).caCompromised},
 }
 
 // TestTheRunbooksOfARing: the certificates of a ring end today, then a proof fails, then another tool writes a store.
@@ -194,5 +197,49 @@ func (e *estate) storeContested(t *testing.T) {
 	}
 	e.must(a.Restart(t.Context()))
 	e.expect("csm why prod-eu/n7", 0)
+	e.settled()
+}
+
+// caCompromised: the CA of the ring may be in other hands; in the end no node trusts it any more.
+func (e *estate) caCompromised(t *testing.T) {
+	e.t = t
+	for _, a := range e.agents {
+		if a.Process == nil {
+			e.run(a)
+		}
+	}
+	for _, a := range e.agents {
+		e.expect("csm node renew prod-eu/"+a.Node.Name+" --wait --timeout 10m", 0)
+	}
+	e.settled()
+	e.expect("csm ca list", 0, "root")
+	e.expect("csm trust list", 0, "prod-eu")
+	e.expect("csm ca create root-2028 --region eu-west", 0)
+	ask := " -c prod-eu --to root-2028 --emergency"
+	plan := e.expect("csm rotation plan"+ask, 0, "EMERGENCY", "gives up", "[by-hand]", "retire: by itself", "a node needs the old anchor as long as one live peer serves a leaf of it")
+	hash := regexp.MustCompile(`plan ([0-9a-f]{16})`).FindStringSubmatch(plan)
+	if hash == nil {
+		t.Fatalf("no plan: %s", plan)
+	}
+	e.expect("csm rotation start"+ask+" --reason 'INC-4711'", 3)
+	e.expect("csm rotation start"+ask+" --plan "+hash[1]+" --reason 'INC-4711'", 0)
+	e.expect("csm rotation explain -c prod-eu", 0, "an emergency that gives up")
+	e.expect("csm rotation resume -c prod-eu --except links --reason 'INC-4711: every Cassandra was restarted' --yes", 0)
+	if code, out := e.csm("csm rotation status -c prod-eu --wait --timeout 10m"); code != 0 {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	e.expect("csm rotation status -c prod-eu", 0, "done")
+	var trust struct {
+		Anchors []struct {
+			Subject string `json:"subject"`
+		} `json:"anchors"`
+	}
+	e.must(e.p.API.Do(t.Context(), http.MethodGet, "/v1/tenants/default/trustDomains/prod-eu", nil, &trust))
+	if len(trust.Anchors) != 1 || !strings.Contains(trust.Anchors[0].Subject, "root-2028") {
+		t.Errorf("the ring trusts %+v", trust)
+	}
+	for _, a := range e.agents {
+		e.operator.node(a, "csm-agent probe", 0, "accepted")
+	}
 	e.settled()
 }

@@ -207,6 +207,19 @@ func TestNoQuorumIsA503ThatSaysWhatToStart(t *testing.T) {
 	}
 }
 
+func TestWhatIsNotThereYetIsNotSaidToBeMissing(t *testing.T) {
+	w := resttest.New(t, nil)
+	c := as(t, w, &w.Ada)
+	w.Cluster("prod")
+	c.refused(404, "no-cluster", c.get("/v1/tenants/default/clusters/none"))
+	w.Quorum.Behind()
+	if a := c.refused(503, "behind", c.get("/v1/tenants/default/clusters/none")); a.header.Get("Retry-After") == "" {
+		t.Errorf("%v", a.header)
+	}
+	c.ok(200, c.get("/v1/tenants/default/clusters/prod"))
+	c.ok(200, c.get("/livez"))
+}
+
 func TestALinearizableReadAsksTheQuorum(t *testing.T) {
 	w := resttest.New(t, nil)
 	c := as(t, w, &w.Ada)

@@ -127,6 +127,27 @@ func TestAClaimIsGrantedOnlyWhileTheGatesStandOpen(t *testing.T) {
 	}
 }
 
+func TestTheWayBackIsHeldByWhatGoesOnAndNotByWhatIsBroken(t *testing.T) {
+	codes := func(f Facts) (out []string) {
+		f.onTheWayBack()
+		for _, r := range mayBegin(f, f.Nodes[0].Name) {
+			out = append(out, r.Code)
+		}
+		return out
+	}
+	ill := Facts{Now: noon, State: Running, Spec: Spec{Width: 1}, Nodes: three(Told, Pending, Pending),
+		Down: []Reason{{Code: "member-down"}, {Code: "agent-away"}}, Unknown: []Reason{{Code: "ring-differ"}}}
+	ill.Nodes[0].Ring = []Reason{{Code: "quorum-failed"}, {Code: "member-unseen"}, {Code: "health-unprobed"}}
+	if got := codes(ill); len(got) > 0 {
+		t.Errorf("held by %v", got)
+	}
+	ill.Unsettled, ill.Freeze = []Reason{{Code: "ring-joining"}}, &Reason{Code: "frozen"}
+	ill.Outside, ill.Nodes[0].Ring = []Reason{{Code: "other-moves"}}, []Reason{{Code: "busy"}, {Code: "quorum-failed"}}
+	if got := codes(ill); !slices.Equal(got, []string{"frozen", "ring-joining", "other-moves", "busy"}) {
+		t.Errorf("held by %v", got)
+	}
+}
+
 func TestWindowsAreUTCAndMayCrossMidnight(t *testing.T) {
 	c, err := calendarOf(Spec{Windows: []string{"Fri,Sat 22:00-06:00"}, Blackouts: []string{"2026-03-07T00:00:00Z/2026-03-07T03:00:00Z"}})
 	if err != nil {

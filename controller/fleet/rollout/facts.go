@@ -3,6 +3,7 @@ package rollout
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
@@ -36,7 +37,23 @@ func factsOf(ctx context.Context, q state.Querier, r row, now time.Time) (Facts,
 	if err := f.look(ctx, q, r); err != nil {
 		return f, nil, err
 	}
-	return f, stores, f.surroundings(ctx, q, nodes)
+	if err := f.surroundings(ctx, q, nodes); err != nil {
+		return f, nil, err
+	}
+	if f.Spec.Undo || f.State == RollingBack {
+		f.onTheWayBack()
+	}
+	return f, stores, nil
+}
+
+// onTheWayBack leaves out what the way back may be the cure of: members that are down or away, and a ring whose members see each
+// other differently. What goes on by itself (a bootstrap, a repair), a freeze, and one node after the other hold as ever. Pure.
+func (f *Facts) onTheWayBack() {
+	f.Down, f.Unknown = nil, nil
+	for i := range f.Nodes {
+		n := &f.Nodes[i]
+		n.Ring = slices.DeleteFunc(n.Ring, func(r Reason) bool { return r.Code != "busy" })
+	}
 }
 
 // look reads what the neighbours of the nodes that are next say of the ring. Where no agent has ever told (it may not log in,

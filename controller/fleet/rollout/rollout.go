@@ -30,6 +30,7 @@ const (
 	Trust  = "trust"  // anchors are added
 	Leaf   = "leaf"   // a new leaf of another authority
 	Shrink = "shrink" // anchors go
+	Back   = "back"   // the leaf of another CA that was kept at a take-over
 )
 
 // States of a rollout.
@@ -56,7 +57,7 @@ func live(st string) bool {
 // Spec is what is asked for.
 type Spec struct {
 	Cluster string `json:"cluster"`
-	Kind    string `json:"kind" enum:"renew,trust,leaf,shrink"`
+	Kind    string `json:"kind" enum:"renew,trust,leaf,shrink,back"`
 	// Nodes by short name; empty: each that can.
 	Nodes []string `json:"nodes,omitempty"`
 	// Width is how many nodes of a wave may be on the move at once.
@@ -78,6 +79,9 @@ type Spec struct {
 	Authority string `json:"authority,omitempty"`
 	// Owner is the rotation that it is a part of.
 	Owner string `json:"owner,omitempty"`
+	// Undo: it takes back what its owner has done. Members that are down, and a ring that does not agree on itself, do not hold it:
+	// they may be so because of what is taken back.
+	Undo bool `json:"undo,omitempty"`
 }
 
 // Usual gives the figures of a kind: trust may go wide, leaves go one after the other.
@@ -98,8 +102,8 @@ const (
 // check refuses what no plan can be made of.
 func (s Spec) check() error {
 	switch {
-	case s.Kind != Renew && s.Kind != Trust && s.Kind != Leaf && s.Kind != Shrink:
-		return fault.New(fault.Invalid, "bad-kind", "there is no rollout of kind %.40q", s.Kind).Do("use renew; trust, leaf and shrink are steps of a rotation")
+	case s.Kind != Renew && s.Kind != Trust && s.Kind != Leaf && s.Kind != Shrink && s.Kind != Back:
+		return fault.New(fault.Invalid, "bad-kind", "there is no rollout of kind %.40q", s.Kind).Do("use renew; trust, leaf, shrink and back are steps of a rotation")
 	case s.Width < 1 || s.Width > maxWidth:
 		return fault.New(fault.Invalid, "bad-width", "%d nodes at once cannot be", s.Width).Do("use 1 to %d", maxWidth)
 	case s.MaxUnavailable < 0 || s.Canary < 0 || s.FailureBudget < 0:
@@ -115,7 +119,7 @@ func (s Spec) check() error {
 
 func (s Spec) wire() *clusterv1.RolloutSpec {
 	w := &clusterv1.RolloutSpec{Cluster: s.Cluster, Kind: s.Kind, Nodes: s.Nodes, Width: uint32(s.Width), MaxUnavailable: uint32(s.MaxUnavailable), Canary: uint32(s.Canary),
-		BakeMs: s.Bake.Milliseconds(), FailureBudget: uint32(s.FailureBudget), Windows: s.Windows, Blackouts: s.Blackouts, Authority: s.Authority, Owner: s.Owner}
+		BakeMs: s.Bake.Milliseconds(), FailureBudget: uint32(s.FailureBudget), Windows: s.Windows, Blackouts: s.Blackouts, Authority: s.Authority, Owner: s.Owner, Undo: s.Undo}
 	if !s.Start.IsZero() {
 		w.StartMs = s.Start.UnixMilli()
 	}
@@ -125,7 +129,7 @@ func (s Spec) wire() *clusterv1.RolloutSpec {
 func specOf(w *clusterv1.RolloutSpec) Spec {
 	s := Spec{Cluster: w.GetCluster(), Kind: w.GetKind(), Nodes: w.GetNodes(), Width: int(w.GetWidth()), MaxUnavailable: int(w.GetMaxUnavailable()), Canary: int(w.GetCanary()),
 		Bake: time.Duration(w.GetBakeMs()) * time.Millisecond, FailureBudget: int(w.GetFailureBudget()), Windows: w.GetWindows(), Blackouts: w.GetBlackouts(),
-		Authority: w.GetAuthority(), Owner: w.GetOwner()}
+		Authority: w.GetAuthority(), Owner: w.GetOwner(), Undo: w.GetUndo()}
 	if w.GetStartMs() != 0 {
 		s.Start = time.UnixMilli(w.StartMs).UTC()
 	}

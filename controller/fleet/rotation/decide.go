@@ -1,5 +1,7 @@
 package rotation
 
+import "slices"
+
 // Action is what is to be done next.
 type Action string
 
@@ -96,13 +98,11 @@ func leaving(v View) (Step, Phase) {
 // behind says whether a member that counts lacks what the phase asks for, so that more waves would help: nodes that joined in
 // the middle, or fell back after they were proved.
 func behind(v View) bool {
-	for _, m := range v.Members {
-		if m.counts() && m.Node != "" && m.Up && lacks(v, m) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(v.Members, func(m Member) bool { return m.counts() && m.Up && moves(v, m) })
 }
+
+// moves says whether a wave of the phase would take a member in: its agent may act, and it lacks something.
+func moves(v View, m Member) bool { return m.Node != "" && m.Active && lacks(v, m) }
 
 // lacking says whether a store would gain by the waves of this phase. One that is on the move is waited for.
 func lacking(v View, s Store) bool {
@@ -111,6 +111,8 @@ func lacking(v View, s Store) bool {
 		return false
 	case v.Phase == Reissue:
 		return s.Leaf != After
+	case v.Phase == Undoing && v.Kind == Takeover:
+		return s.Kept && !s.Stays && s.Gone == "" && s.Leaf != Before
 	case v.Phase == Undoing:
 		return s.Leaf != Before
 	case v.Phase == Distribute:

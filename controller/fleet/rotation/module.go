@@ -20,7 +20,7 @@ type Waves interface {
 // Wave asks for all that a phase moves.
 type Wave struct {
 	Cluster, Owner string
-	// Kind is trust, leaf or shrink; renew where a newer leaf of the CA before is the proof.
+	// Kind is trust, leaf or shrink; renew where a newer leaf of the CA before is the proof; back where agents kept the leaves of before.
 	Kind string
 	// Authority signs, for leaves.
 	Authority string
@@ -33,6 +33,8 @@ type Wave struct {
 	Bake time.Duration
 	// Width is how many nodes move at once; 0: as usual for the kind.
 	Width int
+	// Undo: members that are down do not hold it.
+	Undo bool
 }
 
 // The kinds of waves.
@@ -41,6 +43,7 @@ const (
 	waveLeaf   = "leaf"
 	waveShrink = "shrink"
 	waveRenew  = "renew"
+	waveBack   = "back"
 )
 
 // machine is the state machine with the gates that it asks.

@@ -83,6 +83,28 @@ func TestRollbackTurnsRoundUntilTheRetire(t *testing.T) {
 	wantReason(t, err, "retired")
 }
 
+// What is taken back may be what took a member out: a member that is down does not hold it. The new anchors stay until it is back.
+func TestLeavesGoBackWhileAMemberIsDown(t *testing.T) {
+	w := newWorld(t, 3)
+	r := w.start(young)
+	w.run(12)
+	phaseIs(t, w.get(r.Name), rotation.Reissued)
+	cut := w.nodes[2]
+	w.stop(cut)
+	_, err := w.rotations.Control(ctx, r.Name, "rollback", "a member is cut off", ann)
+	w.must(err)
+	w.run(10)
+	for _, m := range w.nodes[:2] {
+		if m.leaf != old || !m.trusted[young] {
+			t.Errorf("%s serves a leaf of %s and trusts %v", m.name, m.leaf, m.trusted)
+		}
+	}
+	phaseIs(t, w.get(r.Name), rotation.Undoing)
+	w.startCassandra(cut)
+	w.run(14)
+	phaseIs(t, w.get(r.Name), rotation.RolledBack)
+}
+
 func TestAPausedRotationOpensNothing(t *testing.T) {
 	w := newWorld(t, 3)
 	r := w.start(young)

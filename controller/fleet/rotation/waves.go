@@ -17,7 +17,7 @@ var _ Waves = Rollouts{}
 // Begin starts a rollout that belongs to the rotation.
 func (Rollouts) Begin(a *state.Apply, w Wave) (string, error) {
 	s := rollout.Usual(w.Cluster, w.Kind)
-	s.Owner, s.Authority, s.Bake = w.Owner, w.Authority, w.Bake
+	s.Owner, s.Authority, s.Bake, s.Undo = w.Owner, w.Authority, w.Bake, w.Undo
 	if w.Width > 0 {
 		s.Width = w.Width
 	}

@@ -26,8 +26,19 @@ func (q *Quorum) Linearize(context.Context) error {
 	return q.err
 }
 
-// CatchUp has nothing to wait for: what is proposed here is applied here.
-func (q *Quorum) CatchUp(context.Context) error { return nil }
+// CatchUp has nothing to wait for, because what is proposed here is applied here, until Behind says otherwise.
+func (q *Quorum) CatchUp(context.Context) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.behind
+}
+
+// Behind makes csm1 one that has acknowledged writes and not applied them.
+func (q *Quorum) Behind() {
+	q.set(func() {
+		q.behind = fault.New(fault.Unavailable, "behind", "csm1 has acknowledged writes that it has not applied yet").Do("ask another controller")
+	})
+}
 
 // Age of the state.
 func (q *Quorum) Age() time.Duration {

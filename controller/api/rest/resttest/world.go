@@ -234,6 +234,7 @@ type Quorum struct {
 
 	mu     sync.Mutex
 	err    error
+	behind error
 	age    time.Duration
 	extra  []consensus.MemberStatus
 	differ bool
