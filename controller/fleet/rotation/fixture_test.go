@@ -419,5 +419,3 @@ func wantReason(t testing.TB, err error, reason string) {
 		t.Errorf("got %v, want a fault with reason %s", err, reason)
 	}
 }
-
-var _ = state.Proposal{}
