@@ -7,6 +7,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
@@ -141,6 +142,27 @@ func TestARingThatSharesTheCAKeepsIt(t *testing.T) {
 	}
 	if mine, err := w.fleet.GetTrustDomain(ctx, trust); err != nil || len(mine.Anchors) != 1 || mine.Anchors[0].SHA256 == before.Anchors[0].SHA256 {
 		t.Errorf("this ring: %+v %v", mine, err)
+	}
+}
+
+// Nobody can look at the only node of a ring but itself. What it says must still be of the CA that comes.
+func TestARingOfOneProvesItself(t *testing.T) {
+	w := newWorld(t, 1)
+	m := w.nodes[0]
+	r := w.start(young)
+	w.tick()
+	c, err := m.claim(agentv1.MoveKind_MOVE_KIND_TRUST)
+	w.must(err)
+	wantReason(t, m.finish(c), "not-proved") // its Cassandra has not loaded the new anchor
+	m.trusts(false)
+	w.must(m.report())
+	w.run(12)
+	phaseIs(t, w.get(r.Name), rotation.Reissued)
+	w.must(w.retire(r.Name))
+	w.run(8)
+	phaseIs(t, w.get(r.Name), rotation.Done)
+	if m.leaf != young || m.trusted[old] {
+		t.Errorf("it serves a leaf of %s and trusts %v", m.leaf, m.trusted)
 	}
 }
 
