@@ -57,6 +57,7 @@ func (i *Installer) Facts(site Site) *agentv1.StoreFacts {
 		f.Anchors = append(f.Anchors, id[:])
 	}
 	folder := i.folder(site)
+	folder.keptFacts(t, disk, f)
 	r, err := folder.record()
 	j, jerr := folder.journal()
 	f.State, f.Generation, f.Detail = stateOf(r, j, disk)

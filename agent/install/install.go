@@ -95,6 +95,8 @@ type Plan struct {
 	// nothing else changes. Without it nothing goes, whatever Withdraw names.
 	Shrink   bool
 	Withdraw [][32]byte
+	// GiveBack is the SHA-256 of a leaf of another CA that was kept when ours took its place: it is put back. Zero: none is.
+	GiveBack [32]byte
 	// Names that the target demands; the addresses of Instance.RequiredNamesFor are demanded besides.
 	Names certificate.Names
 	// MinRemaining life of the new leaf; 0 is 24 h.

@@ -118,7 +118,7 @@ func (t *transaction) preflightNew(context.Context) error {
 	if t.rec != nil && p.Generation < t.rec.Generation { // a renewal whose time has come has the generation that is installed
 		return fault.New(fault.Stale, "old-generation", "generation %d is older than the installed %d", p.Generation, t.rec.Generation).Do("ask for the current target")
 	}
-	if (p.Key == nil) != (len(p.Chain) == 0) || len(p.Anchors) == 0 {
+	if (p.Key == nil) != (len(p.Chain) == 0) || len(p.Anchors) == 0 || p.Key != nil && p.givesBack() {
 		return refuse("bad-plan", "a plan carries key and chain together, and anchors always")
 	}
 	anchors := t.anchors()
@@ -127,7 +127,7 @@ func (t *transaction) preflightNew(context.Context) error {
 		return err
 	}
 	// The same anchors under a higher generation are a move too: it writes nothing, and proves what is there.
-	if p.Key == nil && grows+shrinks == 0 && (t.rec == nil || p.Generation <= t.rec.Generation) {
+	if p.Key == nil && !p.givesBack() && grows+shrinks == 0 && (t.rec == nil || p.Generation <= t.rec.Generation) {
 		return refuse("nothing-to-do", "the store holds these anchors already")
 	}
 	t.new = pair{keystore: t.old.keystore, truststore: t.old.truststore, key: t.old.key, anchors: anchors}
@@ -147,13 +147,18 @@ func (t *transaction) preflightNew(context.Context) error {
 			return err
 		}
 	}
+	if p.givesBack() {
+		if t.new.keystore, t.new.key, err = t.returning(); err != nil {
+			return err
+		}
+	}
 	need, err := union(p.Names, t.site.Instance.RequiredNamesFor(s.Name))
 	if err != nil {
 		return err
 	}
 	e := keystore.Expect{Now: t.i.o.Now(), Names: need, MinRemaining: orElse(p.MinRemaining, 24*time.Hour), Floor: p.Key != nil}
 	if p.Key == nil {
-		e.MinRemaining, e.Names, e.EKUs = 0, certificate.Names{}, []x509.ExtKeyUsage{} // the leaf in place is not on trial
+		e.MinRemaining, e.Names, e.EKUs = 0, certificate.Names{}, []x509.ExtKeyUsage{} // the leaf in place is not on trial, nor is one that was there before
 	}
 	if err := fatal("new", keystore.Check(t.new.key, anchors, e)); err != nil {
 		return err

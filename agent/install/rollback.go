@@ -156,7 +156,7 @@ func (t *transaction) failed(err error, settled bool) (Outcome, error) {
 	}
 	if settled {
 		r := t.recordFor(o.State, t.i.o.Clock.Now())
-		r.Generation, r.Claim, r.Ours, r.Detail, r.Theirs = t.j.Generation, t.j.Claim, t.j.Ours, clip(err.Error()), t.theirs()
+		r.Generation, r.Claim, r.Ours, r.Detail, r.Theirs = t.j.Generation, t.j.Claim, t.j.Ours, clip(err.Error()), t.theirs() || t.j.GiveBack
 		r.succeed(t.j.New, false)
 		r.Last = &o
 		if t.f.saveRecord(r) == nil {

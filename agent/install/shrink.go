@@ -30,7 +30,7 @@ func (t *transaction) shrinkFits(grows int, anchors []*x509.Certificate) error {
 		return nil
 	}
 	switch {
-	case p.Key != nil || grows > 0:
+	case p.Key != nil || p.givesBack() || grows > 0:
 		return fault.New(fault.Refused, "mixed-move", "trust would shrink while it grows or the leaf changes").Do("first install, then retire the old CA by a move of its own")
 	case slices.ContainsFunc(p.Anchors, func(c *x509.Certificate) bool { return t.withdrawn(anchorID(c)) }):
 		return fault.New(fault.Refused, "bad-plan", "an anchor is both wanted and withdrawn").Do("ask for the current target")
@@ -70,7 +70,7 @@ func needed(what string) error {
 // has not come to this node, it need not have come to the others either. A first install, or one over another CA's leaf,
 // brings both.
 func (t *transaction) distributed() error {
-	if t.plan.Key == nil || t.old.key == nil || t.rec == nil || t.rec.Theirs || len(t.rec.History) == 0 || t.oldBroken() != nil {
+	if t.plan.Key == nil && !t.plan.givesBack() || t.old.key == nil || t.rec == nil || t.rec.Theirs || len(t.rec.History) == 0 || t.oldBroken() != nil {
 		return nil
 	}
 	problems := keystore.Check(t.new.key, t.old.anchors, keystore.Expect{Now: t.i.o.Clock.Now(), EKUs: []x509.ExtKeyUsage{}})

@@ -86,8 +86,10 @@ type journal struct {
 	// NoWayBack: the old pair was known to be broken.
 	NoWayBack bool `json:"no_way_back,omitempty"`
 	// TrustOnly: the leaf stays, so that the served leaf tells nothing of the reload.
-	TrustOnly bool      `json:"trust_only,omitempty"`
-	Begun     time.Time `json:"begun"`
+	TrustOnly bool `json:"trust_only,omitempty"`
+	// GiveBack: a leaf of another CA is put back, so that the files are theirs again.
+	GiveBack bool      `json:"give_back,omitempty"`
+	Begun    time.Time `json:"begun"`
 }
 
 // folder is one store's part of the state folder.

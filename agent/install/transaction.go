@@ -292,6 +292,9 @@ func (t *transaction) keep(context.Context) error {
 	if err := t.f.d.mkdir(t.f.dir); err != nil {
 		return unwritable(err, t.f.path("record.json"))
 	}
+	if err := t.keepOriginal(); err != nil {
+		return err
+	}
 	oldGen := t.rec.current().Generation
 	old, next := t.old.snapshot(oldGen), t.new.snapshot(t.plan.Generation)
 	if t.old.keystore.sum != "" || t.old.truststore.sum != "" {
@@ -303,7 +306,7 @@ func (t *transaction) keep(context.Context) error {
 		return unwritable(err, t.f.path("generations"))
 	}
 	t.j = &journal{Claim: t.plan.Claim, Generation: t.plan.Generation, Old: old, New: next, Ours: t.ours(),
-		NoWayBack: t.plan.NoWayBack && t.oldBroken() != nil, TrustOnly: t.trustOnly(), Begun: t.begun}
+		NoWayBack: t.plan.NoWayBack && t.oldBroken() != nil, TrustOnly: t.trustOnly(), GiveBack: t.plan.givesBack(), Begun: t.begun}
 	if t.served != ([32]byte{}) {
 		t.j.Served = hex.EncodeToString(t.served[:])
 	}
@@ -381,7 +384,7 @@ func (t *transaction) commit(context.Context) (Outcome, error) {
 	}
 	now := t.i.o.Clock.Now()
 	r := t.recordFor(state, now)
-	r.Generation, r.Claim, r.Ours, r.Theirs, r.Restoring = t.j.Generation, t.j.Claim, t.j.Ours, t.theirs(), nil
+	r.Generation, r.Claim, r.Ours, r.Theirs, r.Restoring = t.j.Generation, t.j.Claim, t.j.Ours, t.theirs() || t.j.GiveBack, nil
 	if r.Theirs {
 		r.State = agentv1.InstallState_INSTALL_STATE_FOREIGN
 		state = r.State

@@ -284,6 +284,12 @@ func (n *Node) plan(ctx context.Context, s *cassandra.Store, t *agentv1.StoreTar
 	case agentv1.MoveKind_MOVE_KIND_SHRINK:
 		p.Shrink, p.Withdraw = true, n.withdrawn()
 		return p, nil
+	case agentv1.MoveKind_MOVE_KIND_GIVE_BACK:
+		if len(t.KeptSha256) != len(p.GiveBack) {
+			return p, fault.New(fault.Stale, "no-target", "the target does not say which certificate is to come back")
+		}
+		copy(p.GiveBack[:], t.KeptSha256)
+		return p, nil
 	}
 	p.Key, p.Chain, err = n.issue(ctx, s, t, claim, p.Names)
 	return p, err

@@ -306,6 +306,7 @@ func (n *Node) step(ctx context.Context) time.Time {
 	acted := false
 	var next time.Time
 	for _, s := range n.storesNow() {
+		n.forgetKept(ctx, s)
 		a := Decide(n.view(s))
 		n.note(s.Name, a)
 		if a.Do != Rest && a.Do != Wait && ctx.Err() == nil {

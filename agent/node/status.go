@@ -33,6 +33,7 @@ type Status struct {
 	IdentityNotAfter time.Time     `json:"identityNotAfter,omitzero"`
 	Copied           bool          `json:"copied,omitempty"`
 	Suspended        string        `json:"suspended,omitempty"`
+	Released         string        `json:"released,omitempty"`
 	Hold             string        `json:"hold,omitempty"`
 	Frozen           string        `json:"frozen,omitempty"`
 	Link             Link          `json:"link"`
@@ -65,7 +66,17 @@ type StoreStatus struct {
 	Anchors    []string  `json:"anchors,omitempty"`
 	Ports      []string  `json:"ports,omitempty"`
 	Detail     string    `json:"detail,omitempty"`
-	Next       Action    `json:"next"`
+	// Kept is the certificate of another CA that ours took the place of, with its key.
+	Kept *KeptStatus `json:"kept,omitempty"`
+	Next Action      `json:"next"`
+}
+
+// KeptStatus is what is kept of a certificate for the way back of a take-over.
+type KeptStatus struct {
+	Leaf string `json:"leaf"`
+	// Path holds the keystore as the store held it, with the private key.
+	Path  string    `json:"path"`
+	Until time.Time `json:"until"`
 }
 
 var stateNames = map[agentv1.InstallState]string{agentv1.InstallState_INSTALL_STATE_ABSENT: "absent", agentv1.InstallState_INSTALL_STATE_FOREIGN: "foreign",
@@ -96,7 +107,7 @@ func (n *Node) status() Status {
 	}
 	s.Links = n.linkStatus()
 	n.mu.Lock()
-	s.Link, s.Suspended, s.Wanted = n.online, n.suspended, n.wanted
+	s.Link, s.Suspended, s.Released, s.Wanted = n.online, n.suspended, n.released, n.wanted
 	if f := inForce(n.frozenBy, n.told()); f != nil {
 		s.Frozen = freezeWords(f)
 	}
@@ -114,6 +125,9 @@ func (n *Node) status() Status {
 			Generation: f.Generation, Detail: f.Detail, Leaf: hex.EncodeToString(f.LeafSha256), NotBefore: n.births[string(f.LeafSha256)], Next: n.actions[st.Name]}
 		if f.NotAfter != nil {
 			x.NotAfter = f.NotAfter.AsTime()
+		}
+		if k, ok := n.installer.Kept(n.site(st)); ok {
+			x.Kept = &KeptStatus{hex.EncodeToString(k.Leaf[:]), k.Path, k.Until}
 		}
 		if t := n.targetOf(st.Name); t != nil {
 			x.Wanted = t.Generation
@@ -222,6 +236,9 @@ func Health(s Status, running bool, now time.Time) (Level, []Note) {
 	}
 	for _, st := range s.Stores {
 		storeHealth(st, now, add)
+		if st.Kept != nil && s.Released != "" {
+			add(Yellow, "keep it if that CA may be needed again, with its private key, or remove the folder", "the certificate that store %s had before CSM took it over is kept in %s", st.Name, st.Kept.Path)
+		}
 	}
 	linkHealth(s.Links, add)
 	return level, notes

@@ -72,7 +72,7 @@ type rotationView struct {
 	Name, Cluster, Kind, Phase, State, AuthorityBefore, AuthorityAfter, Rollout, Reason, Next, ETag string
 	CreateTime, PhaseTime, EndTime                                                                  time.Time
 	Relaxed                                                                                         []string
-	Reasons                                                                                         []rotationReason
+	Reasons, WayBack                                                                                []rotationReason
 	Members                                                                                         []rotationMember
 	Timeline                                                                                        []struct {
 		Time                  time.Time
@@ -348,7 +348,7 @@ func (a *app) rotationExplain() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		text := r.text(s.Now())
+		text := r.text(s.Now()) + reasonLines("no way back", r.WayBack)
 		for _, e := range r.Timeline {
 			text += fmt.Sprintf("%s  %-15s %s\n", e.Time.UTC().Format("2006-01-02 15:04:05"), e.Phase, e.Message)
 		}
@@ -379,9 +379,14 @@ func (a *app) rotationVerb(verb, summary, example string, effects ...string) *co
 	c := &cobra.Command{Use: verb + " [ROTATION]", Short: summary, Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeWith(a.rotationNames), Example: example,
 		Long: "Without a name: the newest of the cluster."}
 	except := []string{}
-	if verb == "resume" {
+	switch verb {
+	case "resume":
 		c.Long += " --except names clients that are not waited for any more; the reason holds for them."
 		c.Flags().StringSliceVar(&except, "except", nil, "clients that are not waited for any more, as the reasons name them")
+	case "rollback":
+		c.Long += " A take-over goes back to the certificates that the agents kept: `csm rotation explain` says before what is in the way. --except leaf-NODE\n" +
+			"lets a node keep the certificate of ours, which all trust."
+		c.Flags().StringSliceVar(&except, "except", nil, "leaf-NODE: nodes that keep the certificate of ours, as the reasons name them")
 	}
 	return a.run(c, func(s *session, args []string) error {
 		if err := s.needReason(); err != nil {

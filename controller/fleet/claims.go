@@ -151,7 +151,8 @@ func requestFits(n nodeRow, s storeRow, r *agentv1.ClaimMoveRequest) error {
 		if s.state == agentv1.InstallState_INSTALL_STATE_PROVEN {
 			return fault.New(fault.Refused, "not-first", "store %s of %s is in use: a change of it is a renewal", s.store, short(n.name))
 		}
-	case agentv1.MoveKind_MOVE_KIND_RENEW, agentv1.MoveKind_MOVE_KIND_TRUST, agentv1.MoveKind_MOVE_KIND_SHRINK, agentv1.MoveKind_MOVE_KIND_TAKE_OVER:
+	case agentv1.MoveKind_MOVE_KIND_RENEW, agentv1.MoveKind_MOVE_KIND_TRUST, agentv1.MoveKind_MOVE_KIND_SHRINK, agentv1.MoveKind_MOVE_KIND_TAKE_OVER,
+		agentv1.MoveKind_MOVE_KIND_GIVE_BACK:
 	default:
 		return fault.New(fault.Invalid, "bad-kind", "a claim is for a first install, a renewal or a change of trust")
 	}
@@ -274,8 +275,13 @@ func grant(a *state.Apply, c *clusterv1.ClaimMove, n nodeRow, s storeRow, alone 
 		a.Index, now, expires, s.leaf, nullable(r.PlanHash)); err != nil {
 		return nil, err
 	}
-	// A change of trust needs no certificate: its effect may begin as soon as it is claimed.
-	if trustAlone(r.Kind) {
+	if r.Kind == agentv1.MoveKind_MOVE_KIND_TAKE_OVER {
+		if err := keepLeaf(a, s); err != nil {
+			return nil, err
+		}
+	}
+	// What needs no certificate of us may take effect as soon as it is claimed.
+	if trustAlone(r.Kind) || r.Kind == agentv1.MoveKind_MOVE_KIND_GIVE_BACK {
 		if _, err := a.Exec(`UPDATE stores SET unproved = 1 WHERE name = ?`, s.name); err != nil {
 			return nil, err
 		}

@@ -38,6 +38,8 @@ func Guard(a *state.Apply, c *clusterv1.RecordCertificate) error {
 		return fault.New(fault.Refused, "not-your-claim", "the claim is not for store %.63q of %.200q", c.Store, c.Node)
 	case c.Incarnation != n.incarnation || m.incarnation != n.incarnation:
 		return oldIncarnation(n, c.Incarnation)
+	case m.kind == agentv1.MoveKind_MOVE_KIND_GIVE_BACK:
+		return fault.New(fault.Refused, "no-leaf-wanted", "store %s of %s gets a certificate back that it had before, not one of ours", m.store, short(n.name)).Do("an agent too old to know that must be updated")
 	case m.state != moveOpen || m.expires <= a.Now.UnixMilli():
 		return fault.New(fault.Stale, "claim-closed", "the claim ended at %s", at(m.expires).Format(time.RFC3339)).Do("claim again")
 	}

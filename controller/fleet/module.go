@@ -149,7 +149,9 @@ CREATE TABLE stores (
 	facts BLOB,
 	wish_move INTEGER NOT NULL DEFAULT 0,
 	wish_authority TEXT NOT NULL DEFAULT '',
-	plan_hash BLOB
+	plan_hash BLOB,
+	kept_sha256 BLOB,
+	kept_done INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX stores_node ON stores (node, store);
 CREATE TABLE moves (

@@ -137,11 +137,15 @@ type settled struct {
 	renewAt   int64
 	newRenew  bool
 	unproved  bool
+	keptDone  bool
 }
 
 // outcome decides what a report makes of the store. Pure.
 func outcome(n nodeRow, m moveRow, s storeRow, c *clusterv1.CompleteMove) (settled, error) {
-	t := settled{state: s.state, installed: s.installed, wanted: s.wanted, proven: s.proven, unproved: m.unprovedBefore}
+	t := settled{state: s.state, installed: s.installed, wanted: s.wanted, proven: s.proven, unproved: m.unprovedBefore, keptDone: s.keptDone}
+	if m.kind == agentv1.MoveKind_MOVE_KIND_GIVE_BACK || s.back() && trustAlone(m.kind) {
+		return givenBack(n, m, s, c, t)
+	}
 	if trustAlone(m.kind) && len(s.wanted) == 0 { // CSM never gave this store a leaf
 		return trusted(n, m, s, c, t)
 	}
@@ -195,8 +199,8 @@ func closeMove(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m moveRow, 
 		}
 	}
 	if _, err := a.Exec(`UPDATE stores SET state = ?, installed = ?, wanted_sha256 = ?, proven_sha256 = ?, unproved = ?, renew_at_ms = CASE WHEN ?6 THEN ?7 ELSE renew_at_ms END,
-		issuer = CASE WHEN ?6 THEN ?8 ELSE issuer END WHERE name = ?9`,
-		int(t.state), t.installed, t.wanted, t.proven, flag(t.unproved), t.newRenew, t.renewAt, m.issuer, s.name); err != nil {
+		issuer = CASE WHEN ?6 THEN ?8 ELSE issuer END, kept_done = ?9 WHERE name = ?10`,
+		int(t.state), t.installed, nullable(t.wanted), t.proven, flag(t.unproved), t.newRenew, t.renewAt, m.issuer, flag(t.keptDone), s.name); err != nil {
 		return err
 	}
 	if _, err := a.Exec(`UPDATE moves SET state = ?, closed_ms = ?, outcome = ?, before_sha256 = coalesce(?, before_sha256), after_sha256 = ?, detail = ?, took_ms = ? WHERE claim = ?`,

@@ -37,6 +37,8 @@ func trustFirst(n nodeRow, s storeRow, l life, kind agentv1.MoveKind) error {
 	switch {
 	case takeOver && (!s.theirs() || s.move != kind || s.installed == 0 || s.installed >= s.generation):
 		return fault.New(fault.Refused, "no-takeover", "nobody has asked to take over the certificate of store %s of %s", s.store, short(n.name)).Do("it is a rotation: `csm rotation plan`")
+	case kind == agentv1.MoveKind_MOVE_KIND_GIVE_BACK && !s.goesBack():
+		return fault.New(fault.Refused, "nothing-kept", "no certificate of another CA is to come back to store %s of %s", s.store, short(n.name)).Do("it is the way back of a take-over: `csm rotation rollback`")
 	case !s.theirs() || l.onboarded == 0 && s.state != agentv1.InstallState_INSTALL_STATE_FOREIGN:
 		return nil
 	case l.onboarded == 0:

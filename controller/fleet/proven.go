@@ -50,6 +50,8 @@ type Proven struct {
 	Leaf      []byte
 	Authority string
 	Ports     []PortProven
+	// Kept is the leaf of another CA that ours took the place of; nil when there was none, or nobody wants it back.
+	Kept *Kept
 
 	anchors [][]byte // in the truststore, as reported
 }
@@ -84,11 +86,12 @@ type Gap struct{ Code, Message string }
 // ProvenOf reads what is proved of a store; in Apply q is the transaction.
 func ProvenOf(ctx context.Context, q state.Querier, node, store string) (Proven, error) {
 	p := Proven{Node: node, Store: store}
-	var leaf, proven, wanted, truststore, facts, instance []byte
+	var leaf, proven, wanted, truststore, facts, instance, kept []byte
 	var issuer string
-	ok, err := found(q.QueryRowContext(ctx, `SELECT n.incarnation, n.instance, s.installed, s.leaf_sha256, s.proven_sha256, s.wanted_sha256, s.issuer, s.truststore_sha256, s.facts
+	var keptDone bool
+	ok, err := found(q.QueryRowContext(ctx, `SELECT n.incarnation, n.instance, s.installed, s.leaf_sha256, s.proven_sha256, s.wanted_sha256, s.issuer, s.truststore_sha256, s.facts, s.kept_sha256, s.kept_done
 		FROM stores s JOIN nodes n ON n.name = s.node WHERE s.name = ?`, resource.Store(node, store)).
-		Scan(&p.Incarnation, &instance, &p.Generation, &leaf, &proven, &wanted, &issuer, &truststore, &facts))
+		Scan(&p.Incarnation, &instance, &p.Generation, &leaf, &proven, &wanted, &issuer, &truststore, &facts, &kept, &keptDone))
 	if err != nil {
 		return p, err
 	}
@@ -104,6 +107,9 @@ func ProvenOf(ctx context.Context, q state.Querier, node, store string) (Proven,
 		return p, fault.Wrap(err, fault.Internal, "bad-row", "facts of %s cannot be read", node)
 	}
 	p.anchors = f.Anchors
+	if len(kept) > 0 && !keptDone {
+		p.Kept = keptOf(kept, &f)
+	}
 	if bytes.Equal(leaf, wanted) && issuer != "" {
 		p.Authority = resource.Parent(issuer)
 	}

@@ -46,6 +46,10 @@ type StoreStanding struct {
 	Proven bool
 	// Authority signs its next leaf; Named is the one that a wish named, empty when that is the cluster's.
 	Authority, Named string
+	// Kept: a leaf of ours took the place of another CA's here, which may be wanted back.
+	Kept bool
+	// NotAfter is the end of the leaf in the files, zero when it is not known.
+	NotAfter time.Time
 }
 
 // ClaimStanding is an open move.
@@ -71,13 +75,18 @@ func Standings(ctx context.Context, q state.Querier, cluster string, now time.Ti
 	}
 	stores, err := collect(ctx, q, func(r *sql.Rows) (s storeOf, err error) {
 		row := storeRow{}
-		if err := r.Scan(&s.node, &row.store, &row.generation, &row.installed, &row.state, &row.wanted, &row.leaf, &row.proven, &row.unproved, &s.Authority, &s.Named); err != nil {
+		var ends int64
+		if err := r.Scan(&s.node, &row.store, &row.generation, &row.installed, &row.state, &row.wanted, &row.leaf, &row.proven, &row.unproved, &s.Authority, &s.Named, &row.kept, &row.keptDone, &ends); err != nil {
 			return s, err
 		}
 		s.Store, s.Generation, s.Installed, s.State, s.Theirs, s.Unproved = row.store, row.generation, row.installed, row.state, row.theirs(), row.unproved
+		s.Kept = len(row.kept) > 0 && !row.keptDone && !s.Theirs
+		if ends > 0 {
+			s.NotAfter = at(ends)
+		}
 		s.Proven = len(row.leaf) > 0 && bytes.Equal(row.leaf, row.proven)
 		return s, nil
-	}, `SELECT s.node, s.store, s.generation, s.installed, s.state, s.wanted_sha256, s.leaf_sha256, s.proven_sha256, s.unproved, `+authorityOf+`, s.wish_authority
+	}, `SELECT s.node, s.store, s.generation, s.installed, s.state, s.wanted_sha256, s.leaf_sha256, s.proven_sha256, s.unproved, `+authorityOf+`, s.wish_authority, s.kept_sha256, s.kept_done, s.not_after_ms
 		FROM stores s JOIN nodes n ON n.name = s.node JOIN clusters c ON c.name = n.cluster WHERE n.cluster = ? ORDER BY s.node, s.store`, cluster)
 	if err != nil {
 		return nil, err

@@ -25,6 +25,9 @@ type storeRow struct {
 	move  agentv1.MoveKind // what the newest generation asks for
 	plan  []byte           // of the rollout that raised it
 	facts []byte           // as the agent encoded them
+	kept  []byte           // leaf of another CA that ours took the place of
+	// keptDone: nobody wants that leaf back any more.
+	keptDone bool
 }
 
 // age is that of the facts that are held, 0 when there are none.
@@ -41,9 +44,9 @@ func (s storeRow) age() uint64 {
 const givenLeaf = `EXISTS (SELECT 1 FROM moves m WHERE m.node = stores.node AND m.store = stores.store AND m.issued_sha256 = stores.leaf_sha256)`
 
 func readStore(a *state.Apply, node, store string) (s storeRow, ok bool, err error) {
-	ok, err = found(a.QueryRow(`SELECT name, store, generation, installed, state, keystore_sha256, truststore_sha256, wanted_sha256, leaf_sha256, proven_sha256, unproved, wish_move, plan_hash, facts, `+givenLeaf+`
+	ok, err = found(a.QueryRow(`SELECT name, store, generation, installed, state, keystore_sha256, truststore_sha256, wanted_sha256, leaf_sha256, proven_sha256, unproved, wish_move, plan_hash, facts, kept_sha256, kept_done, `+givenLeaf+`
 		FROM stores WHERE name = ?`, resource.Store(node, store)).
-		Scan(&s.name, &s.store, &s.generation, &s.installed, &s.state, &s.keystore, &s.truststore, &s.wanted, &s.leaf, &s.proven, &s.unproved, &s.move, &s.plan, &s.facts, &s.given))
+		Scan(&s.name, &s.store, &s.generation, &s.installed, &s.state, &s.keystore, &s.truststore, &s.wanted, &s.leaf, &s.proven, &s.unproved, &s.move, &s.plan, &s.facts, &s.kept, &s.keptDone, &s.given))
 	return s, ok, err
 }
 

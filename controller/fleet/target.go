@@ -90,12 +90,12 @@ func storeTargets(ctx context.Context, q state.Querier, node string, n Names) ([
 	return collect(ctx, q, func(r *sql.Rows) (*agentv1.StoreTarget, error) {
 		s := &agentv1.StoreTarget{Template: TemplateNode, Names: n.wire(), KeyAlgorithm: "P-384"}
 		var renewAt int64
-		err := r.Scan(&s.Store, &s.Generation, &renewAt, &s.LeafSha256, &s.Reason, &s.Move, &s.PlanHash)
+		err := r.Scan(&s.Store, &s.Generation, &renewAt, &s.LeafSha256, &s.Reason, &s.Move, &s.PlanHash, &s.KeptSha256, &s.KeptDone)
 		if renewAt != 0 {
 			s.RenewAt = timestamppb.New(at(renewAt))
 		}
 		return s, err
-	}, `SELECT store, generation, renew_at_ms, coalesce(wanted_sha256, CASE WHEN `+givenLeaf+` THEN leaf_sha256 END), reason, wish_move, plan_hash FROM stores WHERE node = ? ORDER BY store`, node)
+	}, `SELECT store, generation, renew_at_ms, coalesce(wanted_sha256, CASE WHEN `+givenLeaf+` THEN leaf_sha256 END), reason, wish_move, plan_hash, kept_sha256, kept_done FROM stores WHERE node = ? ORDER BY store`, node)
 }
 
 // targetGeneration is the index of the newest entry that changed what the node is told: it never goes back, because

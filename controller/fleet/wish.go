@@ -67,6 +67,9 @@ func raise(a *state.Apply, w Wish) error {
 		}
 		if s.theirs() {
 			w.Move = agentv1.MoveKind_MOVE_KIND_TAKE_OVER
+			if err := forgetKept(a, s.name); err != nil {
+				return err
+			}
 		}
 	}
 	res, err := a.Exec(`UPDATE stores SET generation = ?, reason = ?, wish_move = ?, plan_hash = ?, wish_authority = CASE WHEN ?5 = '' THEN wish_authority ELSE ?5 END WHERE name = ?6`,
@@ -107,6 +110,7 @@ func wishFits(n nodeRow, s storeRow, r *agentv1.ClaimMoveRequest) error {
 	case pending && len(s.plan) > 0 && len(r.PlanHash) == 0:
 		return fault.New(fault.Stale, "plan-missing", "store %s of %s moves by a rollout, and the claim does not name its plan", s.store, short(n.name)).
 			Do("wait for the newest target; an agent too old to know plans must be updated")
+	case s.back() && r.Kind == agentv1.MoveKind_MOVE_KIND_TRUST: // it lies there already, and is to be proved
 	case pending && s.move != agentv1.MoveKind_MOVE_KIND_UNSPECIFIED && r.Kind != s.move && !first:
 		return fault.New(fault.Refused, "other-move", "store %s of %s is to make a %s move, not %s", s.store, short(n.name), kindName(s.move), kindName(r.Kind)).
 			Do("wait for the newest target, then claim what it says")

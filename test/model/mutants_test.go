@@ -126,6 +126,7 @@ const (
 	rowFile    = "controller/fleet/rotation/row.go"
 	asideFile  = "controller/fleet/rotation/aside.go"
 	askedFile  = "controller/fleet/rotation/asked.go"
+	turnFile   = "controller/fleet/rotation/back.go"
 	decideFile = "controller/fleet/rotation/decide.go"
 	typesFile  = "controller/fleet/rotation/rotation.go"
 	waveFile   = "controller/fleet/rollout/decide.go"
@@ -150,7 +151,7 @@ var mutants = []mutant{
 	{gateFile, `if m.counts() && m.Node != "" {`, `if m.Node != "" {`},
 	{gateFile, `if m.Waiting && m.Aside == "" {`, `if false {`},
 	{gateFile, `if m.Waiting && m.Aside == "" {`, `if m.Waiting {`},
-	{gateFile, `if v.Signer == "" {`, `if true {`},
+	{gateFile, `if v.Signer == "" || v.Kind == Takeover && v.Phase.Undo() {`, `if true {`},
 	{gateFile, `if s.Behind {`, `if false {`},
 	{gateFile, `if v.Kind == Rekey {`, `if true {`},
 	{gateFile, `case p.Trusts || p.Exempt != "":`, `case true:`},
@@ -194,7 +195,11 @@ var mutants = []mutant{
 	{applyFile, `m.gates.Ask(StepRetire, named, ""); len(reasons) > 0 {`, `m.gates.Ask(StepRetire, named, ""); false && len(reasons) > 0 {`},
 	{applyFile, `case r.phase == Retire:`, `case false:`},
 	{applyFile, `case r.phase.Undo():`, `case false:`},
-	{applyFile, `if r.kind == Takeover && anyLeaf(v, After) {`, `if false {`},
+	{applyFile, `m.gates.wayBack(named); len(reasons) > 0 {`, `m.gates.wayBack(named); false && len(reasons) > 0 {`},
+	{turnFile, `if who != "" && m.Node != who || s.Gone == "" || s.Stays || s.Leaf == Before {`, `if true {`},
+	{turnFile, `case s.LacksBefore != "":`, `case false:`},
+	{turnFile, `case s.Leaf == Unknown && !s.Moving && m.Up && m.Node != who:`, `case false:`},
+	{askedFile, `if err == nil && !ok && (mv.Kind ==`, `if err == nil && false && (mv.Kind ==`},
 	{applyFile, `return enter(a, r, Undoing, "turned round: "+reason)`, `return enter(a, r, Withdrawing, "turned round: "+reason)`},
 	{applyFile, `case reason == "":`, `case false:`},
 	{rowFile, `return r.sumsAfter`, `return r.sumsBefore`},
@@ -203,7 +208,7 @@ var mutants = []mutant{
 	{applyFile, `w.Kind, w.Authority, w.Undo = waveLeaf, r.before, true`, `w.Kind, w.Authority, w.Undo = waveLeaf, r.before, false`},
 	{applyFile, `fleet.SetClusterAuthority(a, r.cluster, r.after)`, `fleet.SetClusterAuthority(a, r.cluster, r.before)`},
 
-	{applyFile, `if len(c.Exceptions) > 0 && c.Verb != "resume" {`, `if false {`},
+	{applyFile, `if len(c.Exceptions) > 0 && c.Verb == "pause" {`, `if false {`},
 	{applyFile, `if first != "" {
 		w.Members`, `if false {
 		w.Members`},
@@ -266,7 +271,7 @@ var mutants = []mutant{
 	{claimFile, `case n.agent.mode != agentv1.Mode_MODE_MANAGE:`, `case false:`},
 	{claimFile, `case n.agent.hold != "":`, `case false:`},
 	{claimFile, `if err != nil || z == nil {`, `if err != nil || true {`},
-	{claimFile, `if trustAlone(r.Kind) {`, `if false {`},
+	{claimFile, `if trustAlone(r.Kind) || r.Kind == agentv1.MoveKind_MOVE_KIND_GIVE_BACK {`, `if false {`},
 
 	{guardFile, `case m.node != c.Node || m.store != c.Store:`, `case false:`},
 	{guardFile, `case c.Incarnation != n.incarnation || m.incarnation != n.incarnation:`, `case false:`},

@@ -3,11 +3,15 @@
 package rollouts_test
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -43,17 +47,17 @@ func TestTheLeavesOfAnotherCAAreTakenOverUnderLoad(t *testing.T) {
 		t.Skip("takes minutes; runs with make test-full")
 	}
 	e := lay(t)
-	ca := cassandratest.NewCA(t, "corporate")
+	ca := e.corporate()
 	var others []*x509.Certificate // anchors that nobody remembers the reason of
 	for _, name := range []string{"unknown-1", "unknown-2", "unknown-3"} {
 		others = append(others, cassandratest.NewCA(t, name).Root)
 	}
 	for _, n := range e.r.Nodes {
-		cassandratest.Write(t, e.store(n), ca.Leaf(func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, n.Address.AsSlice()) }), append([]*x509.Certificate{ca.Root}, others...)...)
+		cassandratest.Write(t, e.store(n), ca.leaf(n.Name, n.Address.String()), append([]*x509.Certificate{ca.root}, others...)...)
 	}
 	e.must(e.r.Start(t.Context()))
-	client, roots := ca.Leaf(), x509.NewCertPool()
-	roots.AddCert(ca.Root)
+	client, roots := ca.leaf("load", "127.0.0.1"), x509.NewCertPool()
+	roots.AddCert(ca.root)
 	roots.AddCert(e.root("root"))
 	load, err := workload.Start(t.Context(), workload.Options{Hosts: e.r.Hosts(), TLS: func() *tls.Config {
 		return &tls.Config{Certificates: []tls.Certificate{*client.TLS()}, RootCAs: roots}
@@ -62,7 +66,7 @@ func TestTheLeavesOfAnotherCAAreTakenOverUnderLoad(t *testing.T) {
 	t.Cleanup(load.Stop)
 
 	file := filepath.Join(e.dir, "corporate.pem")
-	e.must(os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Root.Raw}), 0o600))
+	e.must(os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.root.Raw}), 0o600))
 	e.csm("trust", "anchor-add", "prod", "--file", file, "--owner", "PKI team", "--reason", "the ring of today", "--expires", "720h")
 	for _, n := range e.r.Nodes {
 		e.enrol(n)
@@ -79,13 +83,10 @@ func TestTheLeavesOfAnotherCAAreTakenOverUnderLoad(t *testing.T) {
 		})
 	}
 
-	var plan rotation.RotationPlan
-	e.must(json.Unmarshal([]byte(e.csm("rotation", "plan", "--to", "root", "-o", "json")), &plan))
-	if plan.Kind != rotation.Takeover || len(plan.Members) != 3 || len(plan.Blockers) > 0 {
-		t.Fatalf("plan: %+v", plan)
-	}
+	e.thereAndBack(load, append([]*x509.Certificate{ca.root, e.root("root")}, others...))
+
 	mark, began := load.Mark(), time.Now()
-	e.csm("rotation", "start", "--to", "root", "--plan", plan.Hash, "--bake", "0s", "--reason", "a test")
+	e.takeOver("0s")
 	e.follow(load, rotation.Reissued)
 	for _, n := range e.r.Nodes {
 		if v := e.node(n.Name); !proved(v) {
@@ -102,12 +103,13 @@ func TestTheLeavesOfAnotherCAAreTakenOverUnderLoad(t *testing.T) {
 	if r.Failed > 0 || r.Wrong > 0 || r.Queries < 500 {
 		t.Errorf("%d queries, %d failed, %d wrong: %v", r.Queries, r.Failed, r.Wrong, r.Errors)
 	}
+	e.forgotten()
 	for _, n := range e.r.Nodes {
 		s := e.store(n)
 		if err := e.chainsTo(n, e.root("root")); err != nil {
 			t.Errorf("%s: %v", n.Name, err)
 		}
-		for _, want := range append([]*x509.Certificate{ca.Root, e.root("root")}, others...) {
+		for _, want := range append([]*x509.Certificate{ca.root, e.root("root")}, others...) {
 			if !slices.ContainsFunc(install.Trusted(s), want.Equal) {
 				t.Errorf("%s no longer trusts %s", n.Name, want.Subject)
 			}
@@ -131,6 +133,107 @@ func (e *estate) chainsTo(n *ring.Node, root *x509.Certificate) error {
 	}
 	_, err = c.Leaf.Verify(x509.VerifyOptions{Roots: pool(root), Intermediates: pool(chain...), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 	return err
+}
+
+// takeOver starts a take-over of a ring whose leaves are all another CA's.
+func (e *estate) takeOver(bake string) {
+	e.t.Helper()
+	var plan rotation.RotationPlan
+	e.must(json.Unmarshal([]byte(e.csm("rotation", "plan", "--to", "root", "-o", "json")), &plan))
+	if plan.Kind != rotation.Takeover || len(plan.Members) != 3 || len(plan.Blockers) > 0 {
+		e.t.Fatalf("plan: %+v", plan)
+	}
+	e.csm("rotation", "start", "--to", "root", "--plan", plan.Hash, "--bake", bake, "--reason", "a test")
+}
+
+// thereAndBack takes over until a node serves a leaf of ours, then turns round under load: each node serves the leaf that it had
+// before again, and every anchor stays where it was.
+func (e *estate) thereAndBack(load *workload.Load, anchors []*x509.Certificate) {
+	e.t.Helper()
+	before, files := map[string][]byte{}, map[string][]byte{}
+	for _, n := range e.r.Nodes {
+		before[n.Name], files[n.Name] = e.served(n), e.keystore(n)
+	}
+	mark, began := load.Mark(), time.Now()
+	e.takeOver("30s")
+	taken := func() (out []string) {
+		for _, n := range e.r.Nodes {
+			if proved(e.node(n.Name)) {
+				out = append(out, n.Name)
+			}
+		}
+		return out
+	}
+	e.must(plane.Eventually(e.t.Context(), 2*patience, func() error {
+		time.Sleep(time.Second)
+		if len(taken()) == 0 {
+			return errors.New("no node serves a leaf of ours")
+		}
+		return nil
+	}))
+	e.t.Logf("after %s %v serve a leaf of ours\n%s", time.Since(began).Round(time.Second), taken(), e.csm("rotation", "explain"))
+	for _, name := range taken() {
+		if held, _ := filepath.Glob(filepath.Join(e.dir, "agents", name, "state", "*", "install", "node", "original-*", "keystore")); len(held) != 1 {
+			e.t.Errorf("%s keeps %v of the leaf of before", name, held)
+		}
+	}
+
+	turned := time.Now()
+	out, said, err := e.run("rotation", "rollback", "--reason", "clients complain", "--yes", "--wait", "--timeout", "6m")
+	e.t.Logf("%s%s%s", said, out, e.csm("rotation", "explain"))
+	e.must(err)
+	r := load.Since(mark)
+	e.t.Logf("turned round in %s; there and back under %d queries and %d new connections: %d failed, p99 %s", time.Since(turned).Round(time.Second), r.Queries, r.Connections, r.Failed, r.P99)
+	if r.Failed > 0 || r.Wrong > 0 || r.Queries < 200 {
+		e.t.Errorf("%d queries, %d failed, %d wrong: %v", r.Queries, r.Failed, r.Wrong, r.Errors)
+	}
+	for _, n := range e.r.Nodes {
+		if got := e.served(n); !bytes.Equal(got, before[n.Name]) {
+			e.t.Errorf("%s serves %x, before it was %x", n.Name, got[:6], before[n.Name][:6])
+		}
+		if !bytes.Equal(e.keystore(n), files[n.Name]) {
+			e.t.Errorf("the keystore of %s is not the one of before", n.Name)
+		}
+		for _, want := range anchors {
+			if !slices.ContainsFunc(install.Trusted(e.store(n)), want.Equal) {
+				e.t.Errorf("%s no longer trusts %s", n.Name, want.Subject)
+			}
+		}
+		e.until(n.Name, "another CA's again", func(v fleet.Node) bool {
+			return v.Stores[0].State == "foreign" && v.Stores[0].Proven == v.Stores[0].Leaf
+		})
+	}
+	e.forgotten()
+}
+
+// forgotten waits until no agent keeps anything of another CA any more.
+func (e *estate) forgotten() {
+	e.t.Helper()
+	e.must(plane.Eventually(e.t.Context(), patience, func() error {
+		if held, _ := filepath.Glob(filepath.Join(e.dir, "agents", "*", "state", "*", "install", "node", "original*")); len(held) > 0 {
+			return fmt.Errorf("kept for nothing: %v", held)
+		}
+		return nil
+	}))
+}
+
+// served is the fingerprint of the leaf that a node serves to applications.
+func (e *estate) served(n *ring.Node) []byte {
+	e.t.Helper()
+	c, err := install.Certificate(e.store(n))
+	e.must(err)
+	conn, err := tls.Dial("tcp", netip.AddrPortFrom(n.Address, ring.NativePort).String(), &tls.Config{Certificates: []tls.Certificate{*c}, InsecureSkipVerify: true}) // what it serves is looked at, whoever signed it
+	e.must(err)
+	defer conn.Close()
+	sum := sha256.Sum256(conn.ConnectionState().PeerCertificates[0].Raw)
+	return sum[:]
+}
+
+func (e *estate) keystore(n *ring.Node) []byte {
+	e.t.Helper()
+	data, err := os.ReadFile(e.store(n).KeystorePath)
+	e.must(err)
+	return data
 }
 
 // follow waits for a phase. Applications whose connections are older than the canary's leaf are waited for, so they are restarted.

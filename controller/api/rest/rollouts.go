@@ -32,7 +32,7 @@ func (p RolloutPath) name() string { return p.ClusterPath.name() + "/rollouts/" 
 
 // RolloutBody is what is asked for.
 type RolloutBody struct {
-	Kind           string    `json:"kind,omitempty" enum:"renew,trust,leaf,shrink" doc:"default renew; the others are steps of a rotation"`
+	Kind           string    `json:"kind,omitempty" enum:"renew,trust,leaf,shrink,back" doc:"default renew; the others are steps of a rotation"`
 	Nodes          []string  `json:"nodes,omitempty" maxItems:"1000" doc:"short names; each node that can when empty"`
 	Width          int       `json:"width,omitempty" minimum:"0" maximum:"64" doc:"nodes of a wave that may be on the move at once; default 1"`
 	MaxUnavailable int       `json:"maxUnavailable,omitempty" minimum:"0" maximum:"1000" doc:"members that may be down or unproved while further nodes begin; default 0"`

@@ -53,7 +53,7 @@ type RotationStart struct {
 // RotationControl is why, and who is not waited for.
 type RotationControl struct {
 	Why
-	Except []string `json:"except,omitempty" maxItems:"1000" doc:"with resume: clients that are not waited for any more, as the reasons name them"`
+	Except []string `json:"except,omitempty" maxItems:"1000" doc:"with resume: clients that are not waited for any more, as the reasons name them; on the way back of a take-over leaf-NODE lets a node keep our certificate"`
 }
 
 // RotationAside names a member that is down.

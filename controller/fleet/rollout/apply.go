@@ -259,6 +259,7 @@ func has(n fleet.Standing, store string) bool {
 // moves are what the stores of a kind are to do.
 var moves = map[string]agentv1.MoveKind{
 	Renew: agentv1.MoveKind_MOVE_KIND_RENEW, Leaf: agentv1.MoveKind_MOVE_KIND_RENEW, Trust: agentv1.MoveKind_MOVE_KIND_TRUST, Shrink: agentv1.MoveKind_MOVE_KIND_SHRINK,
+	Back: agentv1.MoveKind_MOVE_KIND_GIVE_BACK,
 }
 
 // open lets nodes begin: their stores' generations are raised.
@@ -271,6 +272,13 @@ func open(a *state.Apply, r *row, stores []storeRow, nodes []string) error {
 		if x.state != storePending || !contains(nodes, x.node) {
 			continue
 		}
+		before := now[resource.Store(x.node, x.store)]
+		if r.spec.Kind == Back && !before.Kept {
+			if err := setStore(a, r.name, x, storeGone, "it has the certificate of before already"); err != nil {
+				return err
+			}
+			continue
+		}
 		w := fleet.Wish{Node: x.node, Store: x.store, Move: moves[r.spec.Kind], Authority: r.spec.Authority, PlanHash: r.hash, Reason: r.spec.Kind + " by rollout " + resource.Last(r.name),
 			TakeOver: r.spec.Kind == Leaf && r.spec.Owner != ""} // only a rotation replaces the leaf of another CA
 		if r.back {
@@ -280,7 +288,6 @@ func open(a *state.Apply, r *row, stores []storeRow, nodes []string) error {
 		if err != nil {
 			return err
 		}
-		before := now[resource.Store(x.node, x.store)]
 		if _, err := a.Exec(`UPDATE rollout_stores SET state = ?, generation = ?, before_generation = ?, named_before = ?, since_ms = ?, told_ms = ?, detail = '', refusals = 0 WHERE rollout = ? AND node = ? AND store = ?`,
 			storeOpen, g, before.Generation, before.Named, a.Now.UnixMilli(), a.Now.UnixMilli(), r.name, x.node, x.store); err != nil {
 			return err
@@ -405,7 +412,7 @@ func withdraw(a *state.Apply, r *row) error {
 // rollback takes back what has not begun, and lets the nodes that moved move once more, in reverse order, to a leaf of the
 // authority that signed for them before. The keys of before are not used again.
 func rollback(a *state.Apply, r *row, note string) error {
-	if r.spec.Kind == Trust || r.spec.Kind == Shrink {
+	if r.spec.Kind == Trust || r.spec.Kind == Shrink || r.spec.Kind == Back {
 		return fault.New(fault.Refused, "no-rollback", "a rollout of kind %s goes back by the rotation that it is a step of", r.spec.Kind).Do("use `csm rotation rollback`")
 	}
 	if r.back {

@@ -119,6 +119,9 @@ func Make(s Spec, nodes []fleet.Standing, now time.Time, pace Pace) (Plan, error
 		}
 		m := Member{Node: n.Node, Incarnation: n.Incarnation, Datacenter: n.Datacenter, Rack: n.Rack}
 		for _, st := range n.Stores {
+			if s.Kind == Back && !st.Kept {
+				continue // it has its own leaf, or the one of before already
+			}
 			m.Stores = append(m.Stores, st.Store)
 			m.generations = append(m.generations, st.Generation)
 		}
@@ -153,6 +156,8 @@ func leftOut(s Spec, n fleet.Standing) string {
 		return "its agent was revoked"
 	case len(n.Stores) == 0:
 		return "its agent has reported no TLS store"
+	case s.Kind == Back && !slices.ContainsFunc(n.Stores, func(st fleet.StoreStanding) bool { return st.Kept }):
+		return "no certificate of another CA is to come back to it"
 	case s.Owner != "":
 		return ""
 	}

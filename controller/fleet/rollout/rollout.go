@@ -30,6 +30,7 @@ const (
 	Trust  = "trust"  // anchors are added
 	Leaf   = "leaf"   // a new leaf of another authority
 	Shrink = "shrink" // anchors go
+	Back   = "back"   // the leaf of another CA that was kept at a take-over
 )
 
 // States of a rollout.
@@ -56,7 +57,7 @@ func live(st string) bool {
 // Spec is what is asked for.
 type Spec struct {
 	Cluster string `json:"cluster"`
-	Kind    string `json:"kind" enum:"renew,trust,leaf,shrink"`
+	Kind    string `json:"kind" enum:"renew,trust,leaf,shrink,back"`
 	// Nodes by short name; empty: each that can.
 	Nodes []string `json:"nodes,omitempty"`
 	// Width is how many nodes of a wave may be on the move at once.
@@ -101,8 +102,8 @@ const (
 // check refuses what no plan can be made of.
 func (s Spec) check() error {
 	switch {
-	case s.Kind != Renew && s.Kind != Trust && s.Kind != Leaf && s.Kind != Shrink:
-		return fault.New(fault.Invalid, "bad-kind", "there is no rollout of kind %.40q", s.Kind).Do("use renew; trust, leaf and shrink are steps of a rotation")
+	case s.Kind != Renew && s.Kind != Trust && s.Kind != Leaf && s.Kind != Shrink && s.Kind != Back:
+		return fault.New(fault.Invalid, "bad-kind", "there is no rollout of kind %.40q", s.Kind).Do("use renew; trust, leaf, shrink and back are steps of a rotation")
 	case s.Width < 1 || s.Width > maxWidth:
 		return fault.New(fault.Invalid, "bad-width", "%d nodes at once cannot be", s.Width).Do("use 1 to %d", maxWidth)
 	case s.MaxUnavailable < 0 || s.Canary < 0 || s.FailureBudget < 0:

@@ -106,7 +106,9 @@ func (m machine) begin(a *state.Apply, r row, v View) error {
 	case Reissue:
 		w.Kind, w.Authority = waveLeaf, r.after
 	case Undoing:
-		w.Kind, w.Authority, w.Undo = waveLeaf, r.before, true
+		if w.Kind, w.Authority, w.Undo = waveLeaf, r.before, true; r.kind == Takeover {
+			w.Kind, w.Authority = waveBack, ""
+		}
 	default:
 		w.Kind = waveShrink
 	}
@@ -183,6 +185,11 @@ func (m machine) enter(a *state.Apply, r row, to Phase) error {
 		if err := m.pin(a, r, ""); err != nil {
 			return err
 		}
+		if r.kind == Takeover {
+			if err := fleet.ForgetKept(a, r.cluster); err != nil {
+				return err
+			}
+		}
 	}
 	return enter(a, r, to, fmt.Sprintf("every gate of %s holds: %s begins", r.phase, to))
 }
@@ -196,8 +203,8 @@ func (m machine) applyControl(a *state.Apply, c *clusterv1.ControlRotation) (*cl
 	case r.phase.Ended():
 		return nil, ended(r)
 	}
-	if len(c.Exceptions) > 0 && c.Verb != "resume" {
-		return nil, fault.New(fault.Invalid, "bad-exceptions", "clients are named with resume or retire").Do("`csm rotation resume --except ID --reason ...`")
+	if len(c.Exceptions) > 0 && c.Verb == "pause" {
+		return nil, fault.New(fault.Invalid, "bad-exceptions", "nothing is waited for while it is paused, so nothing is named").Do("`csm rotation resume --except ID --reason ...`")
 	}
 	switch c.Verb {
 	case "pause":
@@ -205,7 +212,7 @@ func (m machine) applyControl(a *state.Apply, c *clusterv1.ControlRotation) (*cl
 	case "resume":
 		return &clusterv1.Empty{}, m.resume(a, r, c)
 	case "rollback":
-		return &clusterv1.Empty{}, m.rollback(a, r, c.Reason)
+		return &clusterv1.Empty{}, m.rollback(a, r, c)
 	}
 	return nil, fault.New(fault.Invalid, "bad-verb", "%.16q is nothing that a rotation can do", c.Verb).Do("use pause, resume or rollback")
 }
@@ -259,7 +266,8 @@ func (m machine) resume(a *state.Apply, r row, c *clusterv1.ControlRotation) err
 
 // rollback turns round: leaves of the CA before again, then the new anchors go. After the retire began there is no way back:
 // somebody may trust the CA before no more.
-func (m machine) rollback(a *state.Apply, r row, reason string) error {
+func (m machine) rollback(a *state.Apply, r row, c *clusterv1.ControlRotation) error {
+	reason := c.Reason
 	switch {
 	case r.phase == Retire:
 		return fault.New(fault.Refused, "retired", "anchors of the CA before are withdrawn already: a leaf of it may be refused by a peer").
@@ -274,9 +282,13 @@ func (m machine) rollback(a *state.Apply, r row, reason string) error {
 	if err != nil {
 		return err
 	}
-	if r.kind == Takeover && anyLeaf(v, After) {
-		return fault.New(fault.Refused, "no-signer", "CSM cannot sign for the CA before").
-			Do("go on; or put the earlier files back node by node: `csm-agent rollback`, then roll back again")
+	if err := except(a, r, v, c.Exceptions, c.Reason); err != nil {
+		return err
+	}
+	if named, err := nameExceptions(v, c.Exceptions); err != nil {
+		return err
+	} else if reasons := m.gates.wayBack(named); len(reasons) > 0 {
+		return refusal(reasons)
 	}
 	if err := m.set(a, r, "abort", "the rotation turns round: "+reason); err != nil {
 		return err
@@ -372,10 +384,15 @@ func except(a *state.Apply, r row, v View, names []string, reason string) error 
 }
 
 func nameExceptions(v View, names []string) (View, error) {
-	clients, seen := slices.Clone(v.Clients), slices.Clone(v.Seen)
+	clients, seen, members := slices.Clone(v.Clients), slices.Clone(v.Seen), slices.Clone(v.Members)
 	for _, n := range names {
 		v.LinksAccepted = v.LinksAccepted || n == exceptLinks
 		found := n == exceptLinks || n == exceptSeen || n == exceptUnseen
+		for i := range members {
+			if v.Kind == Takeover && members[i].Node != "" && keepsOurs(members[i]) == n {
+				members[i].Stores, found = staying(members[i].Stores), true
+			}
+		}
 		for i := range clients {
 			if clients[i].Name == n {
 				clients[i].Named, found = true, true
@@ -390,6 +407,6 @@ func nameExceptions(v View, names []string) (View, error) {
 			return v, fault.New(fault.NotFound, "no-client", "the plan names no client %.100q", n).Do("see `csm rotation plan`")
 		}
 	}
-	v.Clients, v.Seen = clients, seen
+	v.Clients, v.Seen, v.Members = clients, seen, members
 	return v, nil
 }

@@ -18,6 +18,9 @@ var _ fleet.Gates = Asked{}
 // MayMove refuses a leaf of the CA that comes, and every shrinking of trust, while a gate is closed.
 func (g Asked) MayMove(a *state.Apply, mv fleet.Moving) (owned bool, err error) {
 	r, ok, err := running(a.Context(), a.Querier(), mv.Cluster)
+	if err == nil && !ok && (mv.Kind == agentv1.MoveKind_MOVE_KIND_TAKE_OVER || mv.Kind == agentv1.MoveKind_MOVE_KIND_GIVE_BACK) {
+		return false, fault.New(fault.Refused, "rotation-phase", "no rotation runs on %s: only one replaces the leaf of another CA, or gives it back", short(mv.Cluster)).Do("see `csm rotation list`")
+	}
 	if err != nil || !ok || mv.Kind == agentv1.MoveKind_MOVE_KIND_TRUST || r.kind == Rekey {
 		return false, err
 	}
@@ -64,7 +67,21 @@ func stepOf(r row, s Store, kind agentv1.MoveKind) (step Step, early string) {
 		}
 		return "", "trust shrinks only when every member is proved without it"
 	}
+	switch kind {
+	case agentv1.MoveKind_MOVE_KIND_TAKE_OVER:
+		if r.phase == Reissue || r.phase == Reissued {
+			return StepLeaf, ""
+		}
+		return "", "the leaf of another CA is replaced only when every member is proved to trust ours"
+	case agentv1.MoveKind_MOVE_KIND_GIVE_BACK:
+		if r.phase == Undoing {
+			return StepBack, ""
+		}
+		return "", "a leaf of another CA comes back only by a rollback of its take-over"
+	}
 	switch {
+	case r.kind == Takeover && r.phase.Undo(): // a leaf of ours again, where one is: it is trusted everywhere
+		return "", ""
 	case s.Files == After && s.Signer == r.after: // a leaf of the same CA again, or the proof of the one that is there
 		return "", ""
 	case s.Leaf == After && s.Signer == r.after, s.Leaf == Before && s.Signer == r.before && r.phase != Retire:

@@ -111,6 +111,8 @@ func lacking(v View, s Store) bool {
 		return false
 	case v.Phase == Reissue:
 		return s.Leaf != After
+	case v.Phase == Undoing && v.Kind == Takeover:
+		return s.Kept && !s.Stays && s.Gone == "" && s.Leaf != Before
 	case v.Phase == Undoing:
 		return s.Leaf != Before
 	case v.Phase == Distribute:

@@ -85,9 +85,10 @@ func newWorld(t testing.TB, size int) *world { return newWorldWith(t, size, "", 
 type eager struct{}
 
 func (eager) Begin(a *state.Apply, x rotation.Wave) (string, error) {
-	kinds := map[string]agentv1.MoveKind{"trust": agentv1.MoveKind_MOVE_KIND_TRUST, "leaf": renew, "renew": renew, "shrink": agentv1.MoveKind_MOVE_KIND_SHRINK}
+	kinds := map[string]agentv1.MoveKind{"trust": agentv1.MoveKind_MOVE_KIND_TRUST, "leaf": renew, "renew": renew, "shrink": agentv1.MoveKind_MOVE_KIND_SHRINK,
+		"back": agentv1.MoveKind_MOVE_KIND_GIVE_BACK}
 	for _, n := range x.Members {
-		if _, err := fleet.RaiseStore(a, fleet.Wish{Node: n, Store: "node", Move: kinds[x.Kind], Authority: x.Authority, Reason: x.Reason}); err != nil {
+		if _, err := fleet.RaiseStore(a, fleet.Wish{Node: n, Store: "node", Move: kinds[x.Kind], Authority: x.Authority, Reason: x.Reason, TakeOver: x.Kind == "leaf"}); err != nil {
 			return "", err
 		}
 	}
@@ -236,6 +237,14 @@ func (m *member) issue(claim string) string {
 	m.w.t.Helper()
 	o, err := m.w.fleet.OpenClaim(ctx, claim)
 	m.w.must(err)
+	m.w.must(m.tryIssue(claim))
+	return o.Authority
+}
+
+func (m *member) tryIssue(claim string) error {
+	m.w.t.Helper()
+	o, err := m.w.fleet.OpenClaim(ctx, claim)
+	m.w.must(err)
 	key, err := algorithm.Generate(algorithm.P384, rand.Reader)
 	m.w.must(err)
 	names, err := certificate.ParseNames(o.Names.DNS, o.Names.IPs, nil)
@@ -244,10 +253,12 @@ func (m *member) issue(claim string) string {
 	m.w.must(err)
 	got, err := m.w.issuance.Issue(ctx, issuance.Request{RequestID: rand.Text(), Actor: "agent", Tenant: "default", Authority: o.Authority, Region: "eu", Template: "node", CSR: csr, Names: names,
 		Node: m.name, Incarnation: m.incarnation, Store: "node", Claim: claim})
-	m.w.must(err)
+	if err != nil {
+		return err
+	}
 	leaf := certificate.Fingerprint(got.Leaf())
 	m.store.LeafSha256, m.store.KeystoreSha256, m.served = leaf[:], leaf[:], leaf[:]
-	return o.Authority
+	return nil
 }
 
 // trusts lets Cassandra load the anchors of the target: all that are in the bundle, and with shrink only those.
@@ -282,6 +293,9 @@ func (m *member) files() {
 			m.store.Anchors = append(m.store.Anchors, s[:])
 		}
 	}
+	if m.trusted[theirs] {
+		m.store.Anchors = append(m.store.Anchors, theirAnchor[:])
+	}
 	sum := sha256.Sum256([]byte(fmt.Sprint(m.trusted)))
 	m.store.TruststoreSha256 = sum[:]
 }
@@ -309,6 +323,9 @@ func (m *member) finish(claim string) error {
 	m.w.t.Helper()
 	m.prove(claim)
 	m.store.State = agentv1.InstallState_INSTALL_STATE_PROVEN
+	if m.leaf == theirs {
+		m.store.State = agentv1.InstallState_INSTALL_STATE_FOREIGN
+	}
 	err := m.done(claim, proven)
 	if err != nil {
 		m.store.State = agentv1.InstallState_INSTALL_STATE_INSTALLED_UNPROVEN
@@ -340,6 +357,12 @@ func (m *member) move() error {
 		m.trusts(false)
 	case agentv1.MoveKind_MOVE_KIND_SHRINK:
 		m.trusts(true)
+	case agentv1.MoveKind_MOVE_KIND_TAKE_OVER:
+		m.keep()
+		m.trusts(false)
+		m.leaf = m.issue(c)
+	case agentv1.MoveKind_MOVE_KIND_GIVE_BACK:
+		m.putBack()
 	default:
 		m.trusts(false)
 		m.leaf = m.issue(c)

@@ -19,6 +19,7 @@ const (
 	StepRetire   Step = "retire"   // withdraw the anchors of the CA before
 	StepShrink   Step = "shrink"   // one store takes the withdrawn anchors out
 	StepDone     Step = "done"     // nothing is left to do
+	StepTurn     Step = "turn"     // turn a take-over round after the first leaf
 	StepBack     Step = "back"     // one store claims a leaf of the CA before again
 	StepWithdraw Step = "withdraw" // take the new anchors out after the leaves are back
 	StepUnshrink Step = "unshrink" // one store takes the new anchors out again
@@ -77,6 +78,8 @@ func All() Gates {
 		{"installed", []Step{StepReissue, StepDone, StepUndone}, stores(installedGate)},
 		{"trust-proved", []Step{StepReissue, StepLeaf}, stores(trustProved)},
 		{"leaf-proved", []Step{StepReissued, StepRetire, StepShrink}, stores(leafProved)},
+		{"kept", []Step{StepTurn, StepBack, StepWithdraw}, keptGate},
+		{"trusted-before", []Step{StepTurn, StepBack}, trustedBefore},
 		{"leaf-back", []Step{StepWithdraw, StepUnshrink}, stores(leafBack)},
 		{"still", []Step{StepReissued, StepRetire, StepWithdraw, StepDone, StepUndone}, stores(stillGate)},
 		{"links", []Step{StepRetire}, members(linksGate)},
@@ -198,7 +201,7 @@ func oneVersion(v View, _ string) []Reason {
 }
 
 func signerGate(v View, _ string) []Reason {
-	if v.Signer == "" {
+	if v.Signer == "" || v.Kind == Takeover && v.Phase.Undo() { // on that way back nothing is signed
 		return nil
 	}
 	return []Reason{{Message: v.Signer, Remedy: "see `csm ca get`; make an issuer that can sign"}}
@@ -242,6 +245,9 @@ func leafProved(_ View, s Store) string {
 }
 
 func leafBack(_ View, s Store) string {
+	if s.Stays && s.Leaf == After {
+		return ""
+	}
 	switch s.Leaf {
 	case Before:
 		return ""

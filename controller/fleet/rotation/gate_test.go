@@ -23,7 +23,7 @@ func good(p Phase) View {
 
 // phaseOf is the phase in which a step is asked for.
 var phaseOf = map[Step]Phase{StepReissue: Distribute, StepLeaf: Reissue, StepReissued: Reissue, StepRetire: Reissued, StepShrink: Retire, StepDone: Retire,
-	StepBack: Undoing, StepWithdraw: Undoing, StepUnshrink: Withdrawing, StepUndone: Withdrawing}
+	StepTurn: Reissued, StepBack: Undoing, StepWithdraw: Undoing, StepUnshrink: Withdrawing, StepUndone: Withdrawing}
 
 // faults break one thing each. gate is the one that must notice, on every step that it is for.
 var faults = []struct {
@@ -50,6 +50,14 @@ var faults = []struct {
 	{"leaf-proved", "a node serves the leaf from before", func(v *View) { v.Members[1].Stores[0].Leaf = Before }},
 	{"leaf-proved", "nobody knows what a node serves", func(v *View) { v.Members[1].Stores[0].Leaf = Unknown }},
 	{"leaf-proved", "a node serves the leaf of a third CA", func(v *View) { v.Members[1].Stores[0].Leaf = Neither }},
+	{"kept", "an agent no longer keeps the leaf of before", func(v *View) {
+		s := &v.Members[1].Stores[0]
+		v.Kind, s.Kept, s.Gone, s.Leaf = Takeover, true, "it is gone", After
+	}},
+	{"trusted-before", "a node never knew the CA before", func(v *View) {
+		v.Kind, v.Members[1].Stores[0].LacksBefore = Takeover, "an anchor lacks"
+	}},
+	{"trusted-before", "nobody knows what a node has loaded", func(v *View) { v.Kind, v.Members[1].Stores[0].Leaf = Takeover, Unknown }},
 	{"leaf-back", "a node still serves the new leaf", func(v *View) { v.Members[1].Stores[0].Leaf = After }},
 	{"leaf-back", "nobody knows what a node serves", func(v *View) { v.Members[1].Stores[0].Leaf = Unknown }},
 	{"still", "a store is on the move", func(v *View) { v.Members[0].Stores[0].Moving = true }},

@@ -20,7 +20,7 @@ type Waves interface {
 // Wave asks for all that a phase moves.
 type Wave struct {
 	Cluster, Owner string
-	// Kind is trust, leaf or shrink; renew where a newer leaf of the CA before is the proof.
+	// Kind is trust, leaf or shrink; renew where a newer leaf of the CA before is the proof; back where agents kept the leaves of before.
 	Kind string
 	// Authority signs, for leaves.
 	Authority string
@@ -43,6 +43,7 @@ const (
 	waveLeaf   = "leaf"
 	waveShrink = "shrink"
 	waveRenew  = "renew"
+	waveBack   = "back"
 )
 
 // machine is the state machine with the gates that it asks.

@@ -39,6 +39,9 @@ func (s *sight) notes(v View) ([]string, error) {
 	} else if !slices.ContainsFunc(h.Members, func(m fleet.MemberHealth) bool { return m.Look > 0 || !m.Seen.IsZero() }) {
 		out = append(out, "whether a keyspace has one replica only is not known: no agent has read it over CQL (docs/agent.md)")
 	}
+	if s.r.kind == Takeover {
+		out = append(out, returnNotes(s.standings)...)
+	}
 	return out, nil
 }
 

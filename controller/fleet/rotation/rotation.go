@@ -164,6 +164,11 @@ type Store struct {
 	// Leaf is the side of the leaf that a neighbour saw served; Unknown when nobody proved what is served now.
 	Leaf  Side
 	Ports []Port
+	// Of a take-over. Kept: another CA's leaf was here before ours. Stays: on the way back it keeps ours, because no other was here, or
+	// a person said so. Gone is why the leaf of before cannot be put back; LacksBefore, why leaves of before would not be trusted here.
+	Kept, Stays bool
+	Gone        string
+	LacksBefore string
 }
 
 // Port is a TLS port of a store.

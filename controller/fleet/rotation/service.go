@@ -52,8 +52,10 @@ type Rotation struct {
 	EndTime    time.Time `json:"endTime,omitzero"`
 	Revision   uint64    `json:"revision"`
 	// Reasons are what it waits for, as the gates say it; Next is what happens when they hold.
-	Reasons  []Reason        `json:"reasons,omitempty"`
-	Next     string          `json:"next,omitempty"`
+	Reasons []Reason `json:"reasons,omitempty"`
+	Next    string   `json:"next,omitempty"`
+	// WayBack is what would refuse a rollback now.
+	WayBack  []Reason        `json:"wayBack,omitempty" doc:"what is in the way of a rollback now"`
 	Members  []MemberState   `json:"members,omitempty"`
 	Asides   []Aside         `json:"setAside,omitempty"`
 	Timeline []TimelineEntry `json:"timeline,omitempty"`
@@ -348,7 +350,7 @@ func (r *Rotations) whole(ctx context.Context, q state.Querier, x row) (Rotation
 		return out, err
 	}
 	d := r.gates.Decide(v)
-	out.Reasons, out.Next = d.Reasons, next(v, d)
+	out.Reasons, out.Next, out.WayBack = d.Reasons, next(v, d), r.gates.wayBack(v)
 	switch d.Action {
 	case Halt:
 		out.State = "halted"

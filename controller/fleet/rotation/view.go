@@ -62,6 +62,11 @@ func (s *sight) view(waves Waves) (View, error) {
 		return v, err
 	}
 	v.LinksAccepted = named[exceptLinks]
+	for i := range v.Members {
+		if m := &v.Members[i]; s.r.kind == Takeover && m.Node != "" && named[keepsOurs(*m)] {
+			m.Stores = staying(m.Stores)
+		}
+	}
 	v.Rollout, err = s.rollout(waves)
 	return v, err
 }
@@ -156,6 +161,8 @@ func (s *sight) stores() (map[string][]Store, error) {
 	}
 	s.standings = standings
 	out := map[string][]Store{}
+	var back [][]byte // anchors that the leaves of before lead to
+	proven := map[string]fleet.Proven{}
 	for _, n := range standings {
 		for _, st := range n.Stores {
 			x := Store{Name: st.Store, Signer: st.Authority, Behind: !s.r.idle() && (st.Installed < st.Generation || st.Installed < s.r.generation), Moving: st.Unproved || n.Claim != nil && n.Claim.Store == st.Store}
@@ -168,7 +175,19 @@ func (s *sight) stores() (map[string][]Store, error) {
 			}
 			x.Ports, x.Lacks = s.ports(p)
 			x.Files = s.written(p.Authority)
+			if s.r.kind == Takeover {
+				s.returns(&x, st, p)
+				proven[resource.Store(n.Node, st.Store)] = p
+				if k := p.Kept; k != nil && len(k.Anchor) > 0 && !contains(back, k.Anchor) {
+					back = append(back, k.Anchor)
+				}
+			}
 			out[n.Node] = append(out[n.Node], x)
+		}
+	}
+	for node, list := range out {
+		for i := range list {
+			list[i].LacksBefore = untrusted(proven[resource.Store(node, list[i].Name)], back)
 		}
 	}
 	return out, nil
@@ -177,7 +196,7 @@ func (s *sight) stores() (map[string][]Store, error) {
 // written is the side of a leaf that is in the files, whether anybody has proved it or not.
 func (s *sight) written(signer string) Side {
 	switch {
-	case s.r.before == s.r.after:
+	case s.r.before == s.r.after && s.r.kind != Takeover:
 		return Unknown
 	case signer == s.r.after:
 		return After

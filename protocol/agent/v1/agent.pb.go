@@ -393,6 +393,8 @@ const (
 	MoveKind_MOVE_KIND_SHRINK MoveKind = 4
 	// The leaf of another CA is replaced by one of ours, in files that took our anchors before.
 	MoveKind_MOVE_KIND_TAKE_OVER MoveKind = 5
+	// The leaf of another CA that was kept when ours took its place is put back.
+	MoveKind_MOVE_KIND_GIVE_BACK MoveKind = 6
 )
 
 // Enum value maps for MoveKind.
@@ -404,6 +406,7 @@ var (
 		3: "MOVE_KIND_TRUST",
 		4: "MOVE_KIND_SHRINK",
 		5: "MOVE_KIND_TAKE_OVER",
+		6: "MOVE_KIND_GIVE_BACK",
 	}
 	MoveKind_value = map[string]int32{
 		"MOVE_KIND_UNSPECIFIED": 0,
@@ -412,6 +415,7 @@ var (
 		"MOVE_KIND_TRUST":       3,
 		"MOVE_KIND_SHRINK":      4,
 		"MOVE_KIND_TAKE_OVER":   5,
+		"MOVE_KIND_GIVE_BACK":   6,
 	}
 )
 
@@ -2075,9 +2079,14 @@ type StoreFacts struct {
 	// of them that comes late is passed over.
 	Age uint64 `protobuf:"varint,14,opt,name=age,proto3" json:"age,omitempty"`
 	// Names that a certificate of this store must carry for peers and drivers to verify the endpoint.
-	Required      *Names `protobuf:"bytes,50,opt,name=required,proto3" json:"required,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Required *Names `protobuf:"bytes,50,opt,name=required,proto3" json:"required,omitempty"`
+	// Leaf of another CA that ours took the place of, and that the agent keeps with its key, whole and readable: its SHA-256, until when
+	// it would be put back, and the SHA-256 of the anchor in the truststore that it leads to. Empty when none is kept.
+	KeptSha256       []byte                 `protobuf:"bytes,147,opt,name=kept_sha256,json=keptSha256,proto3" json:"kept_sha256,omitempty"`
+	KeptUntil        *timestamppb.Timestamp `protobuf:"bytes,148,opt,name=kept_until,json=keptUntil,proto3" json:"kept_until,omitempty"`
+	KeptAnchorSha256 []byte                 `protobuf:"bytes,149,opt,name=kept_anchor_sha256,json=keptAnchorSha256,proto3" json:"kept_anchor_sha256,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *StoreFacts) Reset() {
@@ -2211,6 +2220,27 @@ func (x *StoreFacts) GetAge() uint64 {
 func (x *StoreFacts) GetRequired() *Names {
 	if x != nil {
 		return x.Required
+	}
+	return nil
+}
+
+func (x *StoreFacts) GetKeptSha256() []byte {
+	if x != nil {
+		return x.KeptSha256
+	}
+	return nil
+}
+
+func (x *StoreFacts) GetKeptUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.KeptUntil
+	}
+	return nil
+}
+
+func (x *StoreFacts) GetKeptAnchorSha256() []byte {
+	if x != nil {
+		return x.KeptAnchorSha256
 	}
 	return nil
 }
@@ -3181,7 +3211,11 @@ type StoreTarget struct {
 	// What the newest generation asks for; unspecified: the agent decides by what the store lacks.
 	Move MoveKind `protobuf:"varint,70,opt,name=move,proto3,enum=csm.agent.v1.MoveKind" json:"move,omitempty"`
 	// Plan of the rollout that raised the generation: said again in the claim. Empty when none did.
-	PlanHash      []byte `protobuf:"bytes,71,opt,name=plan_hash,json=planHash,proto3" json:"plan_hash,omitempty"`
+	PlanHash []byte `protobuf:"bytes,71,opt,name=plan_hash,json=planHash,proto3" json:"plan_hash,omitempty"`
+	// SHA-256 of the leaf of another CA that ours took the place of: what a MOVE_KIND_GIVE_BACK puts back. kept_done: nobody wants it
+	// back any more, so the agent removes what it kept of exactly this leaf.
+	KeptSha256    []byte `protobuf:"bytes,147,opt,name=kept_sha256,json=keptSha256,proto3" json:"kept_sha256,omitempty"`
+	KeptDone      bool   `protobuf:"varint,148,opt,name=kept_done,json=keptDone,proto3" json:"kept_done,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3291,6 +3325,20 @@ func (x *StoreTarget) GetPlanHash() []byte {
 		return x.PlanHash
 	}
 	return nil
+}
+
+func (x *StoreTarget) GetKeptSha256() []byte {
+	if x != nil {
+		return x.KeptSha256
+	}
+	return nil
+}
+
+func (x *StoreTarget) GetKeptDone() bool {
+	if x != nil {
+		return x.KeptDone
+	}
+	return false
 }
 
 // Names are the subject alternative names of a certificate.
@@ -4779,7 +4827,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x04Port\x12*\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x16.csm.agent.v1.PortKindR\x04kind\x12!\n" +
 	"\aaddress\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\aaddress\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\rR\x04port\"\x92\x05\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\xaf\x06\n" +
 	"\n" +
 	"StoreFacts\x12\x1c\n" +
 	"\x05store\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b?R\x05store\x121\n" +
@@ -4800,7 +4848,12 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x05ports\x18\f \x03(\v2\x12.csm.agent.v1.PortB\x06\xea\xe0\x18\x02\x10\bR\x05ports\x12#\n" +
 	"\aanchors\x18\r \x03(\fB\t\xea\xe0\x18\x05\b \x10\x80\x02R\aanchors\x12\x10\n" +
 	"\x03age\x18\x0e \x01(\x04R\x03age\x12/\n" +
-	"\brequired\x182 \x01(\v2\x13.csm.agent.v1.NamesR\brequired\"\x87\x03\n" +
+	"\brequired\x182 \x01(\v2\x13.csm.agent.v1.NamesR\brequired\x12(\n" +
+	"\vkept_sha256\x18\x93\x01 \x01(\fB\x06\xea\xe0\x18\x02\b R\n" +
+	"keptSha256\x12:\n" +
+	"\n" +
+	"kept_until\x18\x94\x01 \x01(\v2\x1a.google.protobuf.TimestampR\tkeptUntil\x125\n" +
+	"\x12kept_anchor_sha256\x18\x95\x01 \x01(\fB\x06\xea\xe0\x18\x02\b R\x10keptAnchorSha256\"\x87\x03\n" +
 	"\vJoinRequest\x12\x1e\n" +
 	"\x06method\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b R\x06method\x12$\n" +
 	"\bevidence\x18\x02 \x01(\fB\b\xea\xe0\x18\x04\b\x80\x80\x01R\bevidence\x12\x1a\n" +
@@ -4879,7 +4932,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x05actor\x18\x03 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05actor\x12\x1f\n" +
 	"\x06reason\x18\x04 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x120\n" +
 	"\x05since\x18< \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
-	"\x05until\x18= \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xb9\x03\n" +
+	"\x05until\x18= \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x81\x04\n" +
 	"\vStoreTarget\x12\x1c\n" +
 	"\x05store\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b?R\x05store\x12\x1e\n" +
 	"\n" +
@@ -4895,7 +4948,10 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"trust_only\x18( \x01(\bR\ttrustOnly\x12*\n" +
 	"\x04move\x18F \x01(\x0e2\x16.csm.agent.v1.MoveKindR\x04move\x12#\n" +
-	"\tplan_hash\x18G \x01(\fB\x06\xea\xe0\x18\x02\b R\bplanHash\"_\n" +
+	"\tplan_hash\x18G \x01(\fB\x06\xea\xe0\x18\x02\b R\bplanHash\x12(\n" +
+	"\vkept_sha256\x18\x93\x01 \x01(\fB\x06\xea\xe0\x18\x02\b R\n" +
+	"keptSha256\x12\x1c\n" +
+	"\tkept_done\x18\x94\x01 \x01(\bR\bkeptDone\"_\n" +
 	"\x05Names\x12\x1b\n" +
 	"\x03dns\x18\x01 \x03(\tB\t\xea\xe0\x18\x05\b\xfd\x01\x10@R\x03dns\x12\x1a\n" +
 	"\x03ips\x18\x02 \x03(\tB\b\xea\xe0\x18\x04\b@\x10@R\x03ips\x12\x1d\n" +
@@ -5036,14 +5092,15 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x11RING_STATE_NORMAL\x10\x01\x12\x16\n" +
 	"\x12RING_STATE_JOINING\x10\x02\x12\x16\n" +
 	"\x12RING_STATE_LEAVING\x10\x03\x12\x15\n" +
-	"\x11RING_STATE_MOVING\x10\x04*\x93\x01\n" +
+	"\x11RING_STATE_MOVING\x10\x04*\xac\x01\n" +
 	"\bMoveKind\x12\x19\n" +
 	"\x15MOVE_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fMOVE_KIND_FIRST\x10\x01\x12\x13\n" +
 	"\x0fMOVE_KIND_RENEW\x10\x02\x12\x13\n" +
 	"\x0fMOVE_KIND_TRUST\x10\x03\x12\x14\n" +
 	"\x10MOVE_KIND_SHRINK\x10\x04\x12\x17\n" +
-	"\x13MOVE_KIND_TAKE_OVER\x10\x05*\xb0\x01\n" +
+	"\x13MOVE_KIND_TAKE_OVER\x10\x05\x12\x17\n" +
+	"\x13MOVE_KIND_GIVE_BACK\x10\x06*\xb0\x01\n" +
 	"\vMoveOutcome\x12\x1c\n" +
 	"\x18MOVE_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13MOVE_OUTCOME_PROVEN\x10\x01\x12\x19\n" +
@@ -5168,73 +5225,74 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	2,  // 24: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
 	23, // 25: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
 	37, // 26: csm.agent.v1.StoreFacts.required:type_name -> csm.agent.v1.Names
-	8,  // 27: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 28: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
-	26, // 29: csm.agent.v1.JoinRequest.possession:type_name -> csm.agent.v1.Possession
-	37, // 30: csm.agent.v1.JoinRequest.names:type_name -> csm.agent.v1.Names
-	31, // 31: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
-	32, // 32: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
-	8,  // 33: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 34: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
-	24, // 35: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
-	8,  // 36: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 37: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
-	24, // 38: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
-	34, // 39: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
-	45, // 40: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
-	51, // 41: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
-	38, // 42: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
-	36, // 43: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
-	35, // 44: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
-	57, // 45: csm.agent.v1.Target.cycle_until:type_name -> google.protobuf.Timestamp
-	57, // 46: csm.agent.v1.Frozen.since:type_name -> google.protobuf.Timestamp
-	57, // 47: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
-	37, // 48: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
-	57, // 49: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
-	6,  // 50: csm.agent.v1.StoreTarget.move:type_name -> csm.agent.v1.MoveKind
-	57, // 51: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
-	6,  // 52: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
-	57, // 53: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
-	57, // 54: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
-	23, // 55: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
-	23, // 56: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
-	57, // 57: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
-	23, // 58: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
-	4,  // 59: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
-	58, // 60: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
-	57, // 61: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
-	48, // 62: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
-	48, // 63: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
-	7,  // 64: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
-	24, // 65: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
-	48, // 66: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
-	58, // 67: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
-	55, // 68: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
-	25, // 69: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
-	28, // 70: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
-	30, // 71: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
-	39, // 72: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
-	41, // 73: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
-	43, // 74: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
-	46, // 75: csm.agent.v1.AgentService.IssueProbe:input_type -> csm.agent.v1.IssueProbeRequest
-	49, // 76: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
-	52, // 77: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
-	54, // 78: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
-	27, // 79: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
-	29, // 80: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
-	33, // 81: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
-	40, // 82: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
-	42, // 83: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
-	44, // 84: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
-	47, // 85: csm.agent.v1.AgentService.IssueProbe:output_type -> csm.agent.v1.IssueProbeResponse
-	50, // 86: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
-	53, // 87: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
-	56, // 88: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
-	79, // [79:89] is the sub-list for method output_type
-	69, // [69:79] is the sub-list for method input_type
-	69, // [69:69] is the sub-list for extension type_name
-	69, // [69:69] is the sub-list for extension extendee
-	0,  // [0:69] is the sub-list for field type_name
+	57, // 27: csm.agent.v1.StoreFacts.kept_until:type_name -> google.protobuf.Timestamp
+	8,  // 28: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 29: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
+	26, // 30: csm.agent.v1.JoinRequest.possession:type_name -> csm.agent.v1.Possession
+	37, // 31: csm.agent.v1.JoinRequest.names:type_name -> csm.agent.v1.Names
+	31, // 32: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
+	32, // 33: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
+	8,  // 34: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 35: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
+	24, // 36: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
+	8,  // 37: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 38: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
+	24, // 39: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
+	34, // 40: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
+	45, // 41: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
+	51, // 42: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
+	38, // 43: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
+	36, // 44: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
+	35, // 45: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
+	57, // 46: csm.agent.v1.Target.cycle_until:type_name -> google.protobuf.Timestamp
+	57, // 47: csm.agent.v1.Frozen.since:type_name -> google.protobuf.Timestamp
+	57, // 48: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
+	37, // 49: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
+	57, // 50: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
+	6,  // 51: csm.agent.v1.StoreTarget.move:type_name -> csm.agent.v1.MoveKind
+	57, // 52: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
+	6,  // 53: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
+	57, // 54: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
+	57, // 55: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
+	23, // 56: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
+	23, // 57: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
+	57, // 58: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
+	23, // 59: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
+	4,  // 60: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
+	58, // 61: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
+	57, // 62: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
+	48, // 63: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
+	48, // 64: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
+	7,  // 65: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
+	24, // 66: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
+	48, // 67: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
+	58, // 68: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
+	55, // 69: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
+	25, // 70: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
+	28, // 71: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
+	30, // 72: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
+	39, // 73: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
+	41, // 74: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
+	43, // 75: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
+	46, // 76: csm.agent.v1.AgentService.IssueProbe:input_type -> csm.agent.v1.IssueProbeRequest
+	49, // 77: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
+	52, // 78: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
+	54, // 79: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
+	27, // 80: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
+	29, // 81: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
+	33, // 82: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
+	40, // 83: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
+	42, // 84: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
+	44, // 85: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
+	47, // 86: csm.agent.v1.AgentService.IssueProbe:output_type -> csm.agent.v1.IssueProbeResponse
+	50, // 87: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
+	53, // 88: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
+	56, // 89: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
+	80, // [80:90] is the sub-list for method output_type
+	70, // [70:80] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
