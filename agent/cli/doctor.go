@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"os"
@@ -20,6 +22,7 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/sync"
 	"github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/identity"
 )
 
 // check is one line of the doctor: good, warning or bad.
@@ -151,12 +154,24 @@ func (d *doctor) controllers(ctx context.Context, conf config.Config) {
 			d.err(name, f)
 			continue
 		}
-		ends := conn.(*tls.Conn).ConnectionState().PeerCertificates[0]
+		chain := conn.(*tls.Conn).ConnectionState().PeerCertificates
+		ends := chain[0]
 		_ = conn.Close()
 		if d.now.Before(ends.NotBefore) {
 			d.add("clock", "bad", "set this host's clock (chrony, systemd-timesyncd)", "it is before %s, when the certificate of %s begins", ends.NotBefore.UTC().Format(time.RFC3339), a)
 		}
 		d.add(name, "good", "", "answers in %s, and is of the pinned system", time.Since(began).Round(time.Millisecond))
+		d.pin(conf.Pin, chain)
+	}
+}
+
+// pin says when the pinned root is the one that goes: a chain that is trusted by it tells which one signs now.
+func (d *doctor) pin(pin string, chain []*x509.Certificate) {
+	for _, root := range chain[1:] {
+		if chain[0].CheckSignatureFrom(root) == nil && bytes.Equal(root.RawSubject, root.RawIssuer) && identity.Pin(root) != pin {
+			d.add("pin", "warning", "pin: "+identity.Pin(root)+" in agent.yaml", "the pin in agent.yaml is of a root of the system CA that goes: a host that joins anew could not do so later")
+			return
+		}
 	}
 }
 

@@ -124,26 +124,27 @@ type Node struct {
 	metrics    metrics
 	links      linkWork
 
-	mu        stdsync.Mutex
-	online    Link
-	target    *agentv1.Target
-	frozenBy  *agentv1.Frozen // of the newest target; that of the last run until one comes
-	released  string
-	suspended string
-	skew      skew
-	reopen    bool // claims may be asked again
-	wantScan  bool
-	waiting   map[string]chan *agentv1.Proof
-	early     map[string]*agentv1.Proof
-	doing     map[string]bool
-	snapshot  *agentv1.Hello
-	ownCert   *cassandra.Instance
-	roots     [][]byte
-	wanted    []string // fingerprints of roots; those of the last run until a target comes
-	up        bool     // all of Cassandra's ports listen
-	ring      ring
-	offers    offers
-	health    health
+	mu         stdsync.Mutex
+	online     Link
+	target     *agentv1.Target
+	frozenBy   *agentv1.Frozen // of the newest target; that of the last run until one comes
+	released   string
+	suspended  string
+	skew       skew
+	succession succession
+	reopen     bool // claims may be asked again
+	wantScan   bool
+	waiting    map[string]chan *agentv1.Proof
+	early      map[string]*agentv1.Proof
+	doing      map[string]bool
+	snapshot   *agentv1.Hello
+	ownCert    *cassandra.Instance
+	roots      [][]byte
+	wanted     []string // fingerprints of roots; those of the last run until a target comes
+	up         bool     // all of Cassandra's ports listen
+	ring       ring
+	offers     offers
+	health     health
 
 	// login is of the goroutine that looks at the ring.
 	login login
@@ -301,6 +302,7 @@ func (n *Node) join(ctx context.Context) error {
 func (n *Node) step(ctx context.Context) time.Time {
 	n.look(ctx, n.changed() || n.o.Clock.Since(n.looked) >= fullLook)
 	n.flush(ctx)
+	n.adoptRoots()
 	n.renewIdentity(ctx)
 	n.tell()
 	acted := false
@@ -483,7 +485,7 @@ func (n *Node) instanceFacts() *agentv1.InstanceFacts {
 
 // prepareHello keeps what a new stream begins with, so that the stream's goroutine needs nothing of the deciding one.
 func (n *Node) prepareHello() {
-	h := &agentv1.Hello{Agent: n.agentFacts(), Instance: n.instanceFacts(), HighestGeneration: n.folder.Highest()}
+	h := &agentv1.Hello{Agent: n.agentFacts(), Instance: n.instanceFacts(), HighestGeneration: n.folder.Highest(), Trusts: n.trusts()}
 	for _, s := range n.stores {
 		h.Stores = append(h.Stores, proto.CloneOf(s))
 	}
@@ -497,13 +499,13 @@ func (n *Node) tell() {
 	n.mu.Lock()
 	h, connected := n.snapshot, n.online.Connected
 	n.mu.Unlock()
-	r := &agentv1.Report{Agent: proto.CloneOf(h.Agent), Instance: h.Instance, Stores: h.Stores}
+	r := &agentv1.Report{Agent: proto.CloneOf(h.Agent), Instance: h.Instance, Stores: h.Stores, Trusts: h.Trusts}
 	r.Agent.Clock = nil
 	if !connected || n.sent != nil && proto.Equal(n.sent, r) {
 		return
 	}
 	n.sent = r
-	n.client.Report(&agentv1.Report{Agent: h.Agent, Instance: h.Instance, Stores: h.Stores})
+	n.client.Report(&agentv1.Report{Agent: h.Agent, Instance: h.Instance, Stores: h.Stores, Trusts: h.Trusts})
 }
 
 // view gathers what Decide needs.

@@ -33,7 +33,7 @@ func (n *Node) Hello() *agentv1.Hello {
 	// The clock is that of now: a snapshot may be as old as the step that is being done.
 	a := proto.CloneOf(n.snapshot.Agent)
 	a.Clock = timestamppb.New(n.o.Clock.Now())
-	return &agentv1.Hello{Agent: a, Instance: n.snapshot.Instance, Stores: n.snapshot.Stores, HighestGeneration: n.folder.Highest()}
+	return &agentv1.Hello{Agent: a, Instance: n.snapshot.Instance, Stores: n.snapshot.Stores, HighestGeneration: n.folder.Highest(), Trusts: n.trusts()}
 }
 
 // Target takes a wish that is not older than the newest one ever taken.
@@ -133,6 +133,10 @@ func (n *Node) Control(c *agentv1.Control) {
 		n.skew = n.skew.measure(read(n.o.Clock), c.ServerTime.AsTime())
 		far = n.skew.by.Abs() > MaxSkew
 	}
+	if len(c.Bundle) > 0 {
+		n.succession.roots = c.Bundle
+	}
+	n.askRenewal(c.RenewWithinMs)
 	n.reopen = n.reopen || c.ClaimsOpen
 	n.wantScan = n.wantScan || c.SendInventory
 	n.online.LastContact = now

@@ -25,7 +25,7 @@ func (n *Node) renewIdentity(ctx context.Context) {
 	n.mu.Lock()
 	connected := n.online.Connected
 	n.mu.Unlock()
-	if id == nil || now.Before(id.RenewAt) || own.Before(n.renewAt) {
+	if id == nil || now.Before(id.RenewAt) && !n.renewalAsked(id) || own.Before(n.renewAt) {
 		return
 	}
 	expired := now.After(id.Chain[0].NotAfter)

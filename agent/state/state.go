@@ -302,6 +302,16 @@ func (f *Folder) Identity() *Identity {
 
 // SaveIdentity replaces the identity and drops the key that was kept for joining or renewing.
 func (f *Folder) SaveIdentity(i *Identity) error {
+	if err := f.saveIdentity(i); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(f.dir, "next.key")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return unwritable(f.dir, err)
+	}
+	return nil
+}
+
+func (f *Folder) saveIdentity(i *Identity) error {
 	key, err := certificate.EncodeKeyPEM(i.Key)
 	if err != nil {
 		return err
@@ -315,10 +325,16 @@ func (f *Folder) SaveIdentity(i *Identity) error {
 	f.mu.Lock()
 	f.identity = i
 	f.mu.Unlock()
-	if err := os.Remove(filepath.Join(f.dir, "next.key")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return unwritable(f.dir, err)
-	}
 	return nil
+}
+
+// SaveBundle replaces the roots that the agent trusts, and nothing else of its identity.
+func (f *Folder) SaveBundle(roots []*x509.Certificate) error {
+	f.mu.Lock()
+	next := *f.identity
+	f.mu.Unlock()
+	next.Bundle = roots
+	return f.saveIdentity(&next)
 }
 
 // NextKey is the key of the identity that is asked for. It is kept until SaveIdentity, so that the same token comes again

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -15,6 +16,7 @@ import (
 	"github.com/cassandra-security-manager/csm/protocol/bounds"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/identity"
+	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
 // PinnedTLS is TLS towards a controller for who holds only the pin of the system CA: the chain that the controller sends
@@ -63,9 +65,32 @@ func IdentityTLS(current func() *state.Identity, now func() time.Time) *tls.Conf
 		if id := current(); id != nil {
 			v.TrustDomain = id.TrustDomain
 		}
-		return v.VerifyConnection(cs)
+		err := v.VerifyConnection(cs)
+		if err != nil && missed(current(), cs.PeerCertificates) {
+			return fault.Wrap(err, fault.Unauthenticated, "system-ca-changed", "the controller shows another root of the system CA than this agent knows, and nothing that leads to it from there: "+
+				"either the root was replaced while this agent was away, and `csm cluster join-command %s --rejoin` on an administrator's machine brings it back, or somebody poses as a controller", nodeOf(current()))
+		}
+		return err
 	}
 	return c
+}
+
+// missed says whether a chain claims to end at a root of this system that the agent does not know. That is no trust: anybody can write so.
+func missed(id *state.Identity, chain []*x509.Certificate) bool {
+	if id == nil || len(chain) < 2 {
+		return false
+	}
+	for _, root := range chain[1:] {
+		if chain[0].CheckSignatureFrom(root) == nil && len(root.URIs) == 1 && root.URIs[0].Host == id.TrustDomain && !slices.ContainsFunc(id.Bundle, root.Equal) {
+			return true
+		}
+	}
+	return false
+}
+
+// nodeOf is the node as commands take it: cluster/node.
+func nodeOf(id *state.Identity) string {
+	return resource.Last(resource.Parent(id.Node)) + "/" + resource.Last(id.Node)
 }
 
 // Dialer opens what a connection to a controller runs over; nil is TCP as the system routes it.

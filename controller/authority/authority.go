@@ -36,9 +36,11 @@ const (
 // State of an authority or issuer.
 type State string
 
-// The states. A retired issuer signs revocation lists and nothing else.
+// The states. A retired issuer signs revocation lists and nothing else. Trusted is a root of the system authority beside the active
+// one while they change places: it is an anchor and signs no identity.
 const (
 	Active  State = "active"
+	Trusted State = "trusted"
 	Retired State = "retired"
 )
 
@@ -328,7 +330,8 @@ func (a *Authority) issuer(name string) *Issuer {
 	return nil
 }
 
-// Anchors are the roots that who trusts an authority must have: active and retired ones, while they are valid.
+// Anchors are the roots that who trusts an authority must have: active and retired ones, while they are valid. A retired root of the
+// system authority is none: package systemca has seen that nobody needs it.
 func (s *Authorities) Anchors(ctx context.Context, authority string) ([]*x509.Certificate, error) {
 	a, err := s.Get(ctx, authority)
 	if err != nil {
@@ -336,7 +339,7 @@ func (s *Authorities) Anchors(ctx context.Context, authority string) ([]*x509.Ce
 	}
 	var out []*x509.Certificate
 	for _, i := range a.Issuers {
-		if i.Kind == Root && i.Certificate.NotAfter.After(s.clock.Now()) {
+		if i.Kind == Root && i.Certificate.NotAfter.After(s.clock.Now()) && (authority != SystemName || i.State != Retired) {
 			out = append(out, i.Certificate)
 		}
 	}

@@ -119,7 +119,7 @@ func TestTheSystemAuthorityIsMadeOnce(t *testing.T) {
 	wantReason(t, err, "system-exists")
 	c := a.Issuers[0].Certificate
 	if a.TrustDomain != "0123456789abcdef.csm" || !bytes.Equal(again.Issuers[0].Certificate.Raw, c.Raw) || c.SignatureAlgorithm != x509.ECDSAWithSHA384 ||
-		!c.IsCA || !c.MaxPathLenZero || c.NotAfter.Sub(w.log.Clock.Now()) != authority.RootValidity || algorithm.Name(c.PublicKey) != "P-384" {
+		!c.IsCA || c.MaxPathLen != 1 || c.NotAfter.Sub(w.log.Clock.Now()) != authority.RootValidity || algorithm.Name(c.PublicKey) != "P-384" {
 		t.Errorf("%+v", certificate.Describe(c))
 	}
 	bundle, err := w.SystemBundle(ctx)

@@ -10,7 +10,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -52,7 +51,7 @@ func (s *Authorities) Genesis(ctx context.Context, systemID, actor string) (*Aut
 	} else if !fault.Is(err, fault.NotFound) {
 		return nil, err
 	}
-	subject := pkix.Name{CommonName: "CSM system CA " + systemID, Organization: []string{"Cassandra Security Manager"}}
+	subject := systemSubject(systemID, 1)
 	return s.createRoot(ctx, SystemName, "", td, subject, CreateOptions{DisplayName: "System", Actor: actor, Reason: "genesis"})
 }
 
@@ -96,8 +95,7 @@ func (s *Authorities) createRoot(ctx context.Context, name, tenant, td string, s
 		return nil, err
 	}
 	if td != "" {
-		tmpl.MaxPathLen, tmpl.MaxPathLenZero = 0, true // the system CA signs identities itself
-		tmpl.URIs = []*url.URL{{Scheme: "spiffe", Host: td}}
+		systemRoot(tmpl, td)
 	} else {
 		tmpl.MaxPathLen = 1
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
 // Module registers the tables and commands.
@@ -78,10 +79,13 @@ func createAuthority(a *state.Apply, c *clusterv1.CreateAuthority) (*clusterv1.E
 		return nil, exists(c.Name)
 	}
 	a.Touch(state.Created, c.Name)
-	return &clusterv1.Empty{}, insertIssuer(a, c.Name, c.Tenant, c.Algorithm, c.Root)
+	return &clusterv1.Empty{}, insertIssuer(a, c.Name, c.Tenant, c.Algorithm, c.Root, Active)
 }
 
 func createIssuer(a *state.Apply, c *clusterv1.CreateIssuer) (*clusterv1.Empty, error) {
+	if c.Authority == SystemName {
+		return nil, byRotation()
+	}
 	var tenant, alg, st string
 	err := a.QueryRow(`SELECT tenant, algorithm, state FROM authorities WHERE name = ?`, c.Authority).Scan(&tenant, &alg, &st)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -99,11 +103,11 @@ func createIssuer(a *state.Apply, c *clusterv1.CreateIssuer) (*clusterv1.Empty, 
 		return nil, fault.New(fault.Refused, "issuer-not-active", "the root that signed is not active")
 	}
 	a.Touch(state.Updated, c.Authority)
-	return &clusterv1.Empty{}, insertIssuer(a, c.Authority, tenant, alg, c.Issuer)
+	return &clusterv1.Empty{}, insertIssuer(a, c.Authority, tenant, alg, c.Issuer, Active)
 }
 
 // insertIssuer writes the issuer, and its certificate into the ledger.
-func insertIssuer(a *state.Apply, authority, tenant, alg string, i *clusterv1.IssuerRecord) error {
+func insertIssuer(a *state.Apply, authority, tenant, alg string, i *clusterv1.IssuerRecord, st State) error {
 	if i == nil || i.CrlShards == 0 || i.CrlShards&(i.CrlShards-1) != 0 {
 		return fault.New(fault.Invalid, "bad-issuer", "an issuer needs a certificate and a number of list shards that is a power of two")
 	}
@@ -118,8 +122,8 @@ func insertIssuer(a *state.Apply, authority, tenant, alg string, i *clusterv1.Is
 	now := a.Now.UnixMilli()
 	sum := certificate.Fingerprint(i.Certificate)
 	res, err := a.Exec(`INSERT INTO issuers (name, authority, public_id, kind, region, zone, key, parent, state, crl_shards, base_urls,
-		not_before, not_after, create_time, revision, sha256, certificate) VALUES (?,?,?,?,?,?,?,?,'active',?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING`,
-		i.Name, authority, i.PublicId, i.Kind, i.Region, i.Zone, i.Key, i.Parent, i.CrlShards, string(urls),
+		not_before, not_after, create_time, revision, sha256, certificate) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING`,
+		i.Name, authority, i.PublicId, i.Kind, i.Region, i.Zone, i.Key, i.Parent, string(st), i.CrlShards, string(urls),
 		i.NotBeforeMs, i.NotAfterMs, now, int64(a.Index), sum[:], i.Certificate)
 	if err != nil {
 		return err
@@ -148,17 +152,25 @@ func setIssuerState(a *state.Apply, c *clusterv1.SetIssuerState) (*clusterv1.Emp
 	if s := State(c.State); s != Active && s != Retired {
 		return nil, fault.New(fault.Invalid, "bad-state", "%.40q is not a state of issuers", c.State).Do("use active or retired")
 	}
-	res, err := a.Exec(`UPDATE issuers SET state = ?, revision = ? WHERE name = ?`, c.State, int64(a.Index), c.Issuer)
+	if resource.Parent(c.Issuer) == SystemName {
+		return nil, byRotation()
+	}
+	return &clusterv1.Empty{}, setState(a, c.Issuer, State(c.State))
+}
+
+// setState moves an issuer.
+func setState(a *state.Apply, issuer string, to State) error {
+	res, err := a.Exec(`UPDATE issuers SET state = ?, revision = ? WHERE name = ?`, string(to), int64(a.Index), issuer)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if n, err := res.RowsAffected(); err != nil {
-		return nil, err
+		return err
 	} else if n == 0 {
-		return nil, fault.New(fault.NotFound, "no-issuer", "there is no issuer %.200q", c.Issuer)
+		return fault.New(fault.NotFound, "no-issuer", "there is no issuer %.200q", issuer)
 	}
-	a.Touch(state.Updated, c.Issuer)
-	return &clusterv1.Empty{}, nil
+	a.Touch(state.Updated, issuer)
+	return nil
 }
 
 // Issuers is what the ledger asks in Apply about the issuer of a certificate: ledger.Module(authority.Issuers{}, …).

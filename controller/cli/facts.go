@@ -17,6 +17,8 @@ type facts struct {
 	// status is nil when no controller told it; err says why.
 	status *statusView
 	err    error
+	// pin of the context.
+	pin string
 	// ends of the caller's own client certificate.
 	own         time.Time
 	authorities []authorityView
@@ -32,7 +34,7 @@ type serverFact struct {
 
 // nodesOf are the nodes of one cluster, or of all when it is empty.
 func gather(s *session, cluster string) facts {
-	f := facts{now: s.Now()}
+	f := facts{now: s.Now(), pin: s.ctx.CAPin}
 	for _, u := range s.client.servers {
 		f.servers = append(f.servers, serverFact{u.Host, s.ready(u)})
 	}

@@ -203,6 +203,9 @@ func readIn[T any](ctx context.Context, s *session, path string, query url.Value
 
 // hand is a command with the names that make it mean the same in any context.
 func hand(does, noun, verb, name, flags string) ringview.Hand {
+	if strings.HasPrefix(name, systemRotations+"/") {
+		return ringview.Hand{Does: does, Command: strings.TrimSpace("csm " + noun + " " + verb + " " + resource.Last(name) + " --system " + flags)}
+	}
 	cluster := resource.Segment(name, "clusters")
 	if cluster == "" {
 		cluster = resource.Segment(name, "trustDomains")

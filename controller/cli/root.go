@@ -26,6 +26,8 @@ type app struct {
 	wait, dryRun, yes        bool
 	plan, reason             string
 	consistent               bool
+	// system: rotation commands are about the system CA.
+	system bool
 }
 
 // Root makes csm.

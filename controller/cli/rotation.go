@@ -23,7 +23,9 @@ func (a *app) rotationCommand() *cobra.Command {
 			"nodes that serve a leaf of the new CA get one of the CA before, wave by wave", "when all are proved, the new anchors go", "keys of before are not used again"),
 		a.rotationSetAside(), a.rotationRetire())
 	c.Example = "  csm rotation plan -c prod-eu --to root-2027\n  csm rotation start -c prod-eu --to root-2027 --plan HASH --reason 'yearly' --wait\n  csm rotation explain -c prod-eu\n" +
-		"  csm rotation retire -c prod-eu --dry-run\n  csm rotation retire -c prod-eu --plan HASH --reason 'all clients have the new root' --wait"
+		"  csm rotation retire -c prod-eu --dry-run\n  csm rotation retire -c prod-eu --plan HASH --reason 'all clients have the new root' --wait\n" +
+		"  csm rotation plan --system\n  csm rotation start --system --plan HASH --reason 'yearly' --wait"
+	c.PersistentFlags().BoolVar(&a.system, "system", false, "the root of the system CA, which signs identities of controllers, agents and administrators")
 	return c
 }
 
@@ -73,8 +75,11 @@ type rotationView struct {
 	CreateTime, PhaseTime, EndTime                                                                  time.Time
 	Relaxed                                                                                         []string
 	Reasons, WayBack                                                                                []rotationReason
-	Members                                                                                         []rotationMember
-	Timeline                                                                                        []struct {
+	// Of a rotation of the system CA.
+	Controllers, Administrators []identityView
+	Agents                      agentsTally
+	Members                     []rotationMember
+	Timeline                    []struct {
 		Time                  time.Time
 		Phase, Message, Actor string
 	}
@@ -82,6 +87,9 @@ type rotationView struct {
 
 // rotations is the collection of a cluster's rotations.
 func (s *session) rotations() (string, error) {
+	if s.system {
+		return systemRotations, nil
+	}
 	name, err := s.trustName("")
 	return name + "/rotations", err
 }
@@ -93,7 +101,7 @@ func (a *app) rotationNames(cmd *cobra.Command) []string {
 // rotation finds a rotation by its id or full name; the newest of the cluster when none is named.
 func (s *session) rotation(args []string) (r rotationView, raw json.RawMessage, err error) {
 	name := first(args)
-	if !strings.HasPrefix(name, "tenants/") {
+	if !strings.HasPrefix(name, "tenants/") && !strings.HasPrefix(name, systemRotations+"/") {
 		c, err := s.rotations()
 		if err != nil {
 			return r, nil, err
@@ -109,7 +117,7 @@ func (s *session) rotation(args []string) (r rotationView, raw json.RawMessage, 
 				}
 			}
 			if name == "" {
-				return r, nil, fault.New(fault.NotFound, "no-rotation", "%s has no rotation", resource.Last(resource.Parent(c))).Do("make one: `csm rotation plan`")
+				return r, nil, fault.New(fault.NotFound, "no-rotation", "%s has no rotation", resource.Last(resource.Parent(c))).Do("make one: `csm rotation plan%s`", s.systemFlag())
 			}
 		}
 		name = c + "/" + name
@@ -175,6 +183,9 @@ func (a *app) rotationPlan() *cobra.Command {
 		Example: "  csm ca create root-2027 --region eu-west\n  csm rotation plan -c prod-eu --to root-2027\n  csm rotation plan -c prod-eu --to root-2027 --emergency"}
 	a.rotationTo(c, &q)
 	return a.run(c, func(s *session, _ []string) error {
+		if s.system {
+			return s.showSystemPlan(q)
+		}
 		p, raw, _, err := s.planRotation(q)
 		if err != nil {
 			return err
@@ -191,7 +202,6 @@ func (a *app) rotationTo(c *cobra.Command, q *rotationAsk) {
 	c.Flags().BoolVar(&q.emergency, "emergency", false, "the key of the old CA may be in other hands: give up what the plan lists, withdraw it without a person")
 	c.Flags().StringSliceVar(&q.keep, "keep", nil, "with --emergency, what is not given up: width, canary, seen, by-hand")
 	_ = c.RegisterFlagCompletionFunc("keep", cobra.FixedCompletions([]string{"width", "canary", "seen", "by-hand"}, cobra.ShellCompDirectiveNoFileComp))
-	_ = c.MarkFlagRequired("to")
 	_ = c.RegisterFlagCompletionFunc("to", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		return a.authorityNames(cmd), cobra.ShellCompDirectiveNoFileComp
 	})
@@ -274,6 +284,9 @@ func (a *app) rotationStart() *cobra.Command {
 		if err := s.needReason(); err != nil {
 			return err
 		}
+		if s.system {
+			return s.startSystem(q, bake, except)
+		}
 		p, _, base, err := s.planRotation(q)
 		if err != nil {
 			return err
@@ -325,6 +338,7 @@ func (r rotationView) needsAPerson() bool {
 func (r rotationView) text(now time.Time) string {
 	var b strings.Builder
 	b.WriteString(pictureText(r.picture(nil), now))
+	b.WriteString(r.identities())
 	for _, m := range r.Members {
 		for _, st := range m.Stores {
 			where := m.State
@@ -397,11 +411,14 @@ func (a *app) rotationVerb(verb, summary, example string, effects ...string) *co
 			return err
 		}
 		if verb != "pause" { // whoever wants it to stop is not asked
+			if s.system {
+				effects = systemEffects[verb]
+			}
 			if err := s.confirm(change{verb: verb, name: r.Name, etag: r.ETag, effects: effects}); err != nil {
 				return err
 			}
 		}
-		ans, err := s.post(r.Name+":"+verb, map[string]any{"reason": s.reason, "except": append([]string{}, except...)})
+		ans, err := s.post(r.Name+":"+verb, map[string]any{"reason": s.reason, "except": s.named(except)})
 		if err != nil || s.dryRun {
 			return err
 		}

@@ -21,6 +21,9 @@ func (a *app) rotationSetAside() *cobra.Command {
 		if err := s.needReason(); err != nil {
 			return err
 		}
+		if s.system {
+			return fault.New(fault.Invalid, "not-a-ring", "nobody is set aside in a rotation of the system CA").Do("name agents and administrators with `csm rotation resume --system --except`")
+		}
 		if c, _, ok := strings.Cut(args[0], "/"); ok && !strings.HasPrefix(args[0], "tenants/") {
 			s.ctx.Cluster = c
 		}
@@ -84,16 +87,19 @@ func (a *app) rotationRetire() *cobra.Command {
 		if err := s.ask(r.Name+":planRetire", nil, &raw, &p); err != nil {
 			return err
 		}
+		if s.dryRun && s.system {
+			return s.Print(ui.View{Object: raw, Text: p.systemText()})
+		}
 		if s.dryRun {
 			return s.Print(ui.View{Object: raw, Text: p.text()})
 		}
 		if err := s.needReason(); err != nil {
 			return err
 		}
-		if err := s.planned(p.Hash, "csm rotation retire --dry-run"); err != nil {
+		if err := s.planned(p.Hash, "csm rotation retire"+s.systemFlag()+" --dry-run"); err != nil {
 			return err
 		}
-		ans, err := s.post(r.Name+":retire", map[string]any{"planHash": p.Hash, "except": append([]string{}, except...), "reason": s.reason})
+		ans, err := s.post(r.Name+":retire", map[string]any{"planHash": p.Hash, "except": s.named(except), "reason": s.reason})
 		if err != nil {
 			return err
 		}

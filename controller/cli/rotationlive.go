@@ -121,6 +121,9 @@ var (
 func (r rotationView) picture(waves *rolloutView) ringview.View {
 	v := ringview.View{Title: short(r.Name) + " on " + resource.Last(r.Cluster), About: resource.Last(r.AuthorityBefore) + " → " + resource.Last(r.AuthorityAfter) + " (" + r.Kind + ")",
 		State: r.State, Since: r.PhaseTime, Steps: r.steps(), Waits: r.waits(waves), Next: r.Next, Hands: r.hands(), More: hand("", "rotation", "explain", r.Name, "").Command}
+	if r.Kind == "system" {
+		v.Title = short(r.Name) + " of the system CA"
+	}
 	if r.Emergency {
 		v.Title = "EMERGENCY: " + v.Title
 	}

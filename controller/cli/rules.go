@@ -37,7 +37,7 @@ var rules = []struct {
 	{"restart", []rule{doNotRestart}},
 	{"quorum", []rule{quorumRule}},
 	{"controllers", []rule{serverRule, controllerRule}},
-	{"expiry", []rule{leafRule, authorityRule, ownRule}},
+	{"expiry", []rule{leafRule, authorityRule, ownRule, pinRule}},
 	{"agents", []rule{agentRule, storeRule, graceRule}},
 	{"freeze", []rule{freezeRule, holdRule}},
 }
@@ -187,6 +187,15 @@ func ownRule(f facts, _ limits) []finding {
 	}
 	return []finding{found(warning, "own-certificate", "", "csm-controller admin add NAME   # on a controller's host",
 		"your own client certificate ends "+ui.Ago(f.now, f.own))}
+}
+
+// pinRule: a pin that was good enough to ask is of a root that is still trusted; another one signs already.
+func pinRule(f facts, _ limits) []finding {
+	if f.status == nil || f.status.CAPin == "" || f.pin == "" || strings.EqualFold(f.pin, f.status.CAPin) {
+		return nil
+	}
+	return []finding{found(warning, "old-pin", "", "csm context set NAME --ca-pin "+f.status.CAPin,
+		"the ca_pin of this context is of a root of the system CA that goes: after its retire this context trusts no controller")}
 }
 
 func agentRule(f facts, _ limits) (out []finding) {

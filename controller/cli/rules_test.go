@@ -48,6 +48,8 @@ func TestEachRuleFindsItsTroubleAndNothingElse(t *testing.T) {
 		"login": {func(f *facts) {
 			f.status, f.nodes, f.err = nil, nil, fault.New(fault.Unauthenticated, "x", "who are you")
 		}, []string{"critical not-asked"}},
+		"old pin":  {func(f *facts) { f.pin, f.status.CAPin = "sha256:0a", "sha256:0b" }, []string{"warning old-pin"}},
+		"same pin": {func(f *facts) { f.pin, f.status.CAPin = "sha256:0a", "sha256:0A" }, nil},
 		"one away": {func(f *facts) { f.servers[0].err = fault.New(fault.Unavailable, "unreachable", "csm1 is away") }, []string{"warning unreachable"}},
 		"sealed": {func(f *facts) {
 			f.servers[0].err = fault.New(fault.Unavailable, "not-ready", "keys: sealed").Do("look at seal")

@@ -73,7 +73,7 @@ func (s service) Ping(context.Context, *clusterv1.PingRequest) (*clusterv1.PingR
 func (n *Node) self() *clusterv1.PingResponse {
 	r := &clusterv1.PingResponse{Name: n.cfg.Name, Id: n.cfg.NodeID, ClusterId: n.cfg.ClusterID, Now: timestamppb.New(n.cfg.Clock.Now()),
 		Version: n.cfg.Version, FeatureLevel: n.cfg.FeatureLevel, Applied: n.store.Applied(), Term: n.raft.CurrentTerm(),
-		Role: strings.ToLower(n.raft.State().String()), Leader: n.Leader(), LastContactMs: -1, DiskFree: float64(n.free.Load()) / 1e6}
+		Role: strings.ToLower(n.raft.State().String()), Leader: n.Leader(), LastContactMs: -1, DiskFree: float64(n.free.Load()) / 1e6, Trusts: n.trusts()}
 	r.LastLogIndex = n.raft.LastIndex()
 	r.LastLogTerm = n.lastTerm()
 	if n.IsLeader() {

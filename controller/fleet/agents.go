@@ -334,3 +334,17 @@ func copied(known agentRow, says *agentv1.AgentFacts) string {
 	}
 	return ""
 }
+
+// AgentIdentity is the agent of a node whose identity was not revoked.
+type AgentIdentity struct {
+	Node, UID   string
+	Incarnation uint64
+	Connected   bool
+}
+
+// Agents lists the agents of all nodes, in the order of their nodes' names: those that may act, and suspended ones.
+func Agents(ctx context.Context, q state.Querier) ([]AgentIdentity, error) {
+	return collect(ctx, q, func(r *sql.Rows) (x AgentIdentity, err error) {
+		return x, r.Scan(&x.Node, &x.UID, &x.Incarnation, &x.Connected)
+	}, `SELECT n.name, n.uid, n.incarnation, g.connected FROM nodes n JOIN agents g ON g.uid = n.uid AND g.incarnation = n.incarnation WHERE g.state <> ? ORDER BY n.name`, Revoked)
+}

@@ -139,22 +139,28 @@ func (p *People) current(ctx context.Context, name string) (Admin, error) {
 
 // Admins in the order of their names.
 func (p *People) Admins(ctx context.Context) (out []Admin, err error) {
-	err = p.read.View(ctx, func(ctx context.Context, q state.Querier) error {
-		rows, err := q.QueryContext(ctx, selectAdmin+` ORDER BY name`)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			a, err := scan(rows)
-			if err != nil {
-				return err
-			}
-			out = append(out, a)
-		}
-		return rows.Err()
+	err = p.read.View(ctx, func(ctx context.Context, q state.Querier) (err error) {
+		out, err = InState(ctx, q)
+		return err
 	})
 	return out, err
+}
+
+// InState reads the administrators in a transaction that is open already: for those who decide by them in Apply.
+func InState(ctx context.Context, q state.Querier) (out []Admin, err error) {
+	rows, err := q.QueryContext(ctx, selectAdmin+` ORDER BY name`)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		a, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, a)
+	}
+	return out, rows.Err()
 }
 
 // Authenticate says which administrator a verified client certificate belongs to. It is asked at each request, so that a

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/cassandra-security-manager/csm/shared/fault"
-	"github.com/cassandra-security-manager/csm/shared/identity"
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
@@ -167,7 +166,11 @@ func AddAdmin(ctx context.Context, cfg Config, name, out string) (AdminResult, e
 	if err != nil {
 		return AdminResult{}, err
 	}
-	return AdminResult{Name: resource.Admin(name), File: out, Pin: identity.Pin(roots[0])}, writeAdmin(out, key, chain, roots)
+	own, err := parseAll(chain)
+	if err != nil {
+		return AdminResult{}, err
+	}
+	return AdminResult{Name: resource.Admin(name), File: out, Pin: pinOf(own[0], roots)}, writeAdmin(out, key, chain, roots)
 }
 
 // RevokeAdmin closes every door to an administrator.

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/identity"
 )
 
 // identityHolder gives the controller's current certificate and the system bundle to every listener; both may change
@@ -28,23 +29,28 @@ func openIdentity(d dataDir) (*identityHolder, error) {
 	if err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "broken-installation", "the controller's certificate").Do("remove this controller from the system and join it anew")
 	}
+	cross, err := d.readCross()
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Internal, "broken-installation", "the certificates between the roots of the system CA").Do("remove identity/cross.pem: it is written again")
+	}
 	h := &identityHolder{dir: d, key: key}
-	h.set(chain, bundle)
+	h.set(chain, bundle, cross)
 	return h, nil
 }
 
-func (h *identityHolder) set(chain, bundle []*x509.Certificate) {
+func (h *identityHolder) set(chain, bundle, cross []*x509.Certificate) {
 	cert := &tls.Certificate{PrivateKey: h.key, Leaf: chain[0]}
 	for _, c := range chain {
 		cert.Certificate = append(cert.Certificate, c.Raw)
 	}
-	// The system CA goes last, so that a joiner who holds only its pin can check the whole.
-	for _, root := range bundle {
+	// The system CA goes last, so that a joiner who holds only its pin can check the whole: with two roots, by the certificates that
+	// lead from each to the other.
+	for _, root := range slices.Concat(cross, bundle) {
 		if !slices.ContainsFunc(chain, root.Equal) {
 			cert.Certificate = append(cert.Certificate, root.Raw)
 		}
 	}
-	h.current.Store(&credentials{cert: cert, bundle: bundle})
+	h.current.Store(&credentials{cert: cert, bundle: bundle, cross: cross})
 }
 
 // replace stores a renewed chain on disk first, then uses it.
@@ -60,8 +66,35 @@ func (h *identityHolder) replace(chain, bundle [][]byte) error {
 	if err := h.dir.writeChain(chain, bundle); err != nil {
 		return err
 	}
-	h.set(parsedChain, parsedBundle)
+	h.set(parsedChain, parsedBundle, h.current.Load().cross)
 	return nil
+}
+
+// follow stores the roots that are trusted now and what leads between them, then uses both.
+func (h *identityHolder) follow(chain, bundle, cross []*x509.Certificate) error {
+	if err := h.dir.writeCross(raw(cross)); err != nil {
+		return err
+	}
+	if err := h.dir.writeChain(raw(chain), raw(bundle)); err != nil {
+		return err
+	}
+	h.set(chain, bundle, cross)
+	return nil
+}
+
+// signedBy says whether a root signed the identity that is in use.
+func (h *identityHolder) signedBy(root *x509.Certificate) bool {
+	return h.leaf().CheckSignatureFrom(root) == nil
+}
+
+// pinOf is the pin of the root that signed a leaf.
+func pinOf(leaf *x509.Certificate, roots []*x509.Certificate) string {
+	for _, r := range roots {
+		if leaf.CheckSignatureFrom(r) == nil {
+			return identity.Pin(r)
+		}
+	}
+	return identity.Pin(roots[0])
 }
 
 func parseAll(ders [][]byte) ([]*x509.Certificate, error) {

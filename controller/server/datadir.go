@@ -21,7 +21,7 @@ import (
 //
 //	node.json    which system and which installation this is; written last by init and join, so its presence means complete
 //	kek/         the key-encryption key, sealed
-//	identity/    the controller's key and certificate, and the system bundle
+//	identity/    the controller's key and certificate, the system bundle, and what leads between its roots while there are two
 //	raft/ snapshots/ state/   see controller/consensus and controller/state
 //	admin.sock   commands of the local administrator (csm-controller admin …)
 type dataDir string
@@ -97,6 +97,8 @@ func (d dataDir) finish(in installation) error {
 type credentials struct {
 	cert   *tls.Certificate
 	bundle []*x509.Certificate
+	// cross leads from each root to the other while there are two.
+	cross []*x509.Certificate
 }
 
 // keyHash is the SHA-256 of the public key (SPKI) by which the members table knows a controller.
@@ -120,6 +122,25 @@ func (d dataDir) writeChain(chain, bundle [][]byte) error {
 	return errors.Join(
 		atomicfile.Replace(d.path("identity", "bundle.pem"), encodePEM(bundle), 0o644),
 		atomicfile.Replace(d.path("identity", "chain.pem"), encodePEM(chain), 0o644))
+}
+
+// writeCross keeps what leads between two roots; none: there is one root.
+func (d dataDir) writeCross(ders [][]byte) error {
+	if len(ders) > 0 {
+		return atomicfile.Replace(d.path("identity", "cross.pem"), encodePEM(ders), 0o644)
+	}
+	if err := os.Remove(d.path("identity", "cross.pem")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (d dataDir) readCross() ([]*x509.Certificate, error) {
+	certs, err := readCertificates(d.path("identity", "cross.pem"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return certs, err
 }
 
 func encodePEM(ders [][]byte) []byte {

@@ -23,6 +23,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/controller/people"
 	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/controller/systemca"
 	"github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
@@ -40,6 +41,7 @@ func modules() []state.Module {
 		people.Module(),
 		grace.Module(),
 		backup.Module(),
+		systemca.Module(),
 	}
 }
 
@@ -55,6 +57,7 @@ type domain struct {
 	fleet       *fleet.Fleet
 	rollouts    *rollout.Rollouts
 	rotations   *rotation.Rotations
+	systemCA    *systemca.Rotations
 	people      *people.People
 	grace       *grace.Grace
 	metrics     *metrics
@@ -122,6 +125,7 @@ func assembleOn(cfg Config, ring *keyring.Keyring, store *state.Store, log state
 	d.fleet = fleet.New(store, log, clock, d.anchors)
 	d.rollouts = rollout.New(store, log, clock)
 	d.rotations = rotation.New(store, log, clock, rotation.Rollouts{})
+	d.systemCA = systemca.New(store, log, clock, d.authorities)
 	d.people = people.New(store, log)
 	d.grace = grace.New(store, log, clock)
 	return d

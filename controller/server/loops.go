@@ -11,6 +11,7 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/identity"
+	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
 // unsealLoop opens the keyring as soon as a data key is wrapped to this controller, and again whenever wraps change.
@@ -121,12 +122,17 @@ func (s *Server) identityLoop(ctx context.Context) error {
 			s.log.Warn("the system bundle cannot be read", "error", err)
 		}
 		next := 12 * time.Hour
-		if due := s.id.leaf().NotBefore.Add(identityRenewAt); time.Now().After(due) {
+		moves, err := s.hasTurn(ctx)
+		if err != nil {
+			s.log.Warn("it is not known whether another root signs", "error", err)
+		}
+		if due := s.id.leaf().NotBefore.Add(identityRenewAt); moves || time.Now().After(due) {
 			if err := s.renewIdentity(ctx); err != nil {
 				s.log.Warn("this controller's certificate is not renewed yet", "not_after", s.id.leaf().NotAfter, "error", err)
 				next = time.Minute
-				if time.Now().After(s.id.leaf().NotAfter) {
-					// Agents and administrators do not trust an expired controller: after a long absence this is urgent.
+				if moves || time.Now().After(s.id.leaf().NotAfter) {
+					// Agents and administrators do not trust an expired controller: after a long absence this is urgent. So is a turn
+					// for which the others wait.
 					next = 2 * time.Second
 				}
 			}
@@ -139,17 +145,41 @@ func (s *Server) identityLoop(ctx context.Context) error {
 	}
 }
 
+// followBundle takes the roots that the state trusts, and what leads between them, into every listener and dialler.
 func (s *Server) followBundle(ctx context.Context) error {
-	bundle, err := s.dom.authorities.SystemBundle(ctx)
-	if err != nil || len(bundle) == 0 || slices.EqualFunc(bundle, s.id.roots(), (*x509.Certificate).Equal) {
+	w, err := s.dom.systemCA.Wish(ctx)
+	if err != nil {
 		return err
+	}
+	bundle, err := s.dom.authorities.SystemBundle(ctx)
+	if err != nil {
+		return err
+	}
+	var cross []*x509.Certificate
+	if len(w.Cross) > 0 {
+		if cross, err = parseAll(w.Cross); err != nil {
+			return err
+		}
+	}
+	now := s.id.current.Load()
+	if len(bundle) == 0 || slices.EqualFunc(bundle, now.bundle, (*x509.Certificate).Equal) && slices.EqualFunc(cross, now.cross, (*x509.Certificate).Equal) {
+		return nil
 	}
 	chain, _, err := s.id.dir.readChain()
 	if err != nil {
 		return err
 	}
 	s.log.Info("the system bundle changed", "certificates", len(bundle))
-	return s.id.replace(raw(chain), raw(bundle))
+	return s.id.follow(chain, bundle, cross)
+}
+
+// hasTurn says whether this controller is to take an identity of another root now.
+func (s *Server) hasTurn(ctx context.Context) (bool, error) {
+	w, err := s.dom.systemCA.Wish(ctx)
+	if err != nil || w.Signing == nil || !w.Moves(resource.Controller(s.in.Name)) {
+		return false, err
+	}
+	return !s.id.signedBy(w.Signing.Certificate), nil
 }
 
 func (s *Server) renewIdentity(ctx context.Context) error {

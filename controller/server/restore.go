@@ -197,7 +197,11 @@ func (w *reviver) identify(ctx context.Context, r *rebirth, id *identityHolder) 
 	if err != nil {
 		return "", err
 	}
-	return identity.Pin(roots[0]), w.dir.writeChain(chain, bundle)
+	own, err := parseAll(chain)
+	if err != nil {
+		return "", err
+	}
+	return pinOf(own[0], roots), w.dir.writeChain(chain, bundle)
 }
 
 // Inspection is what a backup file says of itself.

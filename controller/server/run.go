@@ -167,6 +167,7 @@ func (s *Server) serve(ctx context.Context, ready func()) error {
 	group.Go(func() error { return s.freezeLoop(ctx) })
 	group.Go(func() error { return s.rolloutLoop(ctx) })
 	group.Go(func() error { return s.rotationLoop(ctx) })
+	group.Go(func() error { return s.systemCALoop(ctx, agents) })
 	s.log.Info("controller runs", "region", s.cfg.Region, "api", s.cfg.Listen.API, "agents", s.cfg.Listen.Agents,
 		"cluster", s.cfg.Listen.Cluster, "pki", s.cfg.Listen.PKI)
 	if ready != nil {
@@ -209,7 +210,7 @@ func (s *Server) httpServer(h http.Handler) *http.Server {
 func (s *Server) restDeps() rest.Deps {
 	return rest.Deps{
 		Name: s.in.Name, Region: s.cfg.Region, TrustDomain: s.in.trustDomain(), Roots: s.id.roots,
-		People: s.dom.people, Grace: s.dom.grace, Fleet: s.dom.fleet, Rollouts: s.dom.rollouts, Rotations: s.dom.rotations, Issuance: s.dom.issuance, Authorities: s.dom.authorities, Ledger: s.dom.ledger,
+		People: s.dom.people, Grace: s.dom.grace, Fleet: s.dom.fleet, Rollouts: s.dom.rollouts, Rotations: s.dom.rotations, SystemCA: s.dom.systemCA, Issuance: s.dom.issuance, Authorities: s.dom.authorities, Ledger: s.dom.ledger,
 		Quorum: quorum{s.dom.node, s}, State: s.dom.store, Unsealed: s.dom.keyring.Unsealed, AfterApprove: s.approved, Backups: s.copies,
 		Limits: apiLimits, Clock: clockwork.NewRealClock(), Logger: s.log,
 	}
@@ -218,6 +219,7 @@ func (s *Server) restDeps() rest.Deps {
 func (s *Server) agentAPI() *agentapi.Server {
 	return agentapi.New(agentapi.Deps{
 		Fleet: s.dom.fleet, Store: s.dom.store, Log: s.dom.node, Issuer: s.dom.issuance, Linearize: s.dom.node.Linearize, Grace: s.dom.grace.Open,
+		SystemCA: s.dom.systemCA, RetiredRoots: s.retiredRoots,
 		Emergency:  s.dom.rotations.Emergency,
 		Controller: s.in.Name, TrustDomain: s.in.trustDomain(), Clock: clockwork.NewRealClock(), Logger: s.log,
 	})

@@ -34,6 +34,9 @@ type host struct {
 	name   string
 	log    string
 	stores string
+	dir    string
+	spec   process.Spec
+	runs   *process.Process
 }
 
 type nodeView struct {
@@ -44,7 +47,7 @@ type nodeView struct {
 	}
 }
 
-func (w world) host(name string) host {
+func (w world) host(name string) *host {
 	w.t.Helper()
 	program, err := agentProgram()
 	w.must(err)
@@ -52,7 +55,7 @@ func (w world) host(name string) host {
 }
 
 // hostOf is a host whose agent is of another build, with an environment of its own.
-func (w world) hostOf(program, name string, env ...string) host {
+func (w world) hostOf(program, name string, env ...string) *host {
 	w.t.Helper()
 	dir := w.t.TempDir()
 	var token struct{ Token string }
@@ -76,17 +79,27 @@ func (w world) hostOf(program, name string, env ...string) host {
 	for name, text := range files {
 		w.must(os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
-	h := host{w, name, filepath.Join(dir, "agent.log"), stores}
-	p, err := process.Start(process.Spec{Name: "agent of " + name, Path: program, Args: []string{"run", "--config", filepath.Join(dir, "agent.yaml")}, Env: env, Dir: dir, Log: h.log})
-	w.must(err)
-	w.t.Cleanup(p.Kill)
+	h := &host{w: w, name: name, log: filepath.Join(dir, "agent.log"), stores: stores, dir: dir}
+	h.spec = process.Spec{Name: "agent of " + name, Path: program, Args: []string{"run", "--config", filepath.Join(dir, "agent.yaml")}, Env: env, Dir: dir, Log: h.log}
+	h.start()
+	w.t.Cleanup(h.kill)
 	return h
 }
 
-func (h host) path() string { return "/v1/tenants/default/clusters/prod/nodes/" + h.name }
+func (h *host) start() {
+	h.w.t.Helper()
+	var err error
+	h.runs, err = process.Start(h.spec)
+	h.w.must(err)
+}
+
+// kill ends the agent with SIGKILL.
+func (h *host) kill() { h.runs.Kill() }
+
+func (h *host) path() string { return "/v1/tenants/default/clusters/prod/nodes/" + h.name }
 
 // await gives the node when it is as wanted.
-func (h host) await(what string, want func(nodeView) bool) (v nodeView) {
+func (h *host) await(what string, want func(nodeView) bool) (v nodeView) {
 	h.w.t.Helper()
 	err := plane.Eventually(h.w.t.Context(), 90*time.Second, func() error {
 		v = nodeView{}
@@ -105,13 +118,13 @@ func (h host) await(what string, want func(nodeView) bool) (v nodeView) {
 	return v
 }
 
-func (h host) installed() nodeView {
+func (h *host) installed() nodeView {
 	h.w.t.Helper()
 	return h.await("installed", func(v nodeView) bool { return v.Stores[0].Installed > 0 && v.Stores[0].LeafSha256 != "" })
 }
 
 // renew asks for a renewal and waits until it is installed.
-func (h host) renew() {
+func (h *host) renew() {
 	h.w.t.Helper()
 	before := h.installed()
 	var r struct{ Generation uint64 }
@@ -127,7 +140,7 @@ func TestEveryAgentsNextRenewalWorksAfterARestore(t *testing.T) {
 	t.Parallel()
 	w, _ := copies(t, "")
 	w.must(w.cluster("prod"))
-	hosts := []host{w.host("n1"), w.host("n2")}
+	hosts := []*host{w.host("n1"), w.host("n2")}
 	for _, h := range hosts {
 		h.installed()
 	}

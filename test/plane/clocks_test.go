@@ -22,7 +22,7 @@ const leapYear = 400 * 24 * time.Hour
 type clocked struct {
 	world
 	hands map[string]clock.Hand
-	node  host
+	node  *host
 	made  int
 }
 

@@ -122,7 +122,7 @@ func under(t *testing.T, root string) (world, corporate) {
 }
 
 // proves lets openssl look at the stores.
-func (c corporate) proves(h host) {
+func (c corporate) proves(h *host) {
 	c.t.Helper()
 	out := c.run(fmt.Sprintf(`
 openssl pkcs12 -in %[1]s/keystore.p12 -passin pass:changeit -nokeys -clcerts -out leaf.pem

@@ -2,6 +2,7 @@ package agentapi
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -31,6 +32,7 @@ type caller struct {
 	fleet.Caller
 	id   identity.ID
 	leaf []byte // SubjectPublicKeyInfo of its certificate
+	cert *x509.Certificate
 }
 
 func callerOf(ctx context.Context) caller { c, _ := ctx.Value(callerKey{}).(caller); return c }
@@ -60,6 +62,9 @@ func (s *Server) admit(ctx context.Context, method string) (context.Context, err
 	if err := s.limits.allow(id.Path, now, 20, 100); err != nil {
 		return ctx, err
 	}
+	if err := s.current(leaf); err != nil {
+		return ctx, s.withNode(ctx, err, uid, incarnation)
+	}
 	if now.After(leaf.NotAfter) && method != agentv1.AgentService_RenewIdentity_FullMethodName {
 		return ctx, fault.New(fault.Unauthenticated, "identity-expired", "the agent's identity expired at %s", leaf.NotAfter.UTC().Format(time.RFC3339)).
 			Do("renew it: that is possible until %s", leaf.NotAfter.Add(RenewalGrace).UTC().Format(time.RFC3339))
@@ -75,7 +80,7 @@ func (s *Server) admit(ctx context.Context, method string) (context.Context, err
 	if err := c.Allowed(); err != nil && (c.State != fleet.Suspended || !forSuspended[method]) {
 		return ctx, err
 	}
-	return context.WithValue(ctx, callerKey{}, caller{Caller: c, id: id, leaf: leaf.RawSubjectPublicKeyInfo}), nil
+	return context.WithValue(ctx, callerKey{}, caller{Caller: c, id: id, leaf: leaf.RawSubjectPublicKeyInfo, cert: leaf}), nil
 }
 
 var forSuspended = map[string]bool{agentv1.AgentService_Sync_FullMethodName: true, agentv1.AgentService_ReportMove_FullMethodName: true}

@@ -12,6 +12,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -59,6 +60,10 @@ type Deps struct {
 	Linearize func(ctx context.Context) error
 	// Grace says whether identities may be renewed that expired longer ago than RenewalGrace; nil is no.
 	Grace func() bool
+	// SystemCA says what agents are to do about their identities, and is told what is seen of them; nil in a system whose CA stays.
+	SystemCA SystemCA
+	// RetiredRoots of the system CA: whoever comes with an identity of one is told what to do, and nothing else. May be nil.
+	RetiredRoots func() []*x509.Certificate
 	// Emergency says whether the certificates of a cluster are replaced because their CA must not be relied on any more; nil is never.
 	Emergency func(ctx context.Context, cluster string) (bool, error)
 	// Controller is this controller's name, TrustDomain the system's.
@@ -74,6 +79,9 @@ type Server struct {
 	Deps
 
 	limits limits
+
+	// roots of the system CA; set with the port's TLS.
+	roots func() []*x509.Certificate
 
 	mu       sync.Mutex
 	sessions map[string]*session // by node
@@ -93,6 +101,9 @@ func New(d Deps) *Server {
 	if d.Grace == nil {
 		d.Grace = func() bool { return false }
 	}
+	if d.RetiredRoots == nil {
+		d.RetiredRoots = func() []*x509.Certificate { return nil }
+	}
 	if d.Emergency == nil {
 		d.Emergency = func(context.Context, string) (bool, error) { return false, nil }
 	}
@@ -105,8 +116,9 @@ func New(d Deps) *Server {
 // TLSConfig is the port's TLS: a joiner comes without a certificate, everyone else's must be an agent's of this system.
 // own should send the system CA as the last certificate of its chain, so that a joiner can check its pin.
 func (s *Server) TLSConfig(own func() (*tls.Certificate, error), roots func() []*x509.Certificate) *tls.Config {
+	s.roots = roots
 	return identity.ServerConfig(own, tls.RequestClientCert, identity.Verifier{
-		Roots: roots, TrustDomain: s.TrustDomain, Kinds: []identity.Kind{identity.Agent}, Now: s.Clock.Now,
+		Roots: func() []*x509.Certificate { return slices.Concat(roots(), s.RetiredRoots()) }, TrustDomain: s.TrustDomain, Kinds: []identity.Kind{identity.Agent}, Now: s.Clock.Now,
 		IgnoreExpiry: func(leaf *x509.Certificate) bool {
 			return !s.Clock.Now().After(leaf.NotAfter.Add(RenewalGrace)) || s.Grace()
 		},

@@ -26,15 +26,25 @@ type session struct {
 	away chan struct{}
 	// wave is poked when the node was refused because the wave was busy.
 	wave chan struct{}
+	// system is poked when the agent is to be told about the system CA; trusts are the roots that it uses, as it said last.
+	system chan struct{}
+	trusts atomic.Pointer[[][]byte]
+	told   told
+	// checked names the roots under which the identity was found good last; under the server's lock.
+	checked string
+	// retired is closed when the root of its identity is trusted no more.
+	retired chan struct{}
 }
 
-func (s *Server) open(c caller) (*session, error) {
+// open registers a stream of an agent that says which roots of the system CA it trusts.
+func (s *Server) open(c caller, trusts [][]byte) (*session, error) {
 	var id [12]byte
 	if _, err := rand.Read(id[:]); err != nil {
 		return nil, fault.Wrap(err, fault.Internal, "no-randomness", "cannot read random bytes")
 	}
-	x := &session{caller: c, stream: hex.EncodeToString(id[:]), ended: make(chan struct{}), away: make(chan struct{}), wave: make(chan struct{}, 1)}
+	x := &session{caller: c, stream: hex.EncodeToString(id[:]), ended: make(chan struct{}), away: make(chan struct{}), wave: make(chan struct{}, 1), system: make(chan struct{}, 1), retired: make(chan struct{})}
 	x.lastSeen.Store(s.Clock.Now().UnixMilli())
+	x.trusts.Store(&trusts)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {

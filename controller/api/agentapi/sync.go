@@ -75,7 +75,7 @@ func (s *Server) Sync(stream agentv1.AgentService_SyncServer) error {
 	if err := s.notBehind(ctx, hello.HighestGeneration); err != nil {
 		return err
 	}
-	x, err := s.open(c)
+	x, err := s.open(c, hello.Trusts)
 	if err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func (p *pusher) run(ctx context.Context) error {
 	if err := p.send(&agentv1.Control{ServerTime: timestamppb.New(p.s.Clock.Now())}); err != nil {
 		return err
 	}
-	for _, push := range []func(context.Context) error{p.agent, p.target, p.proofs} {
+	for _, push := range []func(context.Context) error{p.agent, p.system, p.target, p.proofs} {
 		if err := push(ctx); err != nil {
 			return err
 		}
@@ -183,6 +183,10 @@ func (p *pusher) run(ctx context.Context) error {
 		case <-p.x.wave:
 			p.waiting = true
 			err = p.wave(ctx)
+		case <-p.x.system:
+			err = p.system(ctx)
+		case <-p.x.retired:
+			return p.s.withNode(ctx, errRetired(), p.x.UID, p.x.Incarnation)
 		case <-p.due():
 			err = p.timed(ctx)
 		case <-p.x.ended:
@@ -215,6 +219,7 @@ func (p *pusher) received(ctx context.Context, r received) error {
 	if err := p.s.sameTime(m.GetAgent().GetClock()); err != nil {
 		return err
 	}
+	p.x.trusts.Store(&m.Trusts)
 	report, err := fleet.Report{UID: p.x.UID, Incarnation: p.x.Incarnation, Agent: m.Agent, Instance: m.Instance, Stores: m.Stores}.Encode()
 	if err != nil {
 		return err

@@ -249,7 +249,7 @@ func (s *server) controllerTokens() {
 				return nil, err
 			}
 			out := s.tokenOf(t)
-			out.Secret, out.Pin = secret, s.pin()
+			out.Secret, out.Pin = secret, s.pin(ctx)
 			return &body[ControllerToken]{out}, nil
 		})
 	handle(s, huma.Operation{OperationID: "revokeControllerJoinToken", Method: http.MethodPost, Path: "/v1/system/controllerJoinTokens/{token}:revoke", Tags: tags, DefaultStatus: http.StatusNoContent,

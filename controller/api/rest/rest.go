@@ -31,6 +31,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/controller/people"
 	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/controller/systemca"
 	"github.com/cassandra-security-manager/csm/shared/identity"
 )
 
@@ -72,6 +73,7 @@ type Deps struct {
 	Fleet       *fleet.Fleet
 	Rollouts    *rollout.Rollouts
 	Rotations   *rotation.Rotations
+	SystemCA    *systemca.Rotations
 	Issuance    *issuance.Issuance
 	Authorities *authority.Authorities
 	Ledger      ledger.Ledger
@@ -184,6 +186,7 @@ func (s *server) routes() {
 	s.nodes()
 	s.rollouts()
 	s.rotations()
+	s.systemRotations()
 	s.authorities()
 	s.controllers()
 	s.backups()

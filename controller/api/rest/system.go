@@ -80,7 +80,7 @@ func (s *server) status(ctx context.Context) (Status, error) {
 	}
 	out := Status{Name: "system", ClusterID: st.ClusterID, TrustDomain: s.TrustDomain, Controller: st.Name, Leader: st.Leader, Term: st.Term,
 		Applied: st.Applied, AgeMs: -1, Quorum: st.Quorum, Problems: append([]string{}, st.Problems...), Controllers: []Controller{},
-		Freezes: append([]FreezeView{}, freezes...), Pin: s.pin()}
+		Freezes: append([]FreezeView{}, freezes...), Pin: s.pin(ctx)}
 	if out.Grace, err = s.Grace.Current(ctx); err != nil {
 		return Status{}, err
 	}
@@ -115,19 +115,16 @@ func stateOf(s Status) string {
 	return "healthy"
 }
 
-// pin of the newest system CA.
-func (s *server) pin() string {
-	if s.Roots == nil {
+// pin of the root of the system CA that signs identities now.
+func (s *server) pin(ctx context.Context) string {
+	if s.SystemCA == nil {
 		return ""
 	}
-	var newest time.Time
-	out := ""
-	for _, r := range s.Roots() {
-		if r.NotBefore.After(newest) {
-			newest, out = r.NotBefore, identity.Pin(r)
-		}
+	w, err := s.SystemCA.Wish(ctx)
+	if err != nil || w.Signing == nil {
+		return ""
 	}
-	return out
+	return identity.Pin(w.Signing.Certificate)
 }
 
 func (s *server) verify(ctx context.Context) (Verification, error) {

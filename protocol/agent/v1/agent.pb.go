@@ -2716,8 +2716,10 @@ type Hello struct {
 	Stores   []*StoreFacts          `protobuf:"bytes,3,rep,name=stores,proto3" json:"stores,omitempty"`
 	// Highest target generation ever taken: a lagging controller cannot turn the node back.
 	HighestGeneration uint64 `protobuf:"varint,4,opt,name=highest_generation,json=highestGeneration,proto3" json:"highest_generation,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// SHA-256 of the roots of the system CA that the agent's verifier uses now.
+	Trusts        [][]byte `protobuf:"bytes,140,rep,name=trusts,proto3" json:"trusts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
@@ -2778,12 +2780,21 @@ func (x *Hello) GetHighestGeneration() uint64 {
 	return 0
 }
 
+func (x *Hello) GetTrusts() [][]byte {
+	if x != nil {
+		return x.Trusts
+	}
+	return nil
+}
+
 // Report replaces what the controller knows of the node.
 type Report struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Agent         *AgentFacts            `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"`
-	Instance      *InstanceFacts         `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
-	Stores        []*StoreFacts          `protobuf:"bytes,3,rep,name=stores,proto3" json:"stores,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Agent    *AgentFacts            `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"`
+	Instance *InstanceFacts         `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	Stores   []*StoreFacts          `protobuf:"bytes,3,rep,name=stores,proto3" json:"stores,omitempty"`
+	// SHA-256 of the roots of the system CA that the agent's verifier uses now.
+	Trusts        [][]byte `protobuf:"bytes,140,rep,name=trusts,proto3" json:"trusts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2835,6 +2846,13 @@ func (x *Report) GetInstance() *InstanceFacts {
 func (x *Report) GetStores() []*StoreFacts {
 	if x != nil {
 		return x.Stores
+	}
+	return nil
+}
+
+func (x *Report) GetTrusts() [][]byte {
+	if x != nil {
+		return x.Trusts
 	}
 	return nil
 }
@@ -3411,8 +3429,12 @@ type Control struct {
 	// Send the inventory again.
 	SendInventory bool `protobuf:"varint,3,opt,name=send_inventory,json=sendInventory,proto3" json:"send_inventory,omitempty"`
 	// A refused claim may be asked again now.
-	ClaimsOpen    bool                   `protobuf:"varint,4,opt,name=claims_open,json=claimsOpen,proto3" json:"claims_open,omitempty"`
-	ServerTime    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
+	ClaimsOpen bool                   `protobuf:"varint,4,opt,name=claims_open,json=claimsOpen,proto3" json:"claims_open,omitempty"`
+	ServerTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
+	// The roots of the system CA (DER) that the agent trusts from now on, all of them; empty: as before.
+	Bundle [][]byte `protobuf:"bytes,140,rep,name=bundle,proto3" json:"bundle,omitempty"`
+	// Renew the identity once, at a random moment within this time: another root signs. 0: only when it is due.
+	RenewWithinMs int64 `protobuf:"varint,141,opt,name=renew_within_ms,json=renewWithinMs,proto3" json:"renew_within_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3480,6 +3502,20 @@ func (x *Control) GetServerTime() *timestamppb.Timestamp {
 		return x.ServerTime
 	}
 	return nil
+}
+
+func (x *Control) GetBundle() [][]byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *Control) GetRenewWithinMs() int64 {
+	if x != nil {
+		return x.RenewWithinMs
+	}
+	return 0
 }
 
 // ClaimMoveRequest asks for the right to move one store.
@@ -4891,16 +4927,18 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\vSyncRequest\x12+\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.csm.agent.v1.HelloH\x00R\x05hello\x12.\n" +
 	"\x06report\x18\x02 \x01(\v2\x14.csm.agent.v1.ReportH\x00R\x06reportB\t\n" +
-	"\amessage\"\xd9\x01\n" +
+	"\amessage\"\xfc\x01\n" +
 	"\x05Hello\x12.\n" +
 	"\x05agent\x18\x01 \x01(\v2\x18.csm.agent.v1.AgentFactsR\x05agent\x127\n" +
 	"\binstance\x18\x02 \x01(\v2\x1b.csm.agent.v1.InstanceFactsR\binstance\x128\n" +
 	"\x06stores\x18\x03 \x03(\v2\x18.csm.agent.v1.StoreFactsB\x06\xea\xe0\x18\x02\x10\x10R\x06stores\x12-\n" +
-	"\x12highest_generation\x18\x04 \x01(\x04R\x11highestGeneration\"\xab\x01\n" +
+	"\x12highest_generation\x18\x04 \x01(\x04R\x11highestGeneration\x12!\n" +
+	"\x06trusts\x18\x8c\x01 \x03(\fB\b\xea\xe0\x18\x04\b \x10\x10R\x06trusts\"\xce\x01\n" +
 	"\x06Report\x12.\n" +
 	"\x05agent\x18\x01 \x01(\v2\x18.csm.agent.v1.AgentFactsR\x05agent\x127\n" +
 	"\binstance\x18\x02 \x01(\v2\x1b.csm.agent.v1.InstanceFactsR\binstance\x128\n" +
-	"\x06stores\x18\x03 \x03(\v2\x18.csm.agent.v1.StoreFactsB\x06\xea\xe0\x18\x02\x10\x10R\x06stores\"\xf6\x01\n" +
+	"\x06stores\x18\x03 \x03(\v2\x18.csm.agent.v1.StoreFactsB\x06\xea\xe0\x18\x02\x10\x10R\x06stores\x12!\n" +
+	"\x06trusts\x18\x8c\x01 \x03(\fB\b\xea\xe0\x18\x04\b \x10\x10R\x06trusts\"\xf6\x01\n" +
 	"\fSyncResponse\x12.\n" +
 	"\x06target\x18\x01 \x01(\v2\x14.csm.agent.v1.TargetH\x00R\x06target\x128\n" +
 	"\n" +
@@ -4955,7 +4993,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x05Names\x12\x1b\n" +
 	"\x03dns\x18\x01 \x03(\tB\t\xea\xe0\x18\x05\b\xfd\x01\x10@R\x03dns\x12\x1a\n" +
 	"\x03ips\x18\x02 \x03(\tB\b\xea\xe0\x18\x04\b@\x10@R\x03ips\x12\x1d\n" +
-	"\x04uris\x18\x03 \x03(\tB\t\xea\xe0\x18\x05\b\x80\x10\x10\bR\x04uris\"\xcd\x01\n" +
+	"\x04uris\x18\x03 \x03(\tB\t\xea\xe0\x18\x05\b\x80\x10\x10\bR\x04uris\"\x9b\x02\n" +
 	"\aControl\x12\x1c\n" +
 	"\tsuspended\x18\x01 \x01(\bR\tsuspended\x12\x1f\n" +
 	"\x06reason\x18\x02 \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x06reason\x12%\n" +
@@ -4963,7 +5001,10 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\vclaims_open\x18\x04 \x01(\bR\n" +
 	"claimsOpen\x12;\n" +
 	"\vserver_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"serverTime\"\xed\x02\n" +
+	"serverTime\x12#\n" +
+	"\x06bundle\x18\x8c\x01 \x03(\fB\n" +
+	"\xea\xe0\x18\x06\b\x80\x80\x04\x10\x10R\x06bundle\x12'\n" +
+	"\x0frenew_within_ms\x18\x8d\x01 \x01(\x03R\rrenewWithinMs\"\xed\x02\n" +
 	"\x10ClaimMoveRequest\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1c\n" +

@@ -362,7 +362,9 @@ type PingResponse struct {
 	// Milliseconds since its last contact with a leader; 0 on the leader, -1 for never.
 	LastContactMs int64 `protobuf:"varint,13,opt,name=last_contact_ms,json=lastContactMs,proto3" json:"last_contact_ms,omitempty"`
 	// Share of its data disk that is free, 0 to 1.
-	DiskFree      float64 `protobuf:"fixed64,14,opt,name=disk_free,json=diskFree,proto3" json:"disk_free,omitempty"`
+	DiskFree float64 `protobuf:"fixed64,14,opt,name=disk_free,json=diskFree,proto3" json:"disk_free,omitempty"`
+	// SHA-256 of the roots of the system CA that its verifier uses now.
+	Trusts        [][]byte `protobuf:"bytes,140,rep,name=trusts,proto3" json:"trusts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -493,6 +495,13 @@ func (x *PingResponse) GetDiskFree() float64 {
 		return x.DiskFree
 	}
 	return 0
+}
+
+func (x *PingResponse) GetTrusts() [][]byte {
+	if x != nil {
+		return x.Trusts
+	}
+	return nil
 }
 
 type TicksRequest struct {
@@ -994,7 +1003,7 @@ const file_cluster_v1_cluster_proto_rawDesc = "" +
 	"\x11ReadIndexResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\"\r\n" +
-	"\vPingRequest\"\xd7\x03\n" +
+	"\vPingRequest\"\xfa\x03\n" +
 	"\fPingResponse\x12\x1a\n" +
 	"\x04name\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b?R\x04name\x12\x16\n" +
 	"\x02id\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x02id\x12%\n" +
@@ -1011,7 +1020,8 @@ const file_cluster_v1_cluster_proto_rawDesc = "" +
 	"\x04role\x18\v \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x04role\x12\x1e\n" +
 	"\x06leader\x18\f \x01(\tB\x06\xea\xe0\x18\x02\b?R\x06leader\x12&\n" +
 	"\x0flast_contact_ms\x18\r \x01(\x03R\rlastContactMs\x12\x1b\n" +
-	"\tdisk_free\x18\x0e \x01(\x01R\bdiskFree\"\x0e\n" +
+	"\tdisk_free\x18\x0e \x01(\x01R\bdiskFree\x12!\n" +
+	"\x06trusts\x18\x8c\x01 \x03(\fB\b\xea\xe0\x18\x04\b \x10\x10R\x06trusts\"\x0e\n" +
 	"\fTicksRequest\"=\n" +
 	"\rTicksResponse\x12\x18\n" +
 	"\aapplied\x18\x01 \x01(\x04R\aapplied\x12\x12\n" +

@@ -21,6 +21,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
 	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/consensus"
+	"github.com/cassandra-security-manager/csm/controller/consensus/members"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
 	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
@@ -30,6 +31,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/controller/people"
 	"github.com/cassandra-security-manager/csm/controller/state/statetest"
+	"github.com/cassandra-security-manager/csm/controller/systemca"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
@@ -49,6 +51,7 @@ type World struct {
 	Fleet     *fleet.Fleet
 	Rollouts  *rollout.Rollouts
 	Rotations *rotation.Rotations
+	SystemCA  *systemca.Rotations
 	Issue     *issuance.Issuance
 	Quorum    *Quorum
 	Server    *httptest.Server
@@ -66,7 +69,7 @@ type World struct {
 func New(t testing.TB, change func(*rest.Deps)) *World {
 	t.Helper()
 	ctx := context.Background()
-	w := &World{t: t, Log: statetest.New(t, people.Module(), grace.Module(), fleet.Module(rollout.Gate{}, rotation.Guard()), rollout.Module(), rotation.Module(rotation.Rollouts{}), keyring.Module(), authority.Module(), ledger.Module(authority.Issuers{}, fleet.Guard))}
+	w := &World{t: t, Log: statetest.New(t, people.Module(), grace.Module(), fleet.Module(rollout.Gate{}, rotation.Guard()), rollout.Module(), rotation.Module(rotation.Rollouts{}), keyring.Module(), authority.Module(), ledger.Module(authority.Issuers{}, fleet.Guard), members.Module(), systemca.Module())}
 	log := rest.Log(w.Log)
 	kek, err := keyring.CreateKEK(t.TempDir(), keyring.FileSealer{Path: filepath.Join(t.TempDir(), "master")})
 	w.must(err)
@@ -93,9 +96,10 @@ func New(t testing.TB, change func(*rest.Deps)) *World {
 	})
 	w.Rollouts = rollout.New(w.Log.Store, log, w.Log.Clock)
 	w.Rotations = rotation.New(w.Log.Store, log, w.Log.Clock, rotation.Rollouts{})
+	w.SystemCA = systemca.New(w.Log.Store, log, w.Log.Clock, authorities)
 	w.Quorum = &Quorum{world: w, tokens: map[string]consensus.Token{}}
 	d := rest.Deps{Name: "csm1", Region: "eu", TrustDomain: TrustDomain, Roots: func() []*x509.Certificate { return w.roots }, People: w.People, Grace: w.Grace,
-		Fleet: w.Fleet, Rollouts: w.Rollouts, Rotations: w.Rotations, Issuance: w.Issue, Authorities: authorities, Ledger: ledger.NewReplicated(w.Log.Store, w.Log.Clock), Quorum: w.Quorum,
+		Fleet: w.Fleet, Rollouts: w.Rollouts, Rotations: w.Rotations, SystemCA: w.SystemCA, Issuance: w.Issue, Authorities: authorities, Ledger: ledger.NewReplicated(w.Log.Store, w.Log.Clock), Quorum: w.Quorum,
 		State: w.Log.Store, Unsealed: ring.Unsealed, Clock: w.Log.Clock}
 	if change != nil {
 		change(&d)

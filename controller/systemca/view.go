@@ -1,0 +1,189 @@
+package systemca
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/cassandra-security-manager/csm/controller/authority"
+	"github.com/cassandra-security-manager/csm/controller/consensus/members"
+	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/ledger"
+	"github.com/cassandra-security-manager/csm/controller/people"
+	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/shared/certificate"
+	"github.com/cassandra-security-manager/csm/shared/identity"
+	"github.com/cassandra-security-manager/csm/shared/resource"
+)
+
+// sight reads what decisions are made from.
+type sight struct {
+	ctx context.Context
+	q   state.Querier
+	now time.Time
+	r   row
+
+	sys   *authority.Authority
+	sums  map[Side]string // SHA-256 of each root, in hex
+	seen  map[string]seen
+	named map[string]string
+}
+
+// seen is a row of identity_sightings.
+type seen struct {
+	issuer string
+	leaf   []byte
+	trusts []string
+	at     time.Time
+}
+
+// look reads the view of a rotation.
+func look(ctx context.Context, q state.Querier, now time.Time, r row) (View, error) {
+	s := &sight{ctx: ctx, q: q, now: now, r: r, sums: map[Side]string{}}
+	v := View{Now: now, Phase: r.phase, Paused: r.paused, Turn: r.turn}
+	if z, err := fleet.FrozenAt(ctx, q, fleet.System, now); err != nil {
+		return v, err
+	} else if z != nil {
+		v.Frozen = z.Words()
+	}
+	var err error
+	if s.sys, err = authority.InState(ctx, q, authority.SystemName); err != nil {
+		return v, err
+	}
+	for _, i := range s.sys.Issuers {
+		sum := certificate.Hex(certificate.Fingerprint(i.Certificate.Raw))
+		switch i.Name {
+		case r.before:
+			s.sums[Before] = sum
+		case r.after:
+			s.sums[After] = sum
+			if left := i.Certificate.NotAfter.Sub(now); left < 24*time.Hour || now.Before(i.Certificate.NotBefore) {
+				v.Signer = "the root that comes is not valid for another day"
+			}
+		}
+	}
+	if s.seen, err = sightings(ctx, q); err != nil {
+		return v, err
+	}
+	if s.named, err = exceptions(ctx, q, r.name); err != nil {
+		return v, err
+	}
+	for _, read := range []func() ([]Identity, error){s.controllers, s.agents, s.admins} {
+		some, err := read()
+		if err != nil {
+			return v, err
+		}
+		v.Identities = append(v.Identities, some...)
+	}
+	return v, nil
+}
+
+// judge fills in what was seen of an identity.
+func (s *sight) judge(x Identity, id identity.ID) Identity {
+	x.Leaf, x.Named = Unknown, s.named[x.Name]
+	if k, ok := s.seen[id.String()]; ok {
+		x.Leaf, x.Seen = s.side(k.issuer), k.at
+		x.TrustsBefore, x.TrustsAfter = slices.Contains(k.trusts, s.sums[Before]), slices.Contains(k.trusts, s.sums[After])
+	}
+	return x
+}
+
+func (s *sight) side(issuer string) Side {
+	switch issuer {
+	case s.r.before:
+		return Before
+	case s.r.after:
+		return After
+	}
+	return Neither
+}
+
+func (s *sight) controllers() (out []Identity, err error) {
+	all, err := members.List(s.ctx, s.q)
+	for _, m := range all {
+		if m.Trusted() {
+			out = append(out, s.judge(Identity{Kind: Controller, Name: resource.Controller(m.Name)}, identity.ControllerID(s.sys.TrustDomain, m.Name)))
+		}
+	}
+	return out, err
+}
+
+func (s *sight) agents() (out []Identity, err error) {
+	all, err := fleet.Agents(s.ctx, s.q)
+	for _, g := range all {
+		out = append(out, s.judge(Identity{Kind: Agent, Name: g.Node, Connected: g.Connected}, identity.AgentID(s.sys.TrustDomain, g.UID, g.Incarnation)))
+	}
+	return out, err
+}
+
+// admins are known by their certificates, which the ledger knows: nobody has to see them.
+func (s *sight) admins() (out []Identity, err error) {
+	all, err := people.InState(s.ctx, s.q)
+	for _, a := range all {
+		if err != nil || a.State != people.Active {
+			continue
+		}
+		x := Identity{Kind: Admin, Name: a.Name, Leaf: Neither, Named: s.named[a.Name]}
+		var l ledger.Leaf
+		if l, err = ledger.IdentityLeaf(s.ctx, s.q, identity.AdminID(s.sys.TrustDomain, short(a.Name)).String(), a.Certificate); err != nil {
+			return nil, err
+		}
+		if x.Leaf = s.side(l.Issuer); !l.NotAfter.After(s.now) {
+			continue // it opens nothing any more: a new one is made when he comes back
+		}
+		out = append(out, x)
+	}
+	return out, err
+}
+
+func sightings(ctx context.Context, q state.Querier) (map[string]seen, error) {
+	rows, err := q.QueryContext(ctx, `SELECT identity, issuer, leaf_sha256, trusts, seen_ms FROM identity_sightings ORDER BY identity`)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	out := map[string]seen{}
+	for rows.Next() {
+		var id, trusts string
+		var x seen
+		var ms int64
+		if err := rows.Scan(&id, &x.issuer, &x.leaf, &trusts, &ms); err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal([]byte(trusts), &x.trusts); err != nil {
+			return nil, err
+		}
+		x.at = at(ms)
+		out[id] = x
+	}
+	return out, rows.Err()
+}
+
+func exceptions(ctx context.Context, q state.Querier, rotation string) (map[string]string, error) {
+	rows, err := q.QueryContext(ctx, `SELECT identity, reason FROM system_rotation_exceptions WHERE rotation = ? ORDER BY identity`, rotation)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	out := map[string]string{}
+	for rows.Next() {
+		var id, reason string
+		if err := rows.Scan(&id, &reason); err != nil {
+			return nil, err
+		}
+		out[id] = reason
+	}
+	return out, rows.Err()
+}
+
+// hexes are sums as they stand in a row: sorted.
+func hexes(sums [][]byte) []string {
+	out := []string{}
+	for _, s := range sums {
+		out = append(out, hex.EncodeToString(s))
+	}
+	slices.Sort(out)
+	return out
+}
