@@ -111,7 +111,7 @@ func (n *Node) probeNeighbours(ctx context.Context) {
 
 func (n *Node) probeNeighbour(ctx context.Context, t *agentv1.ProofTask) *agentv1.Proof {
 	n.mu.Lock()
-	inst, roots, foreign := n.ownCert, n.roots, trustOnly(n.target)
+	inst, roots, foreign := n.ownCert, n.roots, livesByAnother(n.target)
 	n.mu.Unlock()
 	p := &agentv1.Proof{Port: t.Port, Time: timestamppb.New(n.o.Clock.Now()), Verdict: agentv1.Verdict_VERDICT_UNKNOWN}
 	if id := n.folder.Identity(); id != nil {
@@ -153,9 +153,12 @@ func (n *Node) probeNeighbour(ctx context.Context, t *agentv1.ProofTask) *agentv
 	return p
 }
 
-// trustOnly says whether the node's stores hold another CA's certificate.
-func trustOnly(t *agentv1.Target) bool {
-	return slices.ContainsFunc(t.GetStores(), func(s *agentv1.StoreTarget) bool { return s.TrustOnly })
+// livesByAnother says whether nodes of the ring may serve certificates of another CA: this one's stores hold one, or held it before a
+// take-over whose way back is open, so that neighbours may serve theirs again.
+func livesByAnother(t *agentv1.Target) bool {
+	return slices.ContainsFunc(t.GetStores(), func(s *agentv1.StoreTarget) bool {
+		return s.TrustOnly || len(s.KeptSha256) > 0 && !s.KeptDone
+	})
 }
 
 // storeFor is the store that serves a kind of port, else any.

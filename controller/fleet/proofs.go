@@ -108,6 +108,9 @@ func (g gates) applyAskProofs(a *state.Apply, c *clusterv1.AskProofs) (*clusterv
 		return nil, err
 	}
 	prober, err := chooseProber(a, n, c.Claim, c.Present)
+	if err == nil && prober == "" && !exists {
+		prober, err = alone(a, n)
+	}
 	if err != nil || prober == "" {
 		return &clusterv1.AskProofsReply{NeighbourExists: exists}, err
 	}
@@ -209,6 +212,16 @@ func chooseProber(a *state.Apply, n nodeRow, claim string, present []string) (st
 	return "", nil
 }
 
+// alone gives the node itself when it is the whole of its ring, as it says itself: nobody else can prove it, and there is no
+// peer that could be cut off. Otherwise nobody.
+func alone(a *state.Apply, n nodeRow) (string, error) {
+	ring, err := RingOf(a.Context(), a.Querier(), n.cluster)
+	if err != nil || len(ring.Doubts) > 0 || len(ring.Members) != 1 || ring.Members[0].Node != n.name {
+		return "", err
+	}
+	return n.name, nil
+}
+
 // RecordProof writes down what a prober saw.
 func (f *Fleet) RecordProof(ctx context.Context, uid string, incarnation uint64, task string, p *agentv1.Proof) error {
 	_, err := f.propose(ctx, "", agentActor(uid, incarnation), "", &clusterv1.RecordProof{Task: task, Uid: uid, Incarnation: incarnation, Proof: p})
@@ -280,7 +293,8 @@ func recordOwn(a *state.Apply, n nodeRow, m moveRow, i int, p *agentv1.Proof, le
 
 // proved refuses an outcome that calls itself proven and is not: each TLS port of the store needs the proof of a
 // neighbour for this leaf under this claim, with the neighbour's own certificate and, where the port asks for one, with one
-// of each authority that is to be trusted by now. While there is no neighbour, the node's own proof of the leaf is all there is.
+// of each authority that is to be trusted by now. While there is no neighbour, the node's own proof of the leaf is all there is;
+// where it is the whole ring, it proves its trust itself as well.
 func (g gates) proved(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m moveRow, s storeRow, facts *agentv1.StoreFacts) error {
 	ports, err := portsOf(a, s.name, facts)
 	if err != nil {
@@ -293,13 +307,11 @@ func (g gates) proved(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m mo
 	if err != nil {
 		return err
 	}
+	self := ""
 	if !exists {
-		for _, p := range ports {
-			if !selfSaw(c.Proofs, p, c.AfterSha256) {
-				return notProved(n, p, "no accepted proof of this leaf by the node itself")
-			}
+		if self, err = alone(a, n); err != nil {
+			return err
 		}
-		return nil
 	}
 	trust, err := g.trustToProve(a, n.name, m.store)
 	if err != nil {
@@ -310,14 +322,20 @@ func (g gates) proved(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m mo
 		return err
 	}
 	for _, p := range ports {
-		if err := servedRight(a, n, m, p, c.AfterSha256); err != nil {
+		switch {
+		case exists:
+			err = servedRight(a, n, m, p, c.AfterSha256)
+		case !selfSaw(c.Proofs, p, c.AfterSha256):
+			err = notProved(n, p, "no accepted proof of this leaf by the node itself")
+		}
+		if err != nil {
 			return err
 		}
+		if !asks(p.Kind) || !exists && self == "" { // without a neighbour, and not alone, nobody can be asked: gates that need it hold
+			continue
+		}
 		for _, authority := range trust {
-			if !asks(p.Kind) {
-				break
-			}
-			if good, err := neighbourSaw(a, m, p, c.AfterSha256, authority); err != nil {
+			if good, err := saw(a, m, p, c.AfterSha256, authority, self); err != nil {
 				return err
 			} else if !good {
 				return notProved(n, p, "no accepted proof by a neighbour's certificate of "+authority)
@@ -329,7 +347,7 @@ func (g gates) proved(a *state.Apply, n nodeRow, c *clusterv1.CompleteMove, m mo
 
 // servedRight: a neighbour was answered with the leaf, and the chain that came with it leads to the issuer that signed it.
 func servedRight(a *state.Apply, n nodeRow, m moveRow, p *agentv1.Port, leaf []byte) error {
-	if good, err := neighbourSaw(a, m, p, leaf, ""); err != nil || !good {
+	if good, err := saw(a, m, p, leaf, "", ""); err != nil || !good {
 		if err == nil {
 			err = notProved(n, p, "no accepted proof of this leaf by a neighbour")
 		}
@@ -383,10 +401,11 @@ func samePort(x, y *agentv1.Port) bool {
 	return x.GetKind() == y.GetKind() && x.GetAddress() == y.GetAddress() && x.GetPort() == y.GetPort()
 }
 
-func neighbourSaw(a *state.Apply, m moveRow, p *agentv1.Port, leaf []byte, authority string) (bool, error) {
+// saw says whether somebody else was answered with the leaf, or self, where the node is alone.
+func saw(a *state.Apply, m moveRow, p *agentv1.Port, leaf []byte, authority, self string) (bool, error) {
 	var n int
-	err := a.QueryRow(`SELECT count(*) FROM proof_tasks WHERE claim = ? AND prober <> ? AND kind = ? AND address = ? AND port = ? AND leaf_sha256 = ? AND verdict = ? AND authority = ?`,
-		m.claim, m.node, int(p.Kind), p.Address, p.Port, leaf, int(agentv1.Verdict_VERDICT_ACCEPTED), authority).Scan(&n)
+	err := a.QueryRow(`SELECT count(*) FROM proof_tasks WHERE claim = ? AND (prober <> ? OR prober = ?) AND kind = ? AND address = ? AND port = ? AND leaf_sha256 = ? AND verdict = ? AND authority = ?`,
+		m.claim, m.node, self, int(p.Kind), p.Address, p.Port, leaf, int(agentv1.Verdict_VERDICT_ACCEPTED), authority).Scan(&n)
 	return n > 0, err
 }
 

@@ -261,7 +261,10 @@ func AskAgain(a *state.Apply, node, store string, authorities []string) (prober 
 	if err != nil {
 		return "", err
 	}
-	if prober, err = chooseProber(a, n, "", connected); err != nil || prober == "" {
+	if prober, err = chooseProber(a, n, "", connected); err == nil && prober == "" && len(connected) == 0 {
+		prober, err = alone(a, n)
+	}
+	if err != nil || prober == "" {
 		return "", err
 	}
 	q := asking{node: n, store: store, prober: prober, leaf: s.leaf, ports: ports, trust: authorities, ttl: ProofTTL.Milliseconds()}

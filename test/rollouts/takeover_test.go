@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -146,8 +145,8 @@ func (e *estate) takeOver(bake string) {
 	e.csm("rotation", "start", "--to", "root", "--plan", plan.Hash, "--bake", bake, "--reason", "a test")
 }
 
-// thereAndBack takes over until a node serves a leaf of ours, then turns round under load: each node serves the leaf that it had
-// before again, and every anchor stays where it was.
+// thereAndBack takes the whole ring over, then turns round under load: each node serves the leaf that it had before again, and every
+// anchor stays where it was.
 func (e *estate) thereAndBack(load *workload.Load, anchors []*x509.Certificate) {
 	e.t.Helper()
 	before, files := map[string][]byte{}, map[string][]byte{}
@@ -155,26 +154,15 @@ func (e *estate) thereAndBack(load *workload.Load, anchors []*x509.Certificate) 
 		before[n.Name], files[n.Name] = e.served(n), e.keystore(n)
 	}
 	mark, began := load.Mark(), time.Now()
-	e.takeOver("30s")
-	taken := func() (out []string) {
-		for _, n := range e.r.Nodes {
-			if proved(e.node(n.Name)) {
-				out = append(out, n.Name)
-			}
+	e.takeOver("0s")
+	e.follow(load, rotation.Reissued)
+	e.t.Logf("after %s every node serves a leaf of ours\n%s", time.Since(began).Round(time.Second), e.csm("rotation", "explain"))
+	for _, n := range e.r.Nodes {
+		if err := e.chainsTo(n, e.root("root")); err != nil {
+			e.t.Errorf("%s: %v", n.Name, err)
 		}
-		return out
-	}
-	e.must(plane.Eventually(e.t.Context(), 2*patience, func() error {
-		time.Sleep(time.Second)
-		if len(taken()) == 0 {
-			return errors.New("no node serves a leaf of ours")
-		}
-		return nil
-	}))
-	e.t.Logf("after %s %v serve a leaf of ours\n%s", time.Since(began).Round(time.Second), taken(), e.csm("rotation", "explain"))
-	for _, name := range taken() {
-		if held, _ := filepath.Glob(filepath.Join(e.dir, "agents", name, "state", "*", "install", "node", "original-*", "keystore")); len(held) != 1 {
-			e.t.Errorf("%s keeps %v of the leaf of before", name, held)
+		if held, _ := filepath.Glob(filepath.Join(e.dir, "agents", n.Name, "state", "*", "install", "node", "original-*", "keystore")); len(held) != 1 {
+			e.t.Errorf("%s keeps %v of the leaf of before", n.Name, held)
 		}
 	}
 

@@ -1,10 +1,14 @@
 package rotation_test
 
 import (
+	"maps"
 	"testing"
 	"time"
 
+	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
@@ -79,6 +83,86 @@ func TestAFreezeInAnyPhaseStopsItThereAndNothingElse(t *testing.T) {
 			w.must(w.fleet.Unfreeze(ctx, cluster, "over", ann))
 			w.finishRotation(name)
 		})
+	}
+}
+
+func TestAQuorumLostInAnyPhaseStopsItThereAndNothingElse(t *testing.T) {
+	for _, phase := range stages {
+		t.Run(string(phase), func(t *testing.T) {
+			w, name := at(t, phase)
+			before := make([]loaded, len(w.nodes))
+			for i, m := range w.nodes {
+				before[i] = m.inForce()
+			}
+			none := fault.New(fault.Unavailable, "no-quorum", "there is no quorum")
+			w.log.Lose(none)
+			for range 3 {
+				w.log.Clock.Advance(time.Second)
+				_ = w.rotations.Watch(ctx)
+				for _, m := range w.nodes {
+					if m.pending() {
+						wantReason(t, m.move(), "no-quorum")
+					}
+				}
+			}
+			if phase == rotation.Reissued {
+				wantReason(t, w.retire(name), "no-quorum")
+			}
+			phaseIs(t, w.get(name), phase)
+			for i, m := range w.nodes {
+				if m.leaf != before[i].leaf || !maps.Equal(m.trusted, before[i].trusted) {
+					t.Errorf("%s moved without a quorum", resource.Last(m.name))
+				}
+			}
+			w.log.Lose(nil)
+			w.finishRotation(name)
+		})
+	}
+}
+
+// Two rings of one cluster_name and one CA: what one is rotated to is no business of the other.
+func TestARingThatSharesTheCAKeepsIt(t *testing.T) {
+	w := newWorld(t, 3)
+	_, err := w.fleet.CreateCluster(ctx, fleet.ClusterSpec{Name: bob, CassandraName: "ring", Authority: old, Region: "eu"}, ann)
+	w.must(err)
+	other := resource.TrustDomain("default", "other")
+	before, err := w.fleet.GetTrustDomain(ctx, other)
+	w.must(err)
+	r := w.start(young)
+	w.run(12)
+	w.must(w.retire(r.Name))
+	w.run(8)
+	phaseIs(t, w.get(r.Name), rotation.Done)
+	after, err := w.fleet.GetTrustDomain(ctx, other)
+	w.must(err)
+	c, err := w.fleet.GetCluster(ctx, bob)
+	w.must(err)
+	if c.Authority != old || after.Version != before.Version || len(after.Anchors) != 1 || after.Anchors[0].SHA256 != before.Anchors[0].SHA256 {
+		t.Errorf("the other ring: %+v, trusts %+v, before %+v", c, after, before)
+	}
+	if mine, err := w.fleet.GetTrustDomain(ctx, trust); err != nil || len(mine.Anchors) != 1 || mine.Anchors[0].SHA256 == before.Anchors[0].SHA256 {
+		t.Errorf("this ring: %+v %v", mine, err)
+	}
+}
+
+// Nobody can look at the only node of a ring but itself. What it says must still be of the CA that comes.
+func TestARingOfOneProvesItself(t *testing.T) {
+	w := newWorld(t, 1)
+	m := w.nodes[0]
+	r := w.start(young)
+	w.tick()
+	c, err := m.claim(agentv1.MoveKind_MOVE_KIND_TRUST)
+	w.must(err)
+	wantReason(t, m.finish(c), "not-proved") // its Cassandra has not loaded the new anchor
+	m.trusts(false)
+	w.must(m.report())
+	w.run(12)
+	phaseIs(t, w.get(r.Name), rotation.Reissued)
+	w.must(w.retire(r.Name))
+	w.run(8)
+	phaseIs(t, w.get(r.Name), rotation.Done)
+	if m.leaf != young || m.trusted[old] {
+		t.Errorf("it serves a leaf of %s and trusts %v", m.leaf, m.trusted)
 	}
 }
 

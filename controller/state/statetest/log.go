@@ -30,6 +30,7 @@ type Log struct {
 	mu    sync.Mutex
 	index uint64
 	rude  []error
+	lost  error
 }
 
 var _ state.Log = (*Log)(nil)
@@ -61,6 +62,13 @@ func (l *Log) Fail(errs ...error) {
 	l.rude = append(l.rude, errs...)
 }
 
+// Lose makes every proposal fail with this error until it is called with nil, as one does without a quorum. Reads go on.
+func (l *Log) Lose(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lost = err
+}
+
 // Propose applies the command at the next index.
 func (l *Log) Propose(ctx context.Context, p state.Proposal) (state.Result, error) {
 	if err := ctx.Err(); err != nil {
@@ -68,6 +76,9 @@ func (l *Log) Propose(ctx context.Context, p state.Proposal) (state.Result, erro
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.lost != nil {
+		return state.Result{}, l.lost
+	}
 	if len(l.rude) > 0 {
 		err := l.rude[0]
 		l.rude = l.rude[1:]
