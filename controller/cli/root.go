@@ -58,7 +58,7 @@ func Root() *cobra.Command {
 		})
 	}
 	root.AddCommand(a.statusCommand(), a.whoamiCommand(), a.whyCommand(), a.eventsCommand(), a.auditCommand(), a.apiCommand(), a.getCommand(),
-		a.contextCommand(), a.tenantCommand(), a.clusterCommand(), a.nodeCommand(), a.rolloutCommand(), a.rotationCommand(), a.certificateCommand(), a.caCommand(), a.trustCommand(), a.requestCommand(), a.systemCommand(), a.backupCommand(), a.appCommand(), a.doctorCommand(), a.checkCommand())
+		a.contextCommand(), a.tenantCommand(), a.clusterCommand(), a.nodeCommand(), a.rolloutCommand(), a.rotationCommand(), a.drillCommand(), a.certificateCommand(), a.caCommand(), a.trustCommand(), a.requestCommand(), a.systemCommand(), a.backupCommand(), a.appCommand(), a.doctorCommand(), a.checkCommand())
 	root.AddCommand(a.emergencyCommand(), group("offline", "What can be done with every controller dead", a.offlineIssue()))
 	return root
 }

@@ -208,6 +208,15 @@ func (a *app) rotationTo(c *cobra.Command, q *rotationAsk) {
 }
 
 func (p rotationPlanView) text(q rotationAsk) string {
+	out := p.about() + fmt.Sprintf("plan %s\n", p.Hash[:16])
+	if len(p.Blockers) == 0 {
+		out += fmt.Sprintf("to do it: csm rotation start -c %s %s --reason '…' --plan %s\n", resource.Last(p.Cluster), q.words(), p.Hash[:16])
+	}
+	return out
+}
+
+// about says what it would do, without how to do it.
+func (p rotationPlanView) about() string {
 	var b strings.Builder
 	if p.Emergency {
 		b.WriteString("EMERGENCY: ")
@@ -235,10 +244,6 @@ func (p rotationPlanView) text(q rotationAsk) string {
 	}
 	b.WriteString(reasonLines("holds", p.Holds))
 	b.WriteString(reasonLines("refused", p.Blockers))
-	fmt.Fprintf(&b, "plan %s\n", p.Hash[:16])
-	if len(p.Blockers) == 0 {
-		fmt.Fprintf(&b, "to do it: csm rotation start -c %s %s --reason '…' --plan %s\n", resource.Last(p.Cluster), q.words(), p.Hash[:16])
-	}
 	return b.String()
 }
 

@@ -82,6 +82,10 @@ type storeView struct {
 	Name, Format, State, Reason, LeafSha256, ProvenSha256, KeystorePath, TruststorePath, Detail string
 	Generation, Installed                                                                       uint64
 	NotAfter, RenewAt                                                                           time.Time
+	Ports                                                                                       []struct {
+		Kind, Address string
+		Port          int
+	}
 }
 
 type moveView struct {

@@ -12,10 +12,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cassandra-security-manager/csm/shared/workload"
 	"github.com/cassandra-security-manager/csm/test/plane"
 	"github.com/cassandra-security-manager/csm/test/process"
 	"github.com/cassandra-security-manager/csm/test/ring"
-	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
 // story is what is told: on which ring, and what is shown once it runs under load.

@@ -16,8 +16,8 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/resource"
+	"github.com/cassandra-security-manager/csm/shared/workload"
 	"github.com/cassandra-security-manager/csm/test/plane"
-	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
 type event struct {

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/shared/workload"
 	"github.com/cassandra-security-manager/csm/test/plane"
-	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
 // renewal is one line of the table.

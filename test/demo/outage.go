@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cassandra-security-manager/csm/shared/workload"
 	"github.com/cassandra-security-manager/csm/test/plane"
 	"github.com/cassandra-security-manager/csm/test/ring"
-	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
 // outage is what the loads of all data centres did in a time, and failed at.

@@ -12,9 +12,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cassandra-security-manager/csm/shared/workload"
 	"github.com/cassandra-security-manager/csm/test/process"
 	"github.com/cassandra-security-manager/csm/test/ring"
-	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
 const atRest = 8 * time.Second

@@ -23,8 +23,8 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/api/rest"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
+	"github.com/cassandra-security-manager/csm/shared/workload"
 	"github.com/cassandra-security-manager/csm/test/plane"
-	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
 // observe starts the agents as an operator should first: they join, read and report, and write nothing.

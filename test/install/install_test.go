@@ -23,10 +23,10 @@ import (
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/keystore"
+	"github.com/cassandra-security-manager/csm/shared/workload"
 	"github.com/cassandra-security-manager/csm/test/handmade"
 	"github.com/cassandra-security-manager/csm/test/process"
 	"github.com/cassandra-security-manager/csm/test/ring"
-	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
 // host is a node with its installer, as an agent has it.

@@ -19,9 +19,9 @@ import (
 
 	"github.com/cassandra-security-manager/csm/agent/links"
 	"github.com/cassandra-security-manager/csm/agent/reload"
+	"github.com/cassandra-security-manager/csm/shared/workload"
 	"github.com/cassandra-security-manager/csm/test/handmade"
 	"github.com/cassandra-security-manager/csm/test/ring"
-	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
 // member is a node with the parts of its agent that are under test.

@@ -17,10 +17,10 @@ import (
 	"github.com/cassandra-security-manager/csm/agent/cassandra"
 	"github.com/cassandra-security-manager/csm/agent/probe"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/shared/workload"
 	"github.com/cassandra-security-manager/csm/test/handmade"
 	"github.com/cassandra-security-manager/csm/test/process"
 	"github.com/cassandra-security-manager/csm/test/ring"
-	"github.com/cassandra-security-manager/csm/test/workload"
 )
 
 func startRing(t *testing.T, ca *handmade.CA) (*ring.Ring, [][32]byte) {

@@ -28,6 +28,10 @@ type Options struct {
 	Replication map[string]int
 	// Datacenter is that of an application that keeps to its own: LOCAL_QUORUM there instead of QUORUM everywhere.
 	Datacenter string
+	// Port of CQL on each of the hosts. Default 9042.
+	Port int
+	// User and Password, where the ring asks for a login.
+	User, Password string
 	// TLS holds the client certificate and the roots; it is asked at each new connection, so that both may change.
 	TLS func() *tls.Config
 	// Workers share one long-lived session; each does a write and a read in turn. Default 8.
@@ -184,6 +188,12 @@ func (l *Load) cluster(hosts []string) *gocql.ClusterConfig {
 	if l.o.Datacenter != "" { // the driver would else connect to every host that it hears of
 		c.HostFilter = gocql.WhiteListHostFilter(hosts...)
 	}
+	if l.o.Port != 0 {
+		c.Port = l.o.Port
+	}
+	if l.o.User != "" {
+		c.Authenticator = gocql.PasswordAuthenticator{Username: l.o.User, Password: l.o.Password}
+	}
 	c.Logger = silent{}
 	c.HostDialer = dialer{l}
 	return c
@@ -234,6 +244,19 @@ func (l *Load) Reconnect() error {
 	l.long.Unlock()
 	hangUp(old)
 	return nil
+}
+
+// Drop removes the keyspace; the load must have been paused.
+func (l *Load) Drop(ctx context.Context) error {
+	l.long.RLock()
+	defer l.long.RUnlock()
+	return l.session.Query(`DROP KEYSPACE IF EXISTS ` + l.o.Keyspace).Consistency(gocql.All).ExecContext(ctx)
+}
+
+// Pause lets the load send nothing more; its connections stay until Stop.
+func (l *Load) Pause() {
+	l.cancel()
+	l.done.Wait()
 }
 
 // Stop ends the load and closes its connections.

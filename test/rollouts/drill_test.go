@@ -1,0 +1,44 @@
+//go:build linux
+
+package rollouts_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestADrillOnARingOfOnesOwn is `csm drill rotation` as an operator runs it: look, agree, and read what it found.
+func TestADrillOnARingOfOnesOwn(t *testing.T) {
+	if os.Getenv("CSM_TEST_FULL") == "" {
+		t.Skip("takes minutes; runs with make test-full")
+	}
+	e := begin(t)
+	e.csm("ca", "create", "next", "--region", "eu-west")
+	drill := []string{"drill", "rotation", "--to", "next", "--bake", "0s", "--rest", "10s", "--retire", "--reason", "a test"}
+	out, said, err := e.run(append(drill, "--yes")...)
+	if err == nil || !strings.Contains(said, "needs the hash of its plan") {
+		t.Fatalf("a drill went without a word: %v %s%s", err, out, said)
+	}
+	report := filepath.Join(e.dir, "drill.json")
+	e.planned(append(drill, "--out", report)...)
+	b, err := os.ReadFile(report)
+	e.must(err)
+	t.Logf("%s", b)
+	var r struct {
+		Phase        string
+		Seconds      float64
+		Rest, During []struct{ Queries, Connections, Failed, Wrong uint64 }
+	}
+	e.must(json.Unmarshal(b, &r))
+	if r.Phase != "done" || len(r.Rest) != 1 || len(r.During) != 1 || r.Rest[0].Queries < 100 || r.During[0].Failed > 0 || float64(r.During[0].Queries) < 20*r.Seconds {
+		t.Errorf("%+v", r)
+	}
+	for _, n := range e.r.Nodes {
+		if err := e.chainsTo(n, e.root("next")); err != nil {
+			t.Errorf("%s: %v", n.Name, err)
+		}
+	}
+}
