@@ -177,13 +177,14 @@ type drillReport struct {
 
 // drillLoad is what the application of one data centre saw.
 type drillLoad struct {
-	Datacenter  string            `json:"datacenter"`
-	Queries     uint64            `json:"queries"`
-	Connections uint64            `json:"connections"`
-	Failed      uint64            `json:"failed"`
-	Wrong       uint64            `json:"wrong"`
-	P99Millis   float64           `json:"p99Millis"`
-	Errors      map[string]uint64 `json:"errors,omitempty"`
+	Datacenter  string `json:"datacenter"`
+	Queries     uint64 `json:"queries"`
+	Connections uint64 `json:"connections"`
+	// Failed counts errors of queries and connections, and the reads that did not give what was written (Wrong).
+	Failed    uint64            `json:"failed"`
+	Wrong     uint64            `json:"wrong"`
+	P99Millis float64           `json:"p99Millis"`
+	Errors    map[string]uint64 `json:"errors,omitempty"`
 }
 
 type drillMoment struct {
@@ -193,7 +194,7 @@ type drillMoment struct {
 
 func (r drillReport) failed() (n uint64) {
 	for _, l := range r.During {
-		n += l.Failed + l.Wrong
+		n += l.Failed
 	}
 	return n
 }
@@ -205,7 +206,7 @@ func (r drillReport) table() *ui.Table {
 		loads []drillLoad
 	}{{"at rest", r.Rest}, {"during", r.During}} {
 		for _, l := range part.loads {
-			t.Add(l.Datacenter, part.when, fmt.Sprint(l.Queries), fmt.Sprint(l.Connections), fmt.Sprint(l.Failed+l.Wrong), fmt.Sprintf("%.1f ms", l.P99Millis))
+			t.Add(l.Datacenter, part.when, fmt.Sprint(l.Queries), fmt.Sprint(l.Connections), fmt.Sprint(l.Failed), fmt.Sprintf("%.1f ms", l.P99Millis))
 		}
 	}
 	return t

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -49,6 +50,13 @@ type drill struct {
 
 func (d *drill) run() error {
 	ctx := d.cmd.Context()
+	if d.ask.out != "" { // before anything changes, and with what an earlier drill has left in it
+		f, err := os.OpenFile(d.ask.out, os.O_CREATE|os.O_WRONLY, 0o644)
+		if err != nil {
+			return fault.Wrap(err, fault.Invalid, "no-file", "the report cannot be written").Do("name another file with --out")
+		}
+		f.Close()
+	}
 	d.report = drillReport{Cluster: d.plan.Cluster, From: d.plan.AuthorityBefore, To: d.plan.AuthorityAfter, Timeline: []drillMoment{}}
 	if err := d.certify(d.plan.AuthorityBefore); err != nil {
 		return err
@@ -134,9 +142,12 @@ func (d *drill) roots() (*x509.CertPool, error) {
 func (d *drill) open(ctx context.Context) error {
 	for i, dc := range d.site.datacenters() {
 		within, cancel := context.WithTimeout(ctx, drillOpen)
-		l, err := workload.Start(within, workload.Options{Hosts: d.site.hosts[dc], Port: d.site.port, Keyspace: d.ask.named(i), Datacenter: dc, Rate: d.ask.rate,
+		l, err := workload.Start(within, workload.Options{Hosts: d.site.hosts[dc], Port: d.site.port, Keyspace: d.ask.named(i), Own: true, Datacenter: dc, Rate: d.ask.rate,
 			Replication: map[string]int{dc: d.ask.replication(d.site, dc)}, User: d.ask.user, Password: d.password, TLS: d.conf.Load})
 		cancel()
+		if errors.Is(err, workload.ErrKeyspace) {
+			return fault.Wrap(err, fault.Refused, "keyspace-exists", "the drill takes no keyspace that it has not made").Do("give another beginning: --keyspace; or remove %s, if an earlier drill has left it", d.ask.named(i))
+		}
 		if err != nil {
 			return fault.Wrap(err, fault.Unavailable, "no-load", "data centre %s takes no load of this drill", dc).
 				Do("run it where the nodes' CQL ports can be reached, with every node up, and --cql-user where a login is asked for; nothing of the ring's trust was changed")
@@ -209,8 +220,8 @@ func (d *drill) rotate(ctx context.Context) error {
 func (d *drill) follow(ctx context.Context, r rotationView, want string) (rotationView, error) {
 	for {
 		if x, _, err := readIn[rotationView](ctx, d.session, r.Name, nil); err == nil {
-			if x.Phase != d.report.Phase || x.State != r.State {
-				d.saw("phase %s, %s; %d queries so far, %d failed", x.Phase, x.State, d.queries(), d.failures())
+			if x.Phase != d.report.Phase {
+				d.saw("phase %s; %d queries so far, %d failed", x.Phase, d.queries(), d.failures())
 			}
 			r, d.report.Phase = x, x.Phase
 		} else if !fault.Is(err, fault.Unavailable) {
@@ -261,7 +272,7 @@ func (d *drill) queries() (n uint64) {
 
 func (d *drill) failures() (n uint64) {
 	for _, l := range d.since() {
-		n += l.Failed + l.Wrong
+		n += l.Failed
 	}
 	return n
 }

@@ -8,6 +8,7 @@ package workload
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -24,6 +25,8 @@ type Options struct {
 	Hosts []string
 	// Keyspace is the load's own; two loads on a ring have two. Default "load".
 	Keyspace string
+	// Own refuses a keyspace that is there already: it is made by this load, so that it may Drop it.
+	Own bool
 	// Replication is how many replicas each data centre has. Default: one on each host, all of them in dc1.
 	Replication map[string]int
 	// Datacenter is that of an application that keeps to its own: LOCAL_QUORUM there instead of QUORUM everywhere.
@@ -52,6 +55,9 @@ type Load struct {
 	// long guards the long-lived session: who uses it holds it for reading.
 	long    sync.RWMutex
 	session *gocql.Session
+
+	// made: the keyspace is there because this load asked for it.
+	made bool
 
 	// run ends when the load does: what fails because of that is no failure of the ring.
 	run context.Context
@@ -104,7 +110,7 @@ func Start(ctx context.Context, o Options) (*Load, error) {
 	l.run, l.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := l.open(ctx); err != nil {
 		l.cancel()
-		return nil, err
+		return nil, errors.Join(err, l.unmake(ctx))
 	}
 	for w := range o.Workers {
 		l.done.Go(func() { l.worker(w) })
@@ -113,11 +119,31 @@ func Start(ctx context.Context, o Options) (*Load, error) {
 	return l, nil
 }
 
+// unmake removes a keyspace of the load's own that a start has made in vain.
+func (l *Load) unmake(ctx context.Context) error {
+	if !l.o.Own || !l.made {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	s, err := l.cluster(l.o.Hosts).CreateSession()
+	if err != nil {
+		return fmt.Errorf("keyspace %s is left: %w", l.o.Keyspace, err)
+	}
+	l.session = s
+	defer hangUp(s)
+	return l.Drop(ctx)
+}
+
 // open waits for a ring that has just started: all replicas must answer before the load may count errors.
 func (l *Load) open(ctx context.Context) error {
 	var last error
 	for ctx.Err() == nil {
-		if last = l.tryOpen(ctx); last == nil {
+		last = l.tryOpen(ctx)
+		if errors.Is(last, ErrKeyspace) {
+			return last
+		}
+		if last == nil {
 			l.mu.Lock()
 			l.now, l.begin = counts{errors: map[string]uint64{}}, time.Now()
 			l.mu.Unlock()
@@ -136,14 +162,9 @@ func (l *Load) tryOpen(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, q := range []string{
-		fmt.Sprintf(`CREATE KEYSPACE IF NOT EXISTS %s WITH replication = {'class': 'NetworkTopologyStrategy'%s}`, l.o.Keyspace, replicas(l.o.Replication)),
-		fmt.Sprintf(`CREATE TABLE IF NOT EXISTS %s.kv (worker int, slot int, seq bigint, body blob, PRIMARY KEY ((worker, slot)))`, l.o.Keyspace),
-	} {
-		if err := s.Query(q).Consistency(gocql.All).ExecContext(ctx); err != nil {
-			hangUp(s)
-			return err
-		}
+	if err := l.schema(ctx, s); err != nil {
+		hangUp(s)
+		return err
 	}
 	k := &key{keyspace: l.o.Keyspace, worker: -1}
 	if err := k.write(ctx, s, gocql.All); err != nil {
@@ -156,6 +177,26 @@ func (l *Load) tryOpen(ctx context.Context) error {
 	}
 	l.session = s
 	return nil
+}
+
+// ErrKeyspace says that a keyspace of that name is there, and may be anybody's.
+var ErrKeyspace = errors.New("a keyspace of this name is there already")
+
+// schema makes keyspace and table.
+func (l *Load) schema(ctx context.Context, s *gocql.Session) error {
+	unless := "IF NOT EXISTS "
+	if l.o.Own && !l.made {
+		unless = ""
+	}
+	err := s.Query(fmt.Sprintf(`CREATE KEYSPACE %s%s WITH replication = {'class': 'NetworkTopologyStrategy'%s}`, unless, l.o.Keyspace, replicas(l.o.Replication))).Consistency(gocql.All).ExecContext(ctx)
+	if exists := (*gocql.RequestErrAlreadyExists)(nil); errors.As(err, &exists) {
+		return fmt.Errorf("%w: %s", ErrKeyspace, l.o.Keyspace)
+	}
+	if err != nil {
+		return err
+	}
+	l.made = true
+	return s.Query(fmt.Sprintf(`CREATE TABLE IF NOT EXISTS %s.kv (worker int, slot int, seq bigint, body blob, PRIMARY KEY ((worker, slot)))`, l.o.Keyspace)).Consistency(gocql.All).ExecContext(ctx)
 }
 
 // replicas is the part of a replication's map that names the data centres, in their order.
