@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -22,6 +23,20 @@ func TestADrillOnARingOfOnesOwn(t *testing.T) {
 	if err == nil || !strings.Contains(said, "needs the hash of its plan") {
 		t.Fatalf("a drill went without a word: %v %s%s", err, out, said)
 	}
+
+	other := e.loadOf("mine_0", e.root("root")) // somebody's
+	out, said, err = e.run(append(drill, "--keyspace", "mine", "--dry-run")...)
+	e.must(err)
+	hash := regexp.MustCompile(`plan ([0-9a-f]{16})`).FindStringSubmatch(out + said)
+	out, said, err = e.run(append(drill, "--keyspace", "mine", "--plan", hash[1])...)
+	if err == nil || !strings.Contains(said, "no keyspace that it has not made") || strings.Contains(e.csm("rotation", "list"), "distribute") {
+		t.Fatalf("a drill takes the keyspace of another: %v %s%s", err, out, said)
+	}
+	if r := other.Since(other.Begin()); r.Failed > 0 || r.Queries == 0 {
+		t.Errorf("the other's load: %+v", r)
+	}
+	other.Stop()
+
 	report := filepath.Join(e.dir, "drill.json")
 	e.planned(append(drill, "--out", report)...)
 	b, err := os.ReadFile(report)

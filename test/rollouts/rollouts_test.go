@@ -185,7 +185,10 @@ func (e *estate) until(name, what string, want func(fleet.Node) bool) {
 }
 
 // load keeps the ring busy with a certificate of its CA, and trusts these roots.
-func (e *estate) load(roots ...*x509.Certificate) *workload.Load {
+func (e *estate) load(roots ...*x509.Certificate) *workload.Load { return e.loadOf("load", roots...) }
+
+// loadOf names the keyspace.
+func (e *estate) loadOf(keyspace string, roots ...*x509.Certificate) *workload.Load {
 	e.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	e.must(err)
@@ -200,7 +203,7 @@ func (e *estate) load(roots ...*x509.Certificate) *workload.Load {
 	chain, err := certificate.DecodePEM([]byte(c.Chain))
 	e.must(err)
 	conf := &tls.Config{Certificates: []tls.Certificate{{PrivateKey: key, Certificate: certificate.Raw(chain)}}, RootCAs: pool(roots...)}
-	l, err := workload.Start(e.t.Context(), workload.Options{Hosts: e.r.Hosts(), TLS: func() *tls.Config { return conf }})
+	l, err := workload.Start(e.t.Context(), workload.Options{Hosts: e.r.Hosts(), Keyspace: keyspace, TLS: func() *tls.Config { return conf }})
 	e.must(err)
 	e.t.Cleanup(l.Stop)
 	return l
