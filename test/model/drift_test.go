@@ -235,9 +235,9 @@ func TestCodeOpensEachPhase(t *testing.T) {
 // Each pure gate of the code that is about trust is needed: without it the code opens where the model does not.
 func TestCodeNeedsEachGate(t *testing.T) {
 	t.Parallel()
-	// They are about time, load, people, keys that sign, or clients that nobody registered, and are killed by tests of their own package; of a member without an
-	// agent no store is known either, which closes every gate that asks about stores.
-	others := []string{"frozen", "paused", "settled", "one-version", "signer", "installed", "enrolled", "seen"}
+	// They are about time, load, people, keys that sign, clients that nobody registered, or the way back of a take-over, and are killed by tests of their own package; of a
+	// member without an agent no store is known either, which closes every gate that asks about stores.
+	others := []string{"frozen", "paused", "settled", "one-version", "signer", "installed", "enrolled", "seen", "kept", "trusted-before"}
 	stranger := begin(false, false)
 	stranger.n[joiner] = bUp | bGossip | bDiskO | bServerO | bClientO
 	worlds := walks(500)
