@@ -113,5 +113,13 @@ func parseAll(ders [][]byte) ([]*x509.Certificate, error) {
 }
 
 func (h *identityHolder) certificate() (*tls.Certificate, error) { return h.current.Load().cert, nil }
-func (h *identityHolder) roots() []*x509.Certificate             { return h.current.Load().bundle }
-func (h *identityHolder) leaf() *x509.Certificate                { return h.current.Load().cert.Leaf }
+
+// roots are none while a system is founded or restored: its node runs before it has an identity.
+func (h *identityHolder) roots() []*x509.Certificate {
+	if c := h.current.Load(); c != nil {
+		return c.bundle
+	}
+	return nil
+}
+
+func (h *identityHolder) leaf() *x509.Certificate { return h.current.Load().cert.Leaf }
