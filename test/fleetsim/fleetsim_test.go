@@ -215,7 +215,7 @@ func (e *estate) moved(times int) {
 }
 
 func TestASimulatedRingIsRenewedByAPlan(t *testing.T) {
-	r := fleetsim.Ring{Cluster: "sim", First: 1, Nodes: 8, Datacenters: 1, Racks: 2}
+	r := fleetsim.Ring{Cluster: "sim", First: 1, Nodes: 4, Datacenters: 1, Racks: 1}
 	e := begin(t, r, fleetsim.Pace{Reload: 500 * time.Millisecond, Ask: 200 * time.Millisecond, Handshake: 10 * time.Millisecond, Boot: 200 * time.Millisecond})
 	flags := []string{"--width", "4", "--max-unavailable", "4", "--bake", "1s", "--canary", "0"}
 	p := e.planAll(r, flags...)
