@@ -92,10 +92,7 @@ func (s *server) freshness(r *http.Request, w http.ResponseWriter) error {
 	switch c := r.URL.Query().Get("consistency"); c {
 	case "", "stale":
 	case "linearizable":
-		// Shorter than any client's patience, so that who lost the quorum is told which controllers to start.
-		ctx, cancel := context.WithTimeout(r.Context(), consensus.DefaultTimeout)
-		defer cancel()
-		if err := s.Quorum.Linearize(ctx); err != nil {
+		if err := s.linearize(r.Context()); err != nil {
 			return err
 		}
 	default:
@@ -109,6 +106,14 @@ func (s *server) freshness(r *http.Request, w http.ResponseWriter) error {
 	return nil
 }
 
+// linearize waits until this controller has all that was written before now. It waits shorter than any client's patience, so that who lost
+// the quorum is told which controllers to start.
+func (s *server) linearize(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, consensus.DefaultTimeout)
+	defer cancel()
+	return s.Quorum.Linearize(ctx)
+}
+
 // authenticate finds the administrator behind the client certificate, at each request: a revocation holds from the next one on.
 func (s *server) authenticate(r *http.Request) (caller, error) {
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
@@ -120,6 +125,13 @@ func (s *server) authenticate(r *http.Request) (caller, error) {
 		return caller{}, err
 	}
 	a, err := s.People.Authenticate(r.Context(), r.TLS.PeerCertificates[0], id)
+	if fault.HasReason(err, "unknown-admin") {
+		// A controller that has just joined knows nobody yet: it is no refusal before its state is that of the others.
+		if err := s.linearize(r.Context()); err != nil {
+			return caller{}, err
+		}
+		a, err = s.People.Authenticate(r.Context(), r.TLS.PeerCertificates[0], id)
+	}
 	if err != nil {
 		return caller{}, err
 	}

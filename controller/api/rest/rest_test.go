@@ -220,6 +220,19 @@ func TestWhatIsNotThereYetIsNotSaidToBeMissing(t *testing.T) {
 	c.ok(200, c.get("/livez"))
 }
 
+// A controller that has just joined knows no administrator: who is unknown to it is asked to come again, or elsewhere, until it knows all.
+func TestNobodyIsUnknownBeforeTheStateIsHere(t *testing.T) {
+	w := resttest.New(t, nil)
+	eve := w.Identity(identity.AdminID(resttest.TrustDomain, "eve"))
+	before := w.Quorum.Linearized
+	as(t, w, &eve).refused(401, "unknown-admin", as(t, w, &eve).get("/v1/whoami"))
+	if w.Quorum.Linearized == before {
+		t.Error("the quorum was not asked")
+	}
+	w.Quorum.Lose()
+	as(t, w, &eve).refused(503, "no-quorum", as(t, w, &eve).get("/v1/whoami"))
+}
+
 func TestALinearizableReadAsksTheQuorum(t *testing.T) {
 	w := resttest.New(t, nil)
 	c := as(t, w, &w.Ada)
