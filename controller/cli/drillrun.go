@@ -42,6 +42,7 @@ type drill struct {
 	password string
 
 	conf        atomic.Pointer[tls.Config]
+	own         []string // its certificates, by id
 	loads       []*workload.Load
 	began       []workload.Mark
 	reconnected time.Time
@@ -108,6 +109,7 @@ func (d *drill) certify(authority string) error {
 	if err := decode(ans.body, &v); err != nil {
 		return err
 	}
+	d.own = append(d.own, resource.Last(v.Name))
 	chain, err := certificate.DecodePEM([]byte(v.Chain))
 	if err != nil {
 		return err
@@ -184,8 +186,12 @@ func (d *drill) measure() {
 func (d *drill) rotate(ctx context.Context) error {
 	began := d.Now()
 	defer func() { d.report.Seconds = d.Now().Sub(began).Seconds() }()
+	hash, err := d.agreed()
+	if err != nil {
+		return err
+	}
 	body := d.ask.body(d.session)
-	body["planHash"], body["bake"], body["reason"] = d.plan.Hash, d.ask.bake, d.reason
+	body["planHash"], body["bake"], body["reason"] = hash, d.ask.bake, d.reason
 	ans, err := d.post(d.base, body)
 	if err != nil {
 		return err
@@ -214,6 +220,35 @@ func (d *drill) rotate(ctx context.Context) error {
 	}
 	_, err = d.follow(ctx, r, "done")
 	return err
+}
+
+// agreed gives the hash of the plan of now, in which the load's own certificate stands too. Anything else that has come since a person
+// agreed makes it another plan.
+func (d *drill) agreed() (string, error) {
+	p, _, _, err := d.planRotation(d.ask.rotationAsk)
+	if err != nil {
+		return "", err
+	}
+	if !slices.Equal(d.gist(p), d.gist(d.plan)) {
+		return "", fault.New(fault.Stale, "plan-hash", "members, anchors or applications are others now than when the drill was agreed to").Do("look at it again with --dry-run; the ring is as it was")
+	}
+	return p.Hash, nil
+}
+
+// gist is what a person agrees to in a plan.
+func (d *drill) gist(p rotationPlanView) []string {
+	out := slices.Concat([]string{p.Kind, p.AuthorityBefore, p.AuthorityAfter}, p.AddSha256, p.WithdrawSha256)
+	for _, m := range p.Members {
+		out = append(out, "member "+m.Name+" "+m.HostID)
+	}
+	for _, x := range p.Clients {
+		mine := slices.ContainsFunc(d.own, func(id string) bool { return strings.HasPrefix(id, x.Name) })
+		if !mine && !strings.HasPrefix(x.Name, "seen-") { // who was only seen comes and goes
+			out = append(out, "client "+x.Name)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // follow waits for a phase. A load whose connections a gate waits for connects anew, as an application is restarted.
@@ -339,7 +374,10 @@ func (d *drill) tell() error {
 		}
 		d.Say("wrote %s", d.ask.out)
 	}
-	note := fmt.Sprintf("%s is in phase %s after %.0f s, with %d failures", short(d.report.Rotation), d.report.Phase, d.report.Seconds, d.report.failed())
+	note := "no rotation began"
+	if d.report.Rotation != "" {
+		note = fmt.Sprintf("%s is in phase %s after %.0f s, with %d failures", short(d.report.Rotation), d.report.Phase, d.report.Seconds, d.report.failed())
+	}
 	if d.report.Phase == "reissued" {
 		note += "\nthe old CA is trusted still; withdraw it: " + hand("", "rotation", "retire", d.report.Rotation, "--dry-run").Command + "\nor turn round: " + hand("", "rotation", "rollback", d.report.Rotation, reasonFlag).Command
 	}
