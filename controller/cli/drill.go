@@ -29,6 +29,7 @@ type drillAsk struct {
 	rate, replicas                          int
 	rest                                    time.Duration
 	retire                                  bool
+	except                                  []string
 }
 
 // drillSite is where the load of a drill goes: the addresses of CQL by data centre.
@@ -59,6 +60,7 @@ func (a *app) drillRotation() *cobra.Command {
 	f.StringVar(&q.user, "cql-user", "", "login at Cassandra, where it asks for one")
 	f.StringVar(&q.passwordFile, "cql-password-file", "", "file with its password; - for stdin")
 	f.BoolVar(&q.retire, "retire", false, "withdraw the old CA too, when every gate holds: there is no way back from there")
+	f.StringSliceVar(&q.except, "except", nil, "with --retire: clients that may break, as the retire names them")
 	f.StringVar(&q.out, "out", "", "write the report to this file, JSON")
 	return a.run(c, func(s *session, _ []string) error {
 		if err := q.check(); err != nil {
@@ -103,6 +105,8 @@ func (q drillAsk) check() error {
 		return fault.New(fault.Invalid, "bad-keyspace", "%.60q cannot begin a keyspace's name", q.keyspace).Do("use up to 40 small letters, digits and underscores, a letter first")
 	case q.rate < 1 || q.rate > 100_000 || q.replicas < 1 || q.rest < 0:
 		return fault.New(fault.Invalid, "bad-load", "no load can be made of a rate of %d, %d replicas and %s of rest", q.rate, q.replicas, q.rest).Do("use 1 to 100000 queries a second, 1 replica or more")
+	case len(q.except) > 0 && !q.retire:
+		return fault.New(fault.Invalid, "bad-exceptions", "nobody is waited for without a retire").Do("add --retire, or leave --except out")
 	case q.passwordFile != "" && q.user == "":
 		return fault.New(fault.Invalid, "no-user", "there is a password and no user").Do("add --cql-user NAME")
 	}

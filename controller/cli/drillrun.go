@@ -285,7 +285,7 @@ func (d *drill) waitedFor(reasons []rotationReason) error {
 		return nil
 	}
 	d.reconnected = d.Now()
-	return d.reconnect(reasons[i].Message)
+	return d.reconnect(reasons[i].sentence())
 }
 
 func (d *drill) reconnect(why string) error {
@@ -320,9 +320,11 @@ func (d *drill) retire(ctx context.Context, r rotationView) error {
 		var raw json.RawMessage
 		if err := d.session.ask(r.Name+":planRetire", nil, &raw, &p); err != nil && !fault.Is(err, fault.Unavailable) {
 			return err
-		} else if err == nil && len(p.Reasons) == 0 {
-			d.saw("every gate of the retire holds")
-			_, err := d.post(r.Name+":retire", map[string]any{"planHash": p.Hash, "except": []string{}, "reason": d.reason})
+		} else if err == nil && d.clear(p.Reasons) {
+			_, err := d.post(r.Name+":retire", map[string]any{"planHash": p.Hash, "except": d.session.named(d.ask.except), "reason": d.reason})
+			if err == nil {
+				d.saw("retired")
+			}
 			if err == nil || !fault.Is(err, fault.Stale) && !fault.Is(err, fault.Refused) {
 				return err
 			}
@@ -339,6 +341,13 @@ func (d *drill) retire(ctx context.Context, r rotationView) error {
 			return err
 		}
 	}
+}
+
+// clear says whether the retire may be asked for: no gate is closed but, maybe, for clients that were named. The state asks them all again.
+func (d *drill) clear(reasons []rotationReason) bool {
+	return !slices.ContainsFunc(reasons, func(r rotationReason) bool {
+		return !slices.ContainsFunc(d.ask.except, func(x string) bool { return strings.Contains(r.Message, x) })
+	})
 }
 
 // close ends the load and removes its keyspaces, also when the drill was interrupted.
