@@ -32,9 +32,9 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/identity"
 	"github.com/cassandra-security-manager/csm/shared/keystore"
+	"github.com/cassandra-security-manager/csm/shared/workload"
 	"github.com/cassandra-security-manager/csm/test/process"
 	cassandraring "github.com/cassandra-security-manager/csm/test/ring"
-	"github.com/cassandra-security-manager/csm/shared/workload"
 )
 
 // corporate is a CA run by hand with `openssl ca`.
