@@ -76,7 +76,7 @@ func TestAStoppedNodeRenewsItsIdentityAndProvesItsNeighbour(t *testing.T) {
 			if by != 2 {
 				t.Errorf("the stopped node proved %d ports: %+v", by, moves[0].Proofs)
 			}
-			w.ahead.Add(int64(25 * 24 * time.Hour)) // an identity lives 30 days and is renewed after about 20
+			w.leap(25 * 24 * time.Hour) // an identity lives 30 days and is renewed after about 20
 			w.await("the controller's clock too", func() bool { return w.now().Sub(w.log.Clock.Now()) < time.Second })
 			_, err = w.fleet.RequestRenewal(t.Context(), n1, "", "wakes the agent", ann)
 			must(t, err)

@@ -120,7 +120,7 @@ func TestOldLinksAreCycledWhenEveryGateIsOpen(t *testing.T) {
 	must(t, w.fleet.Freeze(t.Context(), cluster, "incident", time.Time{}, ann))
 	seen("the freeze is asked", func(l fleet.NodeLinks) bool { return l.Waits == "frozen" })
 	n.say(idleStats)
-	w.ahead.Add(int64(time.Minute))
+	w.leap(time.Minute)
 	if cut := k.ended(); len(cut) > 0 {
 		t.Fatalf("%v were cut while a gate was closed", cut)
 	}

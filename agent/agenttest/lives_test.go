@@ -134,7 +134,7 @@ func TestAnAgentThatWasAwayRenewsItsExpiredIdentityOrSaysWhatToType(t *testing.T
 	away := func(d time.Duration) {
 		must(t, h.end())
 		w.stop()
-		w.ahead.Add(int64(d))
+		w.leap(d)
 		w.await("the controller's clock too", func() bool { return w.now().Sub(w.log.Clock.Now()) < time.Second })
 		w.listen(w.address)
 		h.start()

@@ -86,6 +86,15 @@ func (w *world) overhear(ctx context.Context, req any, info *grpc.UnaryServerInf
 
 func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
 
+// leap moves everybody's clock ahead and waits for the controller's, which follows: a command that is made before and stamped after would
+// be past its deadline.
+func (w *world) leap(d time.Duration) {
+	w.ahead.Add(int64(d))
+	for w.now().Sub(w.log.Clock.Now()) > d/2 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // clock is the real one, as far ahead as its world.
 type clock struct {
 	clockwork.Clock

@@ -74,6 +74,9 @@ func (a *app) drillRotation() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if err := q.known(p); err != nil {
+			return err
+		}
 		if s.dryRun {
 			s.Say("%s", strings.TrimRight(p.about(), "\n"))
 		}
@@ -109,6 +112,20 @@ func (q drillAsk) check() error {
 		return fault.New(fault.Invalid, "bad-exceptions", "nobody is waited for without a retire").Do("add --retire, or leave --except out")
 	case q.passwordFile != "" && q.user == "":
 		return fault.New(fault.Invalid, "no-user", "there is a password and no user").Do("add --cql-user NAME")
+	}
+	return nil
+}
+
+// known refuses exceptions that the plan does not name: the retire would refuse them when the rest is done. What was only seen comes and
+// goes.
+func (q drillAsk) known(p rotationPlanView) error {
+	for _, x := range q.except {
+		switch {
+		case x == "links", x == "seen", x == "unseen", strings.HasPrefix(x, "seen-"):
+		case slices.ContainsFunc(p.Clients, func(c rotationClient) bool { return c.Name == x }):
+		default:
+			return fault.New(fault.NotFound, "no-client", "the plan names no client %.100q", x).Do("name it as the plan does (--dry-run)")
+		}
 	}
 	return nil
 }

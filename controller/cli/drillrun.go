@@ -343,10 +343,10 @@ func (d *drill) retire(ctx context.Context, r rotationView) error {
 	}
 }
 
-// clear says whether the retire may be asked for: no gate is closed but, maybe, for clients that were named. The state asks them all again.
+// clear says whether the retire may be asked for: no gate is closed but, maybe, for what was named. The state asks them all again.
 func (d *drill) clear(reasons []rotationReason) bool {
 	return !slices.ContainsFunc(reasons, func(r rotationReason) bool {
-		return !slices.ContainsFunc(d.ask.except, func(x string) bool { return strings.Contains(r.Message, x) })
+		return !slices.Contains(d.ask.except, r.Node) && !slices.Contains(d.ask.except, r.Code)
 	})
 }
 

@@ -5,7 +5,6 @@ package rollouts_test
 import (
 	"encoding/json"
 	"os"
-	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -38,12 +37,16 @@ func TestADrillOnARingOfOnesOwn(t *testing.T) {
 	}
 	other.Stop()
 
-	theirs := strings.Fields(e.csm("certificate", "search", "load.rollouts.example", "-o", "name"))
-	if len(theirs) != 1 {
-		t.Fatalf("certificates %v", theirs)
+	var p struct{ Clients []struct{ Name, Detail string } }
+	e.must(json.Unmarshal([]byte(e.csm("rotation", "plan", "--to", "next", "-o", "json")), &p))
+	if len(p.Clients) != 1 || !strings.Contains(p.Clients[0].Detail, "load.rollouts.example") {
+		t.Fatalf("clients %v", p.Clients)
+	}
+	if _, said, err := e.run(append(drill, "--except", "nobody", "--dry-run")...); err == nil || !strings.Contains(said, `no client "nobody"`) {
+		t.Fatalf("nobody is named: %v %s", err, said)
 	}
 	report := filepath.Join(e.dir, "drill.json")
-	e.planned(append(drill, "--out", report, "--except", path.Base(theirs[0]))...)
+	e.planned(append(drill, "--out", report, "--except", p.Clients[0].Name)...)
 	b, err := os.ReadFile(report)
 	e.must(err)
 	t.Logf("%s", b)
