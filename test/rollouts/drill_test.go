@@ -59,6 +59,9 @@ func TestADrillOnARingOfOnesOwn(t *testing.T) {
 	if r.Phase != "done" || len(r.Rest) != 1 || len(r.During) != 1 || r.Rest[0].Queries < 100 || r.During[0].Failed > 0 || float64(r.During[0].Queries) < 20*r.Seconds {
 		t.Errorf("%+v", r)
 	}
+	if left := e.csm("certificate", "search", "csm-drill.prod", "-o", "json"); strings.Contains(left, `"active"`) || !strings.Contains(left, `"revoked"`) {
+		t.Errorf("the drill's certificates: %s", left)
+	}
 	for _, n := range e.r.Nodes {
 		if err := e.chainsTo(n, e.root("next")); err != nil {
 			t.Errorf("%s: %v", n.Name, err)
