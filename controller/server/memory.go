@@ -11,7 +11,7 @@ import (
 const (
 	// garbage is how much of it may lie between two collections. What lives long in a small controller is small and what a request makes
 	// is garbage: few collections save a tenth of the CPU of issuing. With thousands of agents a fixed share would cost them dearly.
-	garbage = 96 << 20
+	garbage = 64 << 20
 	// mostGarbage and leastGarbage bound it, in per cent of what lives.
 	mostGarbage, leastGarbage = 400, 50
 )

@@ -224,6 +224,7 @@ func (s *Server) agentAPI() *agentapi.Server {
 		SystemCA: s.dom.systemCA, RetiredRoots: s.retiredRoots,
 		Emergency:  s.dom.rotations.Emergency,
 		Tickets:    s.dom.tickets.Config,
+		Met:        func(result string) { s.dom.metrics.handshakes.WithLabelValues(result).Inc() },
 		Ready:      func() bool { return s.dom.node.Age() <= withoutLeader },
 		Controller: s.in.Name, TrustDomain: s.in.trustDomain(), Clock: clockwork.NewRealClock(), Logger: s.log,
 	})

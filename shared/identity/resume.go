@@ -59,22 +59,20 @@ func (v Verifier) Recheck(chain []*x509.Certificate) error {
 	return err
 }
 
-// Sessions keeps a client's sessions for its next connections to the same servers. Each is used once, so that one that a server does not
-// take is not offered again, and only by who it was given to: Owner names the client's identity and its roots as they are now.
+// Sessions keeps the newest session of a client whose servers take each other's tickets. It is for who it was given to: Owner names the
+// client's identity and its roots as they are now. Where thousands connect at a time a handshake may take several attempts, so a session
+// is offered more than once, and not for ever: a server may have a reason not to take it that it does not have in a full handshake.
 type Sessions struct {
 	Owner func() [sha256.Size]byte
 
-	mu   sync.Mutex
-	held map[string]session
-}
-
-type session struct {
+	mu    sync.Mutex
 	owner [sha256.Size]byte
 	state *tls.ClientSessionState
+	uses  int
 }
 
-// maxSessions bounds Sessions: there are a few controllers.
-const maxSessions = 16
+// maxUses is how often a session is offered.
+const maxUses = 8
 
 func (s *Sessions) of() ownSessions { return ownSessions{s, s.Owner()} }
 
@@ -100,29 +98,27 @@ type ownSessions struct {
 	owner [sha256.Size]byte
 }
 
-// Get is of tls.ClientSessionCache.
-func (s ownSessions) Get(key string) (*tls.ClientSessionState, bool) {
+// Get is of tls.ClientSessionCache; the server's name does not matter.
+func (s ownSessions) Get(string) (*tls.ClientSessionState, bool) {
 	now, all := s.all.Owner(), s.all
 	all.mu.Lock()
 	defer all.mu.Unlock()
-	x, ok := all.held[key]
-	delete(all.held, key)
-	return x.state, ok && x.owner == now && s.owner == now
+	if all.state == nil || all.owner != now || s.owner != now {
+		return nil, false
+	}
+	state := all.state
+	if all.uses++; all.uses == maxUses {
+		all.state = nil
+	}
+	return state, true
 }
 
-// Put is of tls.ClientSessionCache.
-func (s ownSessions) Put(key string, state *tls.ClientSessionState) {
+// Put is of tls.ClientSessionCache. nil takes the session back.
+func (s ownSessions) Put(_ string, state *tls.ClientSessionState) {
 	all := s.all
 	all.mu.Lock()
 	defer all.mu.Unlock()
-	delete(all.held, key)
-	if state == nil {
-		return
-	}
-	if all.held == nil || len(all.held) >= maxSessions {
-		all.held = map[string]session{}
-	}
-	all.held[key] = session{s.owner, state}
+	all.owner, all.state, all.uses = s.owner, state, 0
 }
 
 // Mark names a chain and the roots of who holds it, for Sessions.Owner.

@@ -171,17 +171,14 @@ func TestASessionBelongsToWhoTheClientWasWhenItDialed(t *testing.T) {
 	if _, ok := c.Get("c1"); ok {
 		t.Error("a connection that was dialed as another uses a session")
 	}
-	for n := range 100 {
-		s.Put(string(rune('a'+n)), &tls.ClientSessionState{})
-	}
-	held := 0
-	for n := range 100 {
-		if _, ok := s.Get(string(rune('a' + n))); ok {
-			held++
+	offered := 0
+	for range 100 {
+		if _, ok := s.Get("c2"); ok {
+			offered++
 		}
 	}
-	if held == 0 || held > 16 {
-		t.Errorf("%d sessions are kept", held)
+	if offered == 0 || offered > 10 {
+		t.Errorf("a session is offered %d times", offered)
 	}
 	s.Put("c1", &tls.ClientSessionState{})
 	s.Put("c1", nil)

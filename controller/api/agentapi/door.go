@@ -13,9 +13,11 @@ import (
 )
 
 const (
-	// handshakesPerCore is how many are worked on at a time for each core. When thousands of agents come at once and all are worked on,
-	// none is done before its agent gives up, and all of the work is lost.
-	handshakesPerCore = 2
+	// handshakesPerCore is how many are on the way at a time for each core. When thousands of agents come at once and all are worked on,
+	// none is done before its agent gives up, and all of the work is lost. It is as many because peers are far away.
+	handshakesPerCore = 16
+	// handshakeTurn is how long one counts: a peer that says nothing more stands in the way for no longer.
+	handshakeTurn = 2 * time.Second
 	// handshakeWait is how long a peer waits for its turn; then it is better off with another controller. Agents give up after twice that.
 	handshakeWait = 5 * time.Second
 	// The first record of a TLS connection is a ClientHello (RFC 8446, 5.1).
@@ -28,17 +30,19 @@ var (
 	errNoTLS   = errors.New("this is no TLS handshake")
 )
 
-// door begins handshakes in the order in which peers come, a few at a time. A peer takes a turn when it has sent a whole ClientHello and
-// gives it back when it is waited for, so that who says nothing stands in nobody's way.
+// door begins handshakes in the order in which peers come, so many at a time as can be done with soon. A peer takes its turn when it has
+// sent a whole ClientHello: who says nothing stands in nobody's way.
 type door struct {
 	credentials.TransportCredentials
 	turns chan struct{}
 	ready func() bool
 	done  <-chan struct{}
+	// met is told what became of each.
+	met func(result string)
 }
 
-func newDoor(c credentials.TransportCredentials, ready func() bool, done <-chan struct{}) door {
-	return door{c, make(chan struct{}, handshakesPerCore*runtime.GOMAXPROCS(0)), ready, done}
+func newDoor(c credentials.TransportCredentials, ready func() bool, done <-chan struct{}, met func(result string)) door {
+	return door{c, make(chan struct{}, handshakesPerCore*runtime.GOMAXPROCS(0)), ready, done, met}
 }
 
 // Clone is of credentials.TransportCredentials.
@@ -49,6 +53,28 @@ func (d door) Clone() credentials.TransportCredentials {
 
 // ServerHandshake is of credentials.TransportCredentials. gRPC bounds it in time and closes the connection after an error.
 func (d door) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := d.shake(c)
+	d.met(resultOf(info, err))
+	return conn, info, err
+}
+
+// resultOf is the label of a metric.
+func resultOf(info credentials.AuthInfo, err error) string {
+	switch {
+	case errors.Is(err, errCrowded):
+		return "crowded"
+	case errors.Is(err, errIdle):
+		return "no-leader"
+	case err != nil:
+		return "failed"
+	}
+	if t, ok := info.(credentials.TLSInfo); ok && t.State.DidResume {
+		return "resumed"
+	}
+	return "full"
+}
+
+func (d door) shake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	if !d.ready() {
 		return nil, nil, errIdle
 	}
@@ -67,7 +93,8 @@ func (d door) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error
 	}
 	end := sync.OnceFunc(func() { <-d.turns })
 	defer end()
-	return d.TransportCredentials.ServerHandshake(&begun{Conn: c, hello: hello, waits: end})
+	defer time.AfterFunc(handshakeTurn, end).Stop()
+	return d.TransportCredentials.ServerHandshake(&begun{Conn: c, hello: hello})
 }
 
 // firstRecord reads one TLS record.
@@ -89,8 +116,6 @@ func firstRecord(c net.Conn) ([]byte, error) {
 type begun struct {
 	net.Conn
 	hello []byte
-	// waits is called before the peer is waited for.
-	waits func()
 }
 
 func (b *begun) Read(p []byte) (int, error) {
@@ -99,9 +124,6 @@ func (b *begun) Read(p []byte) (int, error) {
 		b.hello = b.hello[n:]
 		return n, nil
 	}
-	if b.waits != nil {
-		b.waits()
-		b.hello, b.waits = nil, nil
-	}
+	b.hello = nil
 	return b.Conn.Read(p)
 }

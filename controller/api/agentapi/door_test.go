@@ -54,17 +54,24 @@ func TestManyPeersShakeHandsInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stop := make(chan struct{})
 		ready := true
-		d := newDoor(slow{}, func() bool { return ready }, stop).Clone()
+		met := make(chan string, 10_000)
+		d := newDoor(slow{}, func() bool { return ready }, stop, func(r string) { met <- r }).Clone()
 		turns := cap(d.(door).turns)
-		for range 3 * turns { // whoever sends nothing, half a hello, or nothing after it stands in nobody's way
+		for range 3 * turns { // whoever sends nothing or half a hello stands in nobody's way
 			visit(t, d, "")
 			visit(t, d, hello[:6])
-			visit(t, d, hello)
 		}
-		time.Sleep(3 * work)
 		synctest.Wait()
 		began := time.Now()
 		if err := <-visit(t, d, hello+"!"); err != nil || time.Since(began) != work {
+			t.Fatalf("after %s: %v", time.Since(began), err)
+		}
+		for range turns { // who says nothing after it, not for long
+			visit(t, d, hello)
+		}
+		synctest.Wait()
+		began = time.Now()
+		if err := <-visit(t, d, hello+"!"); err != nil || time.Since(began) != handshakeTurn+work {
 			t.Fatalf("after %s: %v", time.Since(began), err)
 		}
 		if err := <-visit(t, d, "GET / HTTP/1.1\r\n\r\n"); !errors.Is(err, errNoTLS) && !errors.Is(err, io.ErrUnexpectedEOF) {
@@ -91,6 +98,14 @@ func TestManyPeersShakeHandsInTurn(t *testing.T) {
 		}
 		if took := time.Since(began); served < rounds*turns || served > (rounds+1)*turns || took > handshakeWait+work {
 			t.Errorf("%d served and %d sent away in %s; %d at a time take %s", served, gone, took, turns, work)
+		}
+
+		seen := map[string]int{}
+		for len(met) > 0 {
+			seen[<-met]++
+		}
+		if seen["crowded"] != gone || seen["full"] < served || seen["failed"] != 1 {
+			t.Errorf("counted %v", seen)
 		}
 
 		ready = false

@@ -63,6 +63,8 @@ type Deps struct {
 	// Ready says whether this controller can do something for an agent; who comes while it cannot is sent away before any handshake. nil is
 	// always.
 	Ready func() bool
+	// Met is told what became of each handshake: full, resumed, failed, crowded or no-leader. May be nil.
+	Met func(result string)
 	// Grace says whether identities may be renewed that expired longer ago than RenewalGrace; nil is no.
 	Grace func() bool
 	// SystemCA says what agents are to do about their identities, and is told what is seen of them; nil in a system whose CA stays.
@@ -109,6 +111,9 @@ func New(d Deps) *Server {
 	if d.Ready == nil {
 		d.Ready = func() bool { return true }
 	}
+	if d.Met == nil {
+		d.Met = func(string) {}
+	}
 	if d.RetiredRoots == nil {
 		d.RetiredRoots = func() []*x509.Certificate { return nil }
 	}
@@ -141,7 +146,7 @@ func (s *Server) TLSConfig(own func() (*tls.Certificate, error), roots func() []
 // GRPCServer is the port's server with this service registered. Call Close before its GracefulStop: streams are long.
 func (s *Server) GRPCServer(tlsConfig *tls.Config, more ...grpc.ServerOption) *grpc.Server {
 	opts := []grpc.ServerOption{
-		grpc.Creds(newDoor(credentials.NewTLS(tlsConfig), s.Ready, s.stop)),
+		grpc.Creds(newDoor(credentials.NewTLS(tlsConfig), s.Ready, s.stop, s.Met)),
 		grpc.MaxRecvMsgSize(MaxInventory),
 		grpc.MaxConcurrentStreams(32),
 		grpc.ConnectionTimeout(20 * time.Second),
