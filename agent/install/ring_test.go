@@ -4,6 +4,7 @@ package install_test
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"io"
@@ -14,12 +15,16 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/cassandra-security-manager/csm/agent/cassandra"
 	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
 	"github.com/cassandra-security-manager/csm/agent/install"
+	"github.com/cassandra-security-manager/csm/agent/links"
 	"github.com/cassandra-security-manager/csm/agent/probe"
 	"github.com/cassandra-security-manager/csm/agent/reload"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/shared/algorithm"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/release"
 	"github.com/cassandra-security-manager/csm/test/process"
@@ -193,6 +198,72 @@ func onReal(t *testing.T, which ring.Release) {
 		}
 	})
 
+	t.Run("without nodetool our own client reloads, lists the ring and the streams, and is left when the JVM hangs", func(t *testing.T) {
+		// The machine's JDK stands for the node's: some runtimes that tests run old releases by are without JMX.
+		tools, err := ring.Setup(ctx, false, func(s string) { t.Log(s) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := reload.ByNodetool("127.0.0.1", uint16(r.node.JMX))
+		c.Path, c.Way, c.Java, c.Timeout = "nodetool-that-is-nowhere", reload.Auto, tools.Java, 30*time.Second
+		own := helper(t, c)
+		o, err := r.installer(func(o *install.Options) { o.Reloader = own }).Run(ctx, r.plan(5))
+		if err != nil || o.Result != proven || o.Reload.ExitCode != 0 {
+			t.Fatalf("%+v %v", o, err)
+		}
+		t.Logf("our own client reloads in %s", o.Reload.Took)
+		listed, err := own.(reload.Lister).Ring(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mine, err := cassandra.ParseRing(listed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		status, err := r.node.RunNodetool(ctx, "status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if theirs, err := cassandra.ParseRing(status); err != nil || !proto.Equal(mine, theirs) {
+			t.Errorf("our own client lists %v, nodetool %v, %v", mine, theirs, err)
+		}
+		streams, err := own.(reload.Streamer).Netstats(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if busy, err := links.Streaming(streams); err != nil || busy.Code != "" {
+			t.Errorf("%v %v", busy, err)
+		}
+		if err := r.node.Stall(); err != nil {
+			t.Fatal(err)
+		}
+		defer r.node.Resume()
+		c.Timeout = 3 * time.Second
+		if _, err := helper(t, c).Reload(ctx); !fault.HasReason(err, "reload-timeout") {
+			t.Error(err)
+		}
+	})
+
+	t.Run("a leaf of each kind of key of the catalogue is served and proved", func(t *testing.T) {
+		generation := uint64(5)
+		for _, kind := range algorithm.All() {
+			key, err := algorithm.Generate(kind, rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			generation++
+			p := r.plan(generation)
+			l := r.ca.LeafOf(key, func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, net.IP(r.node.Address.AsSlice())) })
+			p.Key, p.Chain = l.Key, l.Chain
+			o, err := r.installer().Run(ctx, p)
+			if err != nil || o.Result != proven || o.After != leafSum(p.Chain) {
+				t.Errorf("%s: %+v %v; %v", kind, o, err, r.node.Errors(mark))
+				continue
+			}
+			t.Logf("%s in %s", kind, o.Took)
+		}
+	})
+
 	t.Run("a stalled JVM is unknown, never accepted, and nothing is begun under it", func(t *testing.T) {
 		before := leafOf(t, r.site.Store)
 		if err := r.node.Stall(); err != nil {
@@ -210,7 +281,7 @@ func onReal(t *testing.T, which ring.Release) {
 			}
 		}
 		quick := func(o *install.Options) { fastProbe(o); o.ProveFor = time.Nanosecond }
-		if o, err := r.installer(quick).Run(ctx, r.plan(5)); o.Result != refused || err == nil || leafOf(t, r.site.Store) != before {
+		if o, err := r.installer(quick).Run(ctx, r.plan(9)); o.Result != refused || err == nil || leafOf(t, r.site.Store) != before {
 			t.Errorf("%v %v", o.Result, err)
 		}
 	})
@@ -259,6 +330,28 @@ func onReal(t *testing.T, which ring.Release) {
 			}
 		}
 	})
+}
+
+// TestCassandrasOwnPoll changes both files under a real Cassandra and lets nobody reload: its poll comes ten minutes after its start.
+func TestCassandrasOwnPoll(t *testing.T) {
+	if os.Getenv("CSM_TEST_FULL") == "" {
+		t.Skip("waits for ten minutes; runs with make test-full")
+	}
+	r := startReal(t, ring.Release{Version: ring.Version})
+	mark := r.node.Mark()
+	p := r.plan(2)
+	p.Anchors = append(p.Anchors, cassandratest.NewCA(t, "next").Root)
+	looks := 0
+	o, err := r.installer(func(o *install.Options) {
+		o.Poll, o.Reloader, o.Waiting = true, &told{}, func(string, time.Time) { looks++ }
+	}).Run(t.Context(), p)
+	if err != nil || o.Result != proven || o.After != leafSum(p.Chain) || o.Took > install.PollBound {
+		t.Fatalf("%+v %v", o, err)
+	}
+	t.Logf("proved after %s and %d looks; Cassandra says %v", o.Took, looks, r.node.Lines(mark, "SSL certificates have been updated"))
+	if lines := r.node.Errors(mark); len(lines) > 0 {
+		t.Errorf("looking wrote %d ERRORs: %v", len(lines), lines)
+	}
 }
 
 func leafOf(t *testing.T, s *cassandra.Store) [32]byte {

@@ -86,8 +86,12 @@ func NewCA(t testing.TB, name string) *CA {
 
 // Leaf issues for 127.0.0.1 and more addresses; change, if given, alters the template first.
 func (ca *CA) Leaf(change ...func(*x509.Certificate)) Leaf {
+	return ca.LeafOf(newKey(ca.t, elliptic.P384()), change...)
+}
+
+// LeafOf is Leaf for a key.
+func (ca *CA) LeafOf(k crypto.Signer, change ...func(*x509.Certificate)) Leaf {
 	ca.t.Helper()
-	k := newKey(ca.t, elliptic.P384())
 	tpl := &x509.Certificate{Subject: pkix.Name{CommonName: "node"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
 	for _, c := range change {
