@@ -244,7 +244,10 @@ func onReal(t *testing.T, which ring.Release) {
 		}
 	})
 
-	t.Run("a leaf of each kind of key of the catalogue is served and proved", func(t *testing.T) {
+	// Cassandra verifies client certificates by BoringSSL, which verifies no signature of a P-521 key: such a leaf would be served and
+	// taken by no peer. It is refused before anything is written.
+	t.Run("a leaf of each kind of key that Cassandra's TLS library takes is served and proved", func(t *testing.T) {
+		mark := r.node.Mark()
 		generation := uint64(5)
 		for _, kind := range algorithm.All() {
 			key, err := algorithm.Generate(kind, rand.Reader)
@@ -256,11 +259,20 @@ func onReal(t *testing.T, which ring.Release) {
 			l := r.ca.LeafOf(key, func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, net.IP(r.node.Address.AsSlice())) })
 			p.Key, p.Chain = l.Key, l.Chain
 			o, err := r.installer().Run(ctx, p)
+			if kind == algorithm.P521 {
+				if o.Result != refused || !fault.HasReason(err, "key-unsupported") {
+					t.Errorf("%s: %+v %v", kind, o, err)
+				}
+				continue
+			}
 			if err != nil || o.Result != proven || o.After != leafSum(p.Chain) {
-				t.Errorf("%s: %+v %v; %v", kind, o, err, r.node.Errors(mark))
+				t.Errorf("%s: %+v %v", kind, o, err)
 				continue
 			}
 			t.Logf("%s in %s", kind, o.Took)
+		}
+		if lines := r.node.Errors(mark); len(lines) > 0 {
+			t.Errorf("it wrote %d ERRORs: %v", len(lines), lines)
 		}
 	})
 
