@@ -299,7 +299,7 @@ func (t *transaction) baseline(ctx context.Context) error {
 		if err := t.servedNeeds(port, r); err != nil {
 			return err
 		}
-		if err := r.Takes(t.new.certificate()); err != nil {
+		if err := r.Takes(t.new.certificate()); err != nil && !t.trustOnly() {
 			return fault.Wrap(err, fault.Refused, "key-unsupported", "%s:%d takes no certificate with a key of kind %s from a client, so no node would take this one",
 				port.Address, port.Port, algorithm.Name(t.new.key.Leaf().PublicKey)).Do("use P-384 or RSA-4096 for certificates of this node; nothing was changed")
 		}

@@ -4,6 +4,7 @@ package install_test
 
 import (
 	"context"
+	"crypto"
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
@@ -38,6 +39,7 @@ type realNode struct {
 	ca      *cassandratest.CA
 	site    install.Site
 	options install.Options
+	java    string // which runs the node
 }
 
 func (r *realNode) installer(change ...func(*install.Options)) *install.Installer {
@@ -96,7 +98,7 @@ func startReal(t *testing.T, which ring.Release) *realNode {
 	if err != nil || inst.Store(cassandra.StoreNode) == nil || !inst.Store(cassandra.StoreNode).Manageable {
 		t.Fatalf("%+v %v", findings, err)
 	}
-	real := &realNode{t: t, node: n, ca: cassandratest.NewCA(t, "csm"), site: install.Site{Instance: inst, Store: inst.Store(cassandra.StoreNode)},
+	real := &realNode{t: t, node: n, java: dist.Runtime(), ca: cassandratest.NewCA(t, "csm"), site: install.Site{Instance: inst, Store: inst.Store(cassandra.StoreNode)},
 		options: install.Options{StateDir: filepath.Join(t.TempDir(), "state"), Hold: filepath.Join(t.TempDir(), "HOLD"),
 			Reloader: helper(t, reload.Command{Path: n.Nodetool, Args: []string{"reloadssl"}})}}
 	o, err := real.installer().Run(ctx, real.plan(1))
@@ -199,13 +201,8 @@ func onReal(t *testing.T, which ring.Release) {
 	})
 
 	t.Run("without nodetool our own client reloads, lists the ring and the streams, and is left when the JVM hangs", func(t *testing.T) {
-		// The machine's JDK stands for the node's: some runtimes that tests run old releases by are without JMX.
-		tools, err := ring.Setup(ctx, false, func(s string) { t.Log(s) })
-		if err != nil {
-			t.Fatal(err)
-		}
 		c := reload.ByNodetool("127.0.0.1", uint16(r.node.JMX))
-		c.Path, c.Way, c.Java, c.Timeout = "nodetool-that-is-nowhere", reload.Auto, tools.Java, 30*time.Second
+		c.Path, c.Way, c.Java, c.Timeout = "nodetool-that-is-nowhere", reload.Auto, r.java, 30*time.Second
 		own := helper(t, c)
 		o, err := r.installer(func(o *install.Options) { o.Reloader = own }).Run(ctx, r.plan(5))
 		if err != nil || o.Result != proven || o.Reload.ExitCode != 0 {
@@ -276,6 +273,38 @@ func onReal(t *testing.T, which ring.Release) {
 		}
 	})
 
+	t.Run("a CA of each kind of key of the catalogue is trusted and signs", func(t *testing.T) {
+		if os.Getenv("CSM_TEST_FULL") == "" {
+			t.Skip("RSA-4096 keys take seconds; runs with make test-full")
+		}
+		generation := uint64(8)
+		anchors := []*x509.Certificate{r.ca.Root}
+		for _, kind := range []algorithm.Key{algorithm.P521, algorithm.RSA4096} {
+			var keys [2]crypto.Signer
+			for i := range keys {
+				k, err := algorithm.Generate(kind, rand.Reader)
+				if err != nil {
+					t.Fatal(err)
+				}
+				keys[i] = k
+			}
+			ca := cassandratest.NewCAOf(t, string(kind), keys[0], keys[1])
+			anchors = append(anchors, ca.Root)
+			l := ca.Leaf(func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, net.IP(r.node.Address.AsSlice())) })
+			for _, p := range []install.Plan{{Anchors: anchors}, {Key: l.Key, Chain: l.Chain, Anchors: anchors}} {
+				generation++
+				p.Site, p.Generation = r.site, generation
+				if o, err := r.installer().Run(ctx, p); err != nil || o.Result != proven {
+					t.Fatalf("%s: %+v %v", kind, o, err)
+				}
+			}
+			t.Logf("a leaf of a CA with %s keys is served and taken", kind)
+		}
+		if o, err := r.installer().Run(ctx, r.plan(13)); err != nil || o.Result != proven {
+			t.Fatalf("back under the first CA: %+v %v", o, err)
+		}
+	})
+
 	t.Run("a stalled JVM is unknown, never accepted, and nothing is begun under it", func(t *testing.T) {
 		before := leafOf(t, r.site.Store)
 		if err := r.node.Stall(); err != nil {
@@ -293,7 +322,7 @@ func onReal(t *testing.T, which ring.Release) {
 			}
 		}
 		quick := func(o *install.Options) { fastProbe(o); o.ProveFor = time.Nanosecond }
-		if o, err := r.installer(quick).Run(ctx, r.plan(9)); o.Result != refused || err == nil || leafOf(t, r.site.Store) != before {
+		if o, err := r.installer(quick).Run(ctx, r.plan(14)); o.Result != refused || err == nil || leafOf(t, r.site.Store) != before {
 			t.Errorf("%v %v", o.Result, err)
 		}
 	})
@@ -323,12 +352,12 @@ func onReal(t *testing.T, which ring.Release) {
 		}
 		takes(r.ca, agentv1.Verdict_VERDICT_ACCEPTED)
 		takes(next, agentv1.Verdict_VERDICT_REFUSED)
-		move(install.Plan{Generation: 10, Anchors: both})
+		move(install.Plan{Generation: 20, Anchors: both})
 		takes(next, agentv1.Verdict_VERDICT_ACCEPTED)
 		takes(r.ca, agentv1.Verdict_VERDICT_ACCEPTED)
 		l := of(next)
-		move(install.Plan{Generation: 11, Key: l.Key, Chain: l.Chain, Anchors: both})
-		move(install.Plan{Generation: 12, Anchors: []*x509.Certificate{next.Root}, Shrink: true, Withdraw: sums(r.ca.Root)})
+		move(install.Plan{Generation: 21, Key: l.Key, Chain: l.Chain, Anchors: both})
+		move(install.Plan{Generation: 22, Anchors: []*x509.Certificate{next.Root}, Shrink: true, Withdraw: sums(r.ca.Root)})
 		takes(next, agentv1.Verdict_VERDICT_ACCEPTED)
 		takes(r.ca, agentv1.Verdict_VERDICT_REFUSED)
 	})

@@ -6,6 +6,9 @@
 // that is not in the helper's own configuration: a request names an instance, never a program, so nothing that came
 // over a network can be run. The exit code is carried and never believed: since 4.1.4 nodetool exits 0 when the new
 // stores could not be loaded. One command runs at a time; package install proves the outcome by handshakes.
+//
+// Where a host has no nodetool the node's Java runs client/Client.java in its place: the same words and options over plain JMX. It is
+// embedded as a class for Java 8, because a runtime has no compiler; a test holds the class to its source.
 package reload
 
 import (
