@@ -37,7 +37,9 @@ func TestADrillOnARingOfOnesOwn(t *testing.T) {
 	}
 	other.Stop()
 
-	var p struct{ Clients []struct{ Name, Detail string } }
+	var p struct {
+		Clients []struct{ Name, Detail string }
+	}
 	e.must(json.Unmarshal([]byte(e.csm("rotation", "plan", "--to", "next", "-o", "json")), &p))
 	if len(p.Clients) != 1 || !strings.Contains(p.Clients[0].Detail, "load.rollouts.example") {
 		t.Fatalf("clients %v", p.Clients)
