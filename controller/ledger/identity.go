@@ -37,3 +37,24 @@ func IdentityLeaf(ctx context.Context, q state.Querier, identity, sha256Hex stri
 	l.NotAfter = time.UnixMilli(end).UTC()
 	return l, err
 }
+
+// NewestOf gives the identities whose newest certificate is of an issuer and has not ended, each with the end of that certificate: what
+// was signed last is what they use, or are about to.
+func NewestOf(ctx context.Context, q state.Querier, issuer string, now time.Time) (map[string]time.Time, error) {
+	rows, err := q.QueryContext(ctx, `SELECT c.identity, c.not_after FROM certificates c WHERE c.issuer = ? AND c.identity <> '' AND c.not_after > ?
+		AND NOT EXISTS (SELECT 1 FROM certificates n WHERE n.identity = c.identity AND n.identity <> '' AND n.seq > c.seq)`, issuer, now.UnixMilli())
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	out := map[string]time.Time{}
+	for rows.Next() {
+		var id string
+		var end int64
+		if err := rows.Scan(&id, &end); err != nil {
+			return nil, err
+		}
+		out[id] = time.UnixMilli(end).UTC()
+	}
+	return out, rows.Err()
+}

@@ -65,6 +65,7 @@ func All() Gates {
 		{"agent-trusts", []Step{StepReissue, StepRetire, StepWithdraw}, each(Agent, agentTrusts)},
 		{"controller-leaf", []Step{StepReissued, StepRetire, StepWithdraw}, each(Controller, leafGate)},
 		{"agent-leaf", []Step{StepReissued, StepRetire, StepWithdraw}, each(Agent, leafGate)},
+		{"issued", []Step{StepWithdraw}, issuedGate},
 		{"administrator", []Step{StepRetire, StepWithdraw}, each(Admin, leafGate)},
 		{"forgotten", []Step{StepDone, StepUndone}, forgottenGate},
 	}
@@ -160,6 +161,24 @@ func leafGate(_ Step, v View, x Identity) *Reason {
 		r.Remedy += "; or name it: " + nameIt(v, x)
 	}
 	return r
+}
+
+// issuedGate asks whether what was signed last for somebody is of the root that goes: a reply that was on its way when the rotation was
+// turned round may be taken at any time, after he was seen with what he had before.
+func issuedGate(s Step, v View) (out []Reason) {
+	for _, k := range []Kind{Controller, Agent} {
+		out = append(out, each(k, func(_ Step, v View, x Identity) *Reason {
+			if !x.Stray || x.Leaf != v.Phase.want() { // another gate tells of that leaf
+				return nil
+			}
+			r := &Reason{Message: "the newest certificate that was signed for it is of the root that goes: it may be about to take it", Remedy: "it renews by itself when its turn comes; see its log"}
+			if k == Agent {
+				r.Remedy += "; or name it: " + nameIt(v, x)
+			}
+			return r
+		})(s, v)...)
+	}
+	return out
 }
 
 // nameIt is how a person says that an identity is not waited for.

@@ -1,6 +1,7 @@
 package systemca
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/hex"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/controller/state"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
@@ -339,6 +341,14 @@ type Wish struct {
 	Cross [][]byte
 	// Agents is how many there are.
 	Agents int
+	// Stray are the identities, by SPIFFE ID, whose newest certificate is of the root that goes again, on the way back, with its end. One
+	// that uses an older certificate has not taken it yet, and is to renew all the same.
+	Stray map[string]time.Time
+}
+
+// Due says whether an identity with this leaf is to be renewed when its turn comes.
+func (w Wish) Due(id string, leaf *x509.Certificate) bool {
+	return w.Signing != nil && (!bytes.Equal(leaf.AuthorityKeyId, w.Signing.Certificate.SubjectKeyId) || !leaf.NotAfter.After(w.Stray[id]))
 }
 
 // Moves says whether a controller, by its full name, or the agents (Agents) are to have an identity of the root that signs now.
@@ -396,6 +406,11 @@ func wished(ctx context.Context, q state.Querier) (Wish, error) {
 		return w, err
 	}
 	w.Agents = len(agents)
+	if x.phase.Undo() {
+		if w.Stray, err = ledger.NewestOf(ctx, q, x.after, x.since); err != nil {
+			return w, err
+		}
+	}
 	if len(w.Bundle) > 1 {
 		w.Cross = [][]byte{x.newWithOld, x.oldWithNew}
 	}

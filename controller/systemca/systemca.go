@@ -81,8 +81,12 @@ type Identity struct {
 	Connected bool `json:"connected,omitempty"`
 	// Seen is when another one saw it last; zero: not since the rotation began.
 	Seen time.Time `json:"seen,omitzero"`
+	// Stray: on the way back, the newest certificate that was signed for it is of the root that goes. It may be about to take it.
+	Stray bool `json:"stray,omitempty" doc:"on the way back: the newest certificate that was signed for it is of the root that goes"`
 	// Named is why a person does not wait for it; empty when it is waited for.
 	Named string `json:"named,omitempty"`
+
+	id string // SPIFFE ID
 }
 
 // View is all that decisions are made from. It is read from the state in Apply and by readers alike.

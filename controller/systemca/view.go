@@ -29,6 +29,7 @@ type sight struct {
 	sums  map[Side]string // SHA-256 of each root, in hex
 	seen  map[string]seen
 	named map[string]string
+	stray map[string]time.Time
 }
 
 // seen is a row of identity_sightings.
@@ -70,6 +71,11 @@ func look(ctx context.Context, q state.Querier, now time.Time, r row) (View, err
 	if s.named, err = exceptions(ctx, q, r.name); err != nil {
 		return v, err
 	}
+	if r.phase.Undo() {
+		if s.stray, err = ledger.NewestOf(ctx, q, r.after, now); err != nil {
+			return v, err
+		}
+	}
 	for _, read := range []func() ([]Identity, error){s.controllers, s.agents, s.admins} {
 		some, err := read()
 		if err != nil {
@@ -82,8 +88,10 @@ func look(ctx context.Context, q state.Querier, now time.Time, r row) (View, err
 
 // judge fills in what was seen of an identity.
 func (s *sight) judge(x Identity, id identity.ID) Identity {
-	x.Leaf, x.Named = Unknown, s.named[x.Name]
-	if k, ok := s.seen[id.String()]; ok {
+	x.id = id.String()
+	x.Leaf, x.Named = Unknown, s.named[x.id]
+	_, x.Stray = s.stray[x.id]
+	if k, ok := s.seen[x.id]; ok {
 		x.Leaf, x.Seen = s.side(k.issuer), k.at
 		x.TrustsBefore, x.TrustsAfter = slices.Contains(k.trusts, s.sums[Before]), slices.Contains(k.trusts, s.sums[After])
 	}
@@ -125,9 +133,10 @@ func (s *sight) admins() (out []Identity, err error) {
 		if err != nil || a.State != people.Active {
 			continue
 		}
-		x := Identity{Kind: Admin, Name: a.Name, Leaf: Neither, Named: s.named[a.Name]}
+		id := identity.AdminID(s.sys.TrustDomain, short(a.Name)).String()
+		x := Identity{Kind: Admin, Name: a.Name, Named: s.named[id], id: id}
 		var l ledger.Leaf
-		if l, err = ledger.IdentityLeaf(s.ctx, s.q, identity.AdminID(s.sys.TrustDomain, short(a.Name)).String(), a.Certificate); err != nil {
+		if l, err = ledger.IdentityLeaf(s.ctx, s.q, id, a.Certificate); err != nil {
 			return nil, err
 		}
 		if x.Leaf = s.side(l.Issuer); !l.NotAfter.After(s.now) {
@@ -138,8 +147,10 @@ func (s *sight) admins() (out []Identity, err error) {
 	return out, err
 }
 
+// sightings are what was seen in this life of the state: what a backup tells of those who went on without it is worth nothing.
 func sightings(ctx context.Context, q state.Querier) (map[string]seen, error) {
-	rows, err := q.QueryContext(ctx, `SELECT identity, issuer, leaf_sha256, trusts, seen_ms FROM identity_sightings ORDER BY identity`)
+	rows, err := q.QueryContext(ctx, `SELECT identity, issuer, leaf_sha256, trusts, seen_ms FROM identity_sightings
+		WHERE revision > (SELECT coalesce(max(idx), 0) FROM eras) ORDER BY identity`)
 	if err != nil {
 		return nil, err
 	}
