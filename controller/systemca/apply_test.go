@@ -45,6 +45,7 @@ type world struct {
 	leaf        map[string]*x509.Certificate
 	chain       map[string][]*x509.Certificate
 	serial      int
+	idle        bool // the administrator does not use a new certificate
 }
 
 func (w *world) must(err error) {
@@ -128,6 +129,10 @@ func (w *world) admin() {
 	sum := sha256.Sum256(w.issue(identity.AdminID(td, "ada"))[0].Raw)
 	_, err := w.people.AddAdmin(ctx, "ada", sum[:], "test")
 	w.must(err)
+	if w.idle {
+		return
+	}
+	w.must(w.Saw(ctx, "csm2", false, []systemca.Sighting{{Identity: identity.AdminID(td, "ada").String(), Leaf: sum}}))
 }
 
 // trusted are the sums of the roots that the state trusts.

@@ -67,6 +67,7 @@ func All() Gates {
 		{"agent-leaf", []Step{StepReissued, StepRetire, StepWithdraw}, each(Agent, leafGate)},
 		{"issued", []Step{StepWithdraw}, issuedGate},
 		{"administrator", []Step{StepRetire, StepWithdraw}, each(Admin, leafGate)},
+		{"used", []Step{StepRetire}, each(Admin, usedGate)},
 		{"forgotten", []Step{StepDone, StepUndone}, forgottenGate},
 	}
 }
@@ -179,6 +180,15 @@ func issuedGate(s Step, v View) (out []Reason) {
 		})(s, v)...)
 	}
 	return out
+}
+
+// usedGate asks whether an administrator has used the certificate that replaced the one of the root that goes: a file that lies where nobody
+// has it, or beside a pin of the root that goes, opens nothing.
+func usedGate(_ Step, v View, x Identity) *Reason {
+	if x.Leaf != v.Phase.want() || !x.Seen.IsZero() { // another gate tells of that certificate
+		return nil
+	}
+	return &Reason{Message: "has not used the certificate of the root that stays", Remedy: "let " + short(x.Name) + " run `csm status` with it; or name " + short(x.Name) + ": " + nameIt(v, x)}
 }
 
 // nameIt is how a person says that an identity is not waited for.

@@ -32,7 +32,7 @@ func good(p systemca.Phase) systemca.View {
 		x.Leaf, x.TrustsBefore, x.TrustsAfter, x.Seen = side, before, after, now.Add(-time.Second)
 		v.Identities = append(v.Identities, x)
 	}
-	v.Identities = append(v.Identities, systemca.Identity{Kind: systemca.Admin, Name: "system/admins/ada", Leaf: side})
+	v.Identities = append(v.Identities, systemca.Identity{Kind: systemca.Admin, Name: "system/admins/ada", Leaf: side, Seen: now})
 	return v
 }
 
@@ -64,6 +64,7 @@ var faults = []struct {
 	{"issued", []systemca.Step{systemca.StepWithdraw}, func(v *systemca.View) { v.Identities[0].Stray = true }},
 	{"issued", []systemca.Step{systemca.StepWithdraw}, func(v *systemca.View) { v.Identities[3].Stray = true }},
 	{"administrator", []systemca.Step{systemca.StepRetire, systemca.StepWithdraw}, func(v *systemca.View) { v.Identities[4].Leaf = systemca.Neither }},
+	{"used", []systemca.Step{systemca.StepRetire}, func(v *systemca.View) { v.Identities[4].Seen = time.Time{} }},
 	{"forgotten", []systemca.Step{systemca.StepDone}, func(v *systemca.View) { v.Identities[0].TrustsBefore = true }},
 	{"forgotten", []systemca.Step{systemca.StepDone}, func(v *systemca.View) { v.Identities[2].TrustsBefore = true }},
 	{"forgotten", []systemca.Step{systemca.StepUndone}, func(v *systemca.View) { v.Identities[3].TrustsAfter = true }},
@@ -189,6 +190,8 @@ func TestWhatIsJustNotInTheWay(t *testing.T) {
 		"an agent without the root before, where that goes":                     {systemca.StepRetire, func(v *systemca.View) { v.Identities[2].TrustsBefore = false }},
 		"an agent without the root that goes, on the way back":                  {systemca.StepWithdraw, func(v *systemca.View) { v.Identities[2].TrustsAfter = false }},
 		"an administrator of the root before, before the retire":                {systemca.StepReissued, func(v *systemca.View) { v.Identities[4].Leaf = systemca.Before }},
+		"an administrator who went home a while ago":                            {systemca.StepRetire, func(v *systemca.View) { v.Identities[4].Seen = now.Add(-time.Hour) }},
+		"an administrator who was not there on the way back":                    {systemca.StepWithdraw, func(v *systemca.View) { v.Identities[4].Seen = time.Time{} }},
 		"an agent of the root before, before its turn":                          {systemca.StepTurn, func(v *systemca.View) { v.Identities[2].Leaf = systemca.Before }},
 		"an agent that was named, with a certificate that is on its way to it":  {systemca.StepWithdraw, func(v *systemca.View) { v.Identities[3].Stray, v.Identities[3].Named = true, "gone" }},
 		"a certificate of the root that comes that is on its way, not back yet": {systemca.StepRetire, func(v *systemca.View) { v.Identities[0].Stray = true }},

@@ -109,7 +109,11 @@ var obstacles = map[systemca.Phase][]obstacle{
 		{"agent-leaf", "an agent joins", func(k *beings) { k.launch(k.join("n3")) }}},
 	systemca.Reissued: {frozen, pausedByMe, unseen, joiner, blind, {"controller-leaf", "a controller falls back to its old disk", fallsBack("csm2")},
 		{"agent-leaf", "an agent falls back to its old leaf", fallsBack("n1")}, {"agent-trusts", "an agent joins", func(k *beings) { k.launch(k.join("n3")) }},
-		{"agent-trusts", "an agent lost the root that stays", agentShows(0)}},
+		{"agent-trusts", "an agent lost the root that stays", agentShows(0)},
+		{"used", "an administrator has not used the new certificate", func(k *beings) {
+			k.idle = true
+			k.admin()
+		}}},
 	systemca.Retire: {frozen, pausedByMe, unseen, joiner, {"forgotten", "a controller holds the root that went", func(k *beings) {
 		b := k.by("csm3")
 		before, after := k.sides()

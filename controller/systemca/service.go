@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/hex"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -43,6 +45,7 @@ type Rotations struct {
 	mu    sync.Mutex
 	watch *state.Watch
 	wish  *Wish
+	used  map[string]Sighting // by identity, since Used was asked last
 }
 
 // New makes Rotations.
@@ -422,6 +425,30 @@ type Sighting struct {
 	Identity string
 	Leaf     [32]byte
 	Trusts   [][]byte
+}
+
+// maxUsed bounds who is kept between two looks; the names come from verified certificates only.
+const maxUsed = 256
+
+// Use notes that somebody has used his certificate at this controller. It costs the request nothing: Used gives it to the loop that tells.
+func (r *Rotations) Use(identity string, leaf [32]byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.used == nil {
+		r.used = map[string]Sighting{}
+	}
+	if len(r.used) < maxUsed {
+		r.used[identity] = Sighting{Identity: identity, Leaf: leaf}
+	}
+}
+
+// Used are those who were noted since it was asked last.
+func (r *Rotations) Used() []Sighting {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := slices.SortedFunc(maps.Values(r.used), func(a, b Sighting) int { return strings.Compare(a.Identity, b.Identity) })
+	r.used = nil
+	return out
 }
 
 // again is how often a sighting is told anew of who has not changed, so that it stays known that he is there.

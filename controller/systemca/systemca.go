@@ -79,7 +79,7 @@ type Identity struct {
 	TrustsAfter  bool `json:"trustsAfter"`
 	// Connected: an agent with a stream.
 	Connected bool `json:"connected,omitempty"`
-	// Seen is when another one saw it last; zero: not since the rotation began.
+	// Seen is when another one saw it last, of an administrator when its present certificate was used last; zero: not since the rotation began.
 	Seen time.Time `json:"seen,omitzero"`
 	// Stray: on the way back, the newest certificate that was signed for it is of the root that goes. It may be about to take it.
 	Stray bool `json:"stray,omitempty" doc:"on the way back: the newest certificate that was signed for it is of the root that goes"`

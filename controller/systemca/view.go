@@ -126,7 +126,7 @@ func (s *sight) agents() (out []Identity, err error) {
 	return out, err
 }
 
-// admins are known by their certificates, which the ledger knows: nobody has to see them.
+// admins are known by their certificates, which the ledger knows; the API sees who uses his.
 func (s *sight) admins() (out []Identity, err error) {
 	all, err := people.InState(s.ctx, s.q)
 	for _, a := range all {
@@ -138,6 +138,9 @@ func (s *sight) admins() (out []Identity, err error) {
 		var l ledger.Leaf
 		if l, err = ledger.IdentityLeaf(s.ctx, s.q, id, a.Certificate); err != nil {
 			return nil, err
+		}
+		if k, ok := s.seen[id]; ok && (a.Certificate == hex.EncodeToString(k.leaf) || a.Certificate == "" && k.issuer == l.Issuer) {
+			x.Seen = k.at
 		}
 		if x.Leaf = s.side(l.Issuer); !l.NotAfter.After(s.now) {
 			continue // it opens nothing any more: a new one is made when he comes back

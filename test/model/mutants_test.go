@@ -329,6 +329,9 @@ var mutants = []mutant{
 	{sysGates, `{"issued", []Step{StepWithdraw},`, `{"issued", []Step{},`},
 	{sysGates, `{"administrator", []Step{StepRetire, StepWithdraw},`, `{"administrator", []Step{StepWithdraw},`},
 	{sysGates, `{"administrator", []Step{StepRetire, StepWithdraw},`, `{"administrator", []Step{StepRetire},`},
+	{sysGates, `{"used", []Step{StepRetire},`, `{"used", []Step{},`},
+	{sysGates, `if x.Leaf != v.Phase.want() || !x.Seen.IsZero() {`, `if true {`},
+	{sysView, `a.Certificate == hex.EncodeToString(k.leaf) || a`, `true || a`},
 	{sysGates, `{"forgotten", []Step{StepDone, StepUndone},`, `{"forgotten", []Step{StepDone},`},
 	{sysGates, `{"forgotten", []Step{StepDone, StepUndone},`, `{"forgotten", []Step{StepUndone},`},
 
