@@ -261,6 +261,9 @@ func applySaw(a *state.Apply, c *clusterv1.SawIdentities) (*clusterv1.Empty, err
 		if err != nil {
 			return nil, err
 		}
+		if leaf.Issuer == "" {
+			a.Touch(state.Updated, authority.SystemName) // its owner is to be told: see Wish.Foreign
+		}
 		trusts, err := json.Marshal(hexes(s.Trusts))
 		if err != nil {
 			return nil, err

@@ -34,6 +34,7 @@ type being struct {
 	leaf   *x509.Certificate   // what it shows
 	roots  []*x509.Certificate // what its verifier takes
 	coming *x509.Certificate   // signed, and on its way to it
+	behind bool                // it came back from an old disk and has not followed yet: agents go to another controller
 	named  bool                // not waited for, by a person
 	past   []*x509.Certificate // what it has shown, the newest last
 	image  func()              // sets it back to the disk that it had when the rotation began
@@ -212,7 +213,7 @@ func (k *beings) follow(b *being) {
 	k.t.Helper()
 	roots := k.bundle()
 	if b.controller() || k.witness(b) != nil && slices.ContainsFunc(roots, func(r *x509.Certificate) bool { return signed(b.leaf, r) }) {
-		b.roots = roots
+		b.roots, b.behind = roots, false
 	}
 }
 
@@ -268,7 +269,7 @@ func (k *beings) begin() {
 	k.rotation = k.start().Name
 	for _, b := range k.all {
 		if leaf, roots := b.leaf, b.roots; leaf != nil {
-			b.image = func() { b.leaf, b.roots, b.coming = leaf, roots, nil }
+			b.image = func() { b.leaf, b.roots, b.coming, b.behind = leaf, roots, nil, b.controller() }
 		}
 	}
 }
@@ -307,7 +308,7 @@ func (k *beings) broken() string {
 			return a.name + " has an identity of a root that is gone"
 		}
 		for _, b := range k.all[:i] {
-			if b.live() && !b.named && (a.controller() || b.controller()) && !talks(a, b) {
+			if b.live() && !b.named && (a.controller() && (b.controller() || !a.behind) || b.controller() && !b.behind) && !talks(a, b) {
 				return a.name + " and " + b.name + " do not take each other"
 			}
 		}

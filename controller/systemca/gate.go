@@ -164,15 +164,16 @@ func leafGate(_ Step, v View, x Identity) *Reason {
 	return r
 }
 
-// issuedGate asks whether what was signed last for somebody is of the root that goes: a reply that was on its way when the rotation was
-// turned round may be taken at any time, after he was seen with what he had before.
+// issuedGate asks whether somebody was seen with a leaf that is older than a certificate of the root that goes: a reply that was on its
+// way may be taken at any time after he was seen with what he had before. Each asks for one certificate at a time, so who shows a newer
+// one takes no older one any more.
 func issuedGate(s Step, v View) (out []Reason) {
 	for _, k := range []Kind{Controller, Agent} {
 		out = append(out, each(k, func(_ Step, v View, x Identity) *Reason {
 			if !x.Stray || x.Leaf != v.Phase.want() { // another gate tells of that leaf
 				return nil
 			}
-			r := &Reason{Message: "the newest certificate that was signed for it is of the root that goes: it may be about to take it", Remedy: "it renews by itself when its turn comes; see its log"}
+			r := &Reason{Message: "a certificate of the root that goes was signed for it after the one that it was seen with: it may be about to take it", Remedy: "it renews by itself when its turn comes; see its log"}
 			if k == Agent {
 				r.Remedy += "; or name it: " + nameIt(v, x)
 			}

@@ -10,7 +10,6 @@ import (
 
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 
-	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/systemca"
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -100,11 +99,7 @@ func fallsBack(who string) func(k *beings) {
 // obstacles are what is in the way at the end of each phase.
 var obstacles = map[systemca.Phase][]obstacle{
 	systemca.Distribute: {frozen, pausedByMe, unseen, joiner, blind, {"agent-trusts", "a connected agent lacks the root that comes", agentShows(0)},
-		{"agent-trusts", "an agent is connected, and nobody has seen what it holds", func(k *beings) { k.launch(k.join("n3")) }},
-		{"signer", "the root that comes is about to end", func(k *beings) {
-			k.log.Clock.Advance(authority.RootValidity - 12*time.Hour)
-			k.everybody()
-		}}},
+		{"agent-trusts", "an agent is connected, and nobody has seen what it holds", func(k *beings) { k.launch(k.join("n3")) }}},
 	systemca.Reissue: {frozen, pausedByMe, unseen, joiner, blind, {"agent-leaf", "an agent falls back to its old leaf", fallsBack("n1")},
 		{"agent-leaf", "an agent joins", func(k *beings) { k.launch(k.join("n3")) }}},
 	systemca.Reissued: {frozen, pausedByMe, unseen, joiner, blind, {"controller-leaf", "a controller falls back to its old disk", fallsBack("csm2")},

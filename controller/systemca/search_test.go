@@ -27,7 +27,8 @@ type party struct {
 	trusts     uint8 // the roots in its verifier
 	leaf       uint8 // the root of the leaf that it shows; 0: it has none yet
 	coming     uint8 // the root of a leaf that is signed and on its way
-	last       uint8 // the root of the leaf that was signed last
+	leafOld    bool  // one of the next root was signed after its leaf
+	seenOld    bool  // and after the leaf that was seen
 	seen, says uint8 // the root of the leaf that was seen last, and the roots that it said it trusts; 0: never
 	fresh      bool  // seen within the last seconds
 	removed    bool
@@ -72,6 +73,18 @@ func (p party) takes(leaf uint8, crossed bool) bool {
 	return p.trusts&leaf != 0 || crossed && p.trusts != 0
 }
 
+// sign lets a leaf be on its way to it.
+func (p *party) sign(root uint8) {
+	p.coming = root
+	if root == next {
+		p.leafOld, p.seenOld = p.leaf != 0, p.seen != 0
+	}
+}
+
+func (p *party) take() { p.leaf, p.coming, p.leafOld = p.coming, 0, false }
+
+func (p *party) witness() { p.seen, p.says, p.seenOld = p.leaf, p.trusts, p.leafOld }
+
 func (p party) live() bool { return p.member && p.up && p.leaf != 0 }
 
 // talk says whether two controllers, or a controller and an agent, take each other.
@@ -90,7 +103,8 @@ func (w system) cut() string {
 				return fmt.Sprintf("controllers %d and %d do not take each other", k, i)
 			}
 		}
-		if w.agent.live() && !talk(c, w.agent, true) {
+		lags := w.setBack && c.trusts == old // it has not followed yet; the agent goes to another one
+		if w.agent.live() && !lags && !talk(c, w.agent, true) {
 			return fmt.Sprintf("controller %d and the agent do not take each other", i)
 		}
 	}
@@ -99,7 +113,7 @@ func (w system) cut() string {
 		switch {
 		case p.member && p.leaf&gone != 0:
 			return "an identity is of the root that is gone"
-		case p.member && p.trusts&gone != 0 && w.is(systemca.Done, systemca.RolledBack):
+		case p.member && p.trusts&gone != 0 && (w.is(systemca.Done) || w.is(systemca.RolledBack) && p != w.agent): // an agent that came late is told, also afterwards
 			return "it is over, and somebody still trusts the root that is gone"
 		}
 	}
@@ -119,7 +133,7 @@ func side(root uint8) systemca.Side {
 }
 
 func (p party) identity(k systemca.Kind, name string, undo bool) systemca.Identity {
-	x := systemca.Identity{Kind: k, Name: name, Leaf: systemca.Unknown, TrustsBefore: p.says&old != 0, TrustsAfter: p.says&next != 0, Connected: p.up, Stray: undo && p.last == next}
+	x := systemca.Identity{Kind: k, Name: name, Leaf: systemca.Unknown, TrustsBefore: p.says&old != 0, TrustsAfter: p.says&next != 0, Connected: p.up, Stray: undo && p.seenOld}
 	if p.seen != 0 {
 		x.Leaf, x.Seen = side(p.seen), now.Add(-time.Hour)
 	}
@@ -153,7 +167,7 @@ func (w system) view() systemca.View {
 
 // due says whether who has these is asked to renew.
 func (w system) due(p party) bool {
-	return p.leaf != w.signs() || phases[w.phase].Undo() && p.last == next
+	return p.leaf != w.signs() || phases[w.phase].Undo() && p.leafOld
 }
 
 // moves says whether it is the turn of a controller, or of the agent (4).
@@ -209,27 +223,27 @@ func (w system) controller(i int, found func(string, system)) {
 	case !c.member:
 		do("is let in", func(p *party) { p.member = true })
 	case c.leaf == 0 && c.coming == 0:
-		do("is signed a first leaf", func(p *party) { p.coming, p.last = w.signs(), w.signs() })
+		do("is signed a first leaf", func(p *party) { p.sign(w.signs()) })
 	case c.leaf == 0:
-		do("starts", func(p *party) { p.leaf, p.coming, p.trusts, p.up = p.coming, 0, w.trusted(), true })
+		do("starts", func(p *party) { p.take(); p.trusts, p.up = w.trusted(), true })
 	case c.up:
 		do("dies", func(p *party) { p.up, p.coming = false, 0 })
 		do("follows the bundle", func(p *party) { p.trusts = w.trusted() })
 		if c.coming != 0 {
-			do("takes its leaf", func(p *party) { p.leaf, p.coming = p.coming, 0 })
+			do("takes its leaf", func(p *party) { p.take() })
 			do("loses a reply", func(p *party) { p.coming = 0 })
 		} else if w.moves(uint8(i)+1) && w.due(c) {
-			do("is signed a leaf", func(p *party) { p.coming, p.last = w.signs(), w.signs() })
+			do("is signed a leaf", func(p *party) { p.sign(w.signs()) })
 		}
 		if w.witnessed(i) {
-			do("is seen", func(p *party) { p.seen, p.says, p.fresh = p.leaf, p.trusts, true })
+			do("is seen", func(p *party) { p.witness(); p.fresh = true })
 		}
 	default:
 		do("comes back", func(p *party) { p.up = true })
 		do("was away for long", func(p *party) { p.fresh = false })
 		if !w.setBack && !c.fresh && w.trusted() == both {
 			x := w
-			x.setBack, x.controllers[i].trusts, x.controllers[i].leaf = true, old, old
+			x.setBack, x.controllers[i].trusts, x.controllers[i].leaf, x.controllers[i].leafOld = true, old, old, w.was(next)
 			found(fmt.Sprintf("controller %d is set back to an old disk", i), x)
 		}
 	}
@@ -265,26 +279,26 @@ func (w system) agents(found func(string, system)) {
 	switch {
 	case a.removed:
 	case !a.member:
-		do("joins", func(p *party) { p.member, p.coming, p.last = true, w.signs(), w.signs() })
+		do("joins", func(p *party) { p.member = true; p.sign(w.signs()) })
 	case a.leaf == 0 && a.coming == 0: // the reply was lost: it asks again with the same token and key
-		do("is signed its first leaf again", func(p *party) { p.coming, p.last = w.signs(), w.signs() })
+		do("is signed its first leaf again", func(p *party) { p.sign(w.signs()) })
 	case a.leaf == 0:
 		do("loses the reply to its join", func(p *party) { p.coming = 0 })
 		if a.coming&w.trusted() != 0 { // it looks whether the chain leads to the roots that come with it
-			do("starts", func(p *party) { p.leaf, p.coming, p.trusts, p.up = p.coming, 0, w.trusted(), true })
+			do("starts", func(p *party) { p.take(); p.trusts, p.up = w.trusted(), true })
 		}
 	case !a.up:
 		do("comes back", func(p *party) { p.up = true })
 	default:
 		do("dies", func(p *party) { p.up, p.coming = false, 0 })
 		if a.coming != 0 {
-			do("takes its leaf", func(p *party) { p.leaf, p.coming = p.coming, 0 })
+			do("takes its leaf", func(p *party) { p.take() })
 			do("loses a reply", func(p *party) { p.coming = 0 })
 		} else if connected && w.moves(4) && w.due(a) {
-			do("is signed a leaf", func(p *party) { p.coming, p.last = w.signs(), w.signs() })
+			do("is signed a leaf", func(p *party) { p.sign(w.signs()) })
 		}
 		if connected {
-			do("is seen", func(p *party) { p.seen, p.says = p.leaf, p.trusts })
+			do("is seen", func(p *party) { p.witness() })
 		}
 		if connected && a.leaf&w.trusted() != 0 {
 			do("takes the roots", func(p *party) { p.trusts = w.trusted() })
@@ -292,8 +306,11 @@ func (w system) agents(found func(string, system)) {
 	}
 }
 
+// was says whether a root has signed in this rotation.
+func (w system) was(root uint8) bool { return root == old || !w.is(systemca.Distribute) }
+
 func begin(controllers int, joiner, agent bool) (w system) {
-	one := party{member: true, up: true, trusts: old, leaf: old, last: old}
+	one := party{member: true, up: true, trusts: old, leaf: old}
 	for i := range w.controllers {
 		switch {
 		case i < controllers:

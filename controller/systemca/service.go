@@ -3,6 +3,7 @@ package systemca
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"maps"
@@ -344,14 +345,21 @@ type Wish struct {
 	Cross [][]byte
 	// Agents is how many there are.
 	Agents int
-	// Stray are the identities, by SPIFFE ID, whose newest certificate is of the root that goes again, on the way back, with its end. One
-	// that uses an older certificate has not taken it yet, and is to renew all the same.
-	Stray map[string]time.Time
+	// Stray are the last certificates of the root that goes again, on the way back, by SPIFFE ID. Who uses an older one may be about to
+	// take it, and is to renew all the same.
+	Stray map[string]ledger.Leaf
+	// Foreign are the SHA-256 of leaves that were seen and that the ledger does not know, by SPIFFE ID: they were signed after the backup was
+	// made that this state came out of.
+	Foreign map[string][]byte
 }
 
 // Due says whether an identity with this leaf is to be renewed when its turn comes.
 func (w Wish) Due(id string, leaf *x509.Certificate) bool {
-	return w.Signing != nil && (!bytes.Equal(leaf.AuthorityKeyId, w.Signing.Certificate.SubjectKeyId) || !leaf.NotAfter.After(w.Stray[id]))
+	if w.Signing == nil {
+		return false
+	}
+	sum := sha256.Sum256(leaf.Raw)
+	return !bytes.Equal(leaf.AuthorityKeyId, w.Signing.Certificate.SubjectKeyId) || !leaf.NotAfter.After(w.Stray[id].NotAfter) || bytes.Equal(w.Foreign[id], sum[:])
 }
 
 // Moves says whether a controller, by its full name, or the agents (Agents) are to have an identity of the root that signs now.
@@ -409,8 +417,18 @@ func wished(ctx context.Context, q state.Querier) (Wish, error) {
 		return w, err
 	}
 	w.Agents = len(agents)
+	seen, err := sightings(ctx, q)
+	if err != nil {
+		return w, err
+	}
+	w.Foreign = map[string][]byte{}
+	for id, k := range seen {
+		if k.issuer == "" {
+			w.Foreign[id] = k.leaf
+		}
+	}
 	if x.phase.Undo() {
-		if w.Stray, err = ledger.NewestOf(ctx, q, x.after, x.since); err != nil {
+		if w.Stray, err = ledger.LastOf(ctx, q, x.after, x.since); err != nil {
 			return w, err
 		}
 	}

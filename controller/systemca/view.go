@@ -29,7 +29,7 @@ type sight struct {
 	sums  map[Side]string // SHA-256 of each root, in hex
 	seen  map[string]seen
 	named map[string]string
-	stray map[string]time.Time
+	stray map[string]bool
 }
 
 // seen is a row of identity_sightings.
@@ -72,7 +72,7 @@ func look(ctx context.Context, q state.Querier, now time.Time, r row) (View, err
 		return v, err
 	}
 	if r.phase.Undo() {
-		if s.stray, err = ledger.NewestOf(ctx, q, r.after, now); err != nil {
+		if err := s.strays(); err != nil {
 			return v, err
 		}
 	}
@@ -90,12 +90,33 @@ func look(ctx context.Context, q state.Querier, now time.Time, r row) (View, err
 func (s *sight) judge(x Identity, id identity.ID) Identity {
 	x.id = id.String()
 	x.Leaf, x.Named = Unknown, s.named[x.id]
-	_, x.Stray = s.stray[x.id]
+	x.Stray = s.stray[x.id]
 	if k, ok := s.seen[x.id]; ok {
 		x.Leaf, x.Seen = s.side(k.issuer), k.at
 		x.TrustsBefore, x.TrustsAfter = slices.Contains(k.trusts, s.sums[Before]), slices.Contains(k.trusts, s.sums[After])
 	}
 	return x
+}
+
+// strays finds who was seen with a leaf that is older than a certificate of the root that goes again.
+func (s *sight) strays() error {
+	last, err := ledger.LastOf(s.ctx, s.q, s.r.after, s.now)
+	if err != nil {
+		return err
+	}
+	s.stray = map[string]bool{}
+	for id, l := range last {
+		k, ok := s.seen[id]
+		if !ok {
+			continue
+		}
+		leaf, err := ledger.IdentityLeaf(s.ctx, s.q, id, hex.EncodeToString(k.leaf))
+		if err != nil {
+			return err
+		}
+		s.stray[id] = leaf.Seq < l.Seq
+	}
+	return nil
 }
 
 func (s *sight) side(issuer string) Side {

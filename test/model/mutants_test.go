@@ -369,11 +369,13 @@ var mutants = []mutant{
 	{sysView, `if m.Trusted() {`, `if m.State == members.Unsealed {`},
 	{sysView, `WHERE revision > (SELECT coalesce(max(idx), 0) FROM eras) ORDER BY identity`, `ORDER BY identity`},
 	{sysView, `if r.phase.Undo() {`, `if false {`},
-	{sysView, `if left := i.Certificate.NotAfter.Sub(now); left < 24*time.Hour ||`, `if left := i.Certificate.NotAfter.Sub(now); false && left < 24*time.Hour ||`},
 	{sysView, `slices.Contains(k.trusts, s.sums[Before]), slices.Contains(k.trusts, s.sums[After])`, `true, slices.Contains(k.trusts, s.sums[After])`},
 	{sysView, `slices.Contains(k.trusts, s.sums[Before]), slices.Contains(k.trusts, s.sums[After])`, `slices.Contains(k.trusts, s.sums[Before]), true`},
 
-	{sysWish, `!leaf.NotAfter.After(w.Stray[id]))`, `false)`},
+	{sysWish, `!leaf.NotAfter.After(w.Stray[id].NotAfter) ||`, `false ||`},
+	{sysWish, `|| bytes.Equal(w.Foreign[id], sum[:])`, `|| false && bytes.Equal(w.Foreign[id], sum[:])`},
+	{sysApply, `if leaf.Issuer == "" {`, `if false {`},
+	{sysView, `s.stray[id] = leaf.Seq < l.Seq`, `s.stray[id] = leaf.Seq < l.Seq-100`},
 	{sysWish, `if x.phase.Undo() {`, `if false {`},
 	{sysWish, `if len(w.Bundle) > 1 {`, `if false {`},
 
