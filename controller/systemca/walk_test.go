@@ -203,7 +203,7 @@ func (k *walk) heal(t *rapid.T) {
 
 func TestNoOrderOfEventsCutsAnybodyOff(t *testing.T) {
 	// Each walk has a state machine and a CA of its own; -rapid.checks asks for more of them.
-	for name, usual := range map[string]string{"rapid.checks": "12", "rapid.steps": "60"} {
+	for name, usual := range map[string]string{"rapid.checks": "8", "rapid.steps": "50"} {
 		if f := flag.Lookup(name); f.Value.String() == f.DefValue {
 			if err := f.Value.Set(usual); err != nil {
 				t.Fatal(err)
