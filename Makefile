@@ -18,7 +18,7 @@ TOOL    := go tool -modfile=$(CURDIR)/test/tools/go.mod
 PACKAGES = $(shell go list ./... | grep -v /protocol/)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare build cross packages run test test-packages test-full model mutants race race-full fuzz lint proto proto-fresh openapi bench drill-rotation clean
+.PHONY: help setup prepare build cross packages run test test-packages test-full model mutants race race-full fuzz lint proto proto-fresh java openapi bench drill-rotation clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -108,6 +108,9 @@ proto: ## generate code from protocol/**.proto
 
 proto-fresh: proto
 	@git diff --exit-code --stat -- protocol || { echo "generated code is stale: run make proto and commit"; exit 1; }
+
+java: setup ## compile the agent's client of JMX (a test says when it is stale)
+	$(GO) test ./agent/reload -run MadeOfItsSource -update
 
 openapi: ## write protocol/rest/openapi.yaml from the code (a test says when it is stale)
 	$(GO) test ./controller/api/rest -run OpenAPI -update

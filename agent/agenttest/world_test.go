@@ -277,7 +277,7 @@ func (h *host) start() {
 	}
 	n, err := node.Open(node.Options{Config: h.conf, Instance: h.conf.Cassandra[0], Reloader: reloader, Clock: clock{clockwork.NewRealClock(), h.w}, Logger: log,
 		Machine:  func() [32]byte { return [32]byte{1, h.name[len(h.name)-1]} },
-		Install:  install.Options{ProveFor: patience, ProveEvery: 20 * time.Millisecond, NeighbourFor: cmp.Or(h.neighbourFor, 20*time.Second), Before: h.hook},
+		Install:  install.Options{ProveFor: patience, ProveEvery: 20 * time.Millisecond, NeighbourFor: cmp.Or(h.neighbourFor, 20*time.Second), Before: h.hook, PollEvery: 20 * time.Millisecond},
 		ClaimFor: h.claimFor, Mode: h.mode, Links: h.table, Cutter: h.cutter,
 		Notify: func(store string, a node.Action, err error) {
 			word := string(a.Do) + " done"

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"time"
@@ -292,10 +291,17 @@ func (d *doctor) store(instance string, s *cassandra.Store) {
 
 func (d *doctor) reload(instance string, in config.Instance) {
 	c := in.Command()
-	path, err := exec.LookPath(c.Path)
-	if err != nil {
+	path, own, err := c.Program()
+	switch {
+	case in.Reload.Polls():
+		d.add(instance+" reload", "warning", "install nodetool or a Java, then take reload.way out of agent.yaml", "no command: each change waits up to %s for Cassandra's own look at its files", install.PollBound)
+	case err != nil && own:
+		d.err(instance+" reload", err)
+	case err != nil:
 		d.add(instance+" reload", "bad", "set reload.command in agent.yaml to a program with its full path", "%s is not found: %v", c.Path, err)
-		return
+	case own:
+		d.add(instance+" reload", "good", "", "there is no nodetool: our own client of JMX, run by %s", path)
+	default:
+		d.add(instance+" reload", "good", "", "%s %v", path, c.Args)
 	}
-	d.add(instance+" reload", "good", "", "%s %v", path, c.Args)
 }

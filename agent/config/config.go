@@ -3,6 +3,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -98,7 +99,7 @@ type CQL struct {
 	Off bool `yaml:"off"`
 }
 
-// JMX is where nodetool finds the instance.
+// JMX is where nodetool, or what takes its place, finds the instance.
 type JMX struct {
 	Host string `yaml:"host"`
 	Port int    `yaml:"port"`
@@ -106,12 +107,18 @@ type JMX struct {
 	// readable by the agent's user alone. No password stands on a command line.
 	User         string `yaml:"user"`
 	PasswordFile string `yaml:"password_file"`
-	// TLS makes nodetool use TLS (--ssl), set up by ~/.cassandra/nodetool-ssl.properties of the user who runs it.
+	// TLS makes it use TLS (--ssl), set up by ~/.cassandra/nodetool-ssl.properties of the user who runs it.
 	TLS bool `yaml:"tls"`
 }
 
-// Reload is the command that makes the instance read its stores again; the default is nodetool reloadssl.
+// Reload is how the instance is made to read its stores again; the default is nodetool reloadssl.
 type Reload struct {
+	// Way is auto (nodetool, or our own client of JMX where no nodetool is found), nodetool, jmx (our own client), or poll: the agent
+	// waits until Cassandra looks at its files by itself, which takes ten minutes and more. Empty is auto.
+	Way string `yaml:"way"`
+	// Java runs our own client; empty: it is looked for.
+	Java string `yaml:"java"`
+	// Command takes the place of nodetool reloadssl.
 	Command []string      `yaml:"command"`
 	Dir     string        `yaml:"dir"`
 	Env     []string      `yaml:"env"`
@@ -234,6 +241,7 @@ func (in Instance) check(p *config.Problems, key string) {
 	if len(in.Reload.Command) > 0 && in.Reload.Command[0] == "" {
 		p.Add(key+".reload.command", "the command has no program", "write [nodetool, reloadssl], or leave it out")
 	}
+	in.Reload.checkWay(p, key+".reload")
 	if in.Reload.Socket != "" && !filepath.IsAbs(in.Reload.Socket) {
 		p.Add(key+".reload.socket", "the path of the helper's socket is not absolute", "write /run/csm-agent/reload.sock, or leave it out")
 	}
@@ -242,6 +250,21 @@ func (in Instance) check(p *config.Problems, key string) {
 	}
 	checkJoin(p, key+".join", in.Join)
 }
+
+func (r Reload) checkWay(p *config.Problems, key string) {
+	switch w := reload.Way(r.Way); {
+	case w != "" && w != reload.Auto && w != reload.Nodetool && w != reload.JMX && w != reload.Poll:
+		p.Add(key+".way", fmt.Sprintf("%.40q is not a way to reload", r.Way), "write auto, nodetool, jmx or poll")
+	case (w == reload.JMX || w == reload.Poll) && len(r.Command) > 0:
+		p.Add(key+".command", "a command stands beside way: "+r.Way+", which runs none", "remove one of the two")
+	}
+	if r.Java != "" && !filepath.IsAbs(r.Java) {
+		p.Add(key+".java", "the path of Java is not absolute", "write /usr/lib/jvm/java-17-openjdk-amd64/bin/java, or leave it out")
+	}
+}
+
+// Polls says that nothing makes the instance read its stores again but Cassandra itself.
+func (r Reload) Polls() bool { return reload.Way(r.Way) == reload.Poll }
 
 var tableName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_]{0,47}\.[A-Za-z][A-Za-z0-9_]{0,47}$`)
 
@@ -334,7 +357,8 @@ func (in Instance) Command() reload.Command {
 	if port == 0 {
 		port = 7199
 	}
-	c := reload.Nodetool(host, uint16(port), in.JMX.login()...)
+	c := reload.ByNodetool(host, uint16(port), in.JMX.login()...)
+	c.Way, c.Java = cmp.Or(reload.Way(in.Reload.Way), reload.Auto), in.Reload.Java
 	if len(in.Reload.Command) > 0 {
 		c = reload.Command{Path: in.Reload.Command[0], Args: in.Reload.Command[1:]}
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/cassandra-security-manager/csm/agent/config"
+	"github.com/cassandra-security-manager/csm/agent/reload"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	shared "github.com/cassandra-security-manager/csm/shared/config"
 )
@@ -36,7 +37,7 @@ cassandra: [{config: /etc/cassandra/cassandra.yaml}]
 		t.Errorf("%+v", c)
 	}
 	cmd := c.Commands()["/etc/cassandra/cassandra.yaml"]
-	if cmd.Path != "nodetool" || strings.Join(cmd.Args, " ") != "-h 127.0.0.1 -p 7199 reloadssl" || cmd.Home != config.DefaultStateDir+"/cassandra/nodetool" {
+	if cmd.Path != "nodetool" || cmd.Way != reload.Auto || strings.Join(cmd.Args, " ") != "-h 127.0.0.1 -p 7199 reloadssl" || cmd.Home != config.DefaultStateDir+"/cassandra/nodetool" {
 		t.Errorf("reload = %+v", cmd)
 	}
 }
@@ -71,6 +72,9 @@ func TestWhatCannotWorkIsNamed(t *testing.T) {
 		"cassandra: [{config: /a, jmx: {host: -pwf}}]":                  "cassandra[0].jmx",
 		"cassandra: [{config: /a, jmx: {password: x}}]":                 "cassandra[0].jmx.password",
 		"cassandra: [{config: /a, reload: {cmd: [x]}}]":                 "cassandra[0].reload.cmd",
+		"cassandra: [{config: /a, reload: {way: wait}}]":                "cassandra[0].reload.way",
+		"cassandra: [{config: /a, reload: {way: poll, command: [x]}}]":  "cassandra[0].reload.command",
+		"cassandra: [{config: /a, reload: {java: java}}]":               "cassandra[0].reload.java",
 		"log: {level: loud}":                                            "log",
 	} {
 		_, err := load(t, text)

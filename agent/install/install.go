@@ -66,6 +66,12 @@ type Options struct {
 	ProveFor, ProveEvery time.Duration
 	// NeighbourFor bounds the neighbour's proof; 0 is 60 s. HOLD and freeze shorten it to HoldGrace.
 	NeighbourFor time.Duration
+	// Poll says that nothing reloads but Cassandra's own poll: Run waits for it, at most PollBound forth and as long back, and looks at
+	// the ports each PollEvery, 0 is 20 s. The Reloader changes nothing then: it is told when a wait begins and when it has ended.
+	Poll      bool
+	PollEvery time.Duration
+	// Waiting, if set, is told at each look which store waits for the poll and until when at most; an empty name when it waits no longer.
+	Waiting func(store string, until time.Time)
 }
 
 // Neighbour asks other nodes to prove what this node serves and waits for their answers. It returns no proof and no
@@ -168,6 +174,10 @@ func New(o Options) (*Installer, error) {
 	o.ProveFor = orElse(o.ProveFor, 15*time.Second)
 	o.ProveEvery = orElse(o.ProveEvery, time.Second)
 	o.NeighbourFor = orElse(o.NeighbourFor, 60*time.Second)
+	o.PollEvery = orElse(o.PollEvery, 20*time.Second)
+	if o.Waiting == nil {
+		o.Waiting = func(string, time.Time) {}
+	}
 	return &Installer{o: o, turn: make(chan struct{}, 1), tried: map[string]time.Time{}}, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/shared/algorithm"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/keystore"
@@ -297,6 +298,10 @@ func (t *transaction) baseline(ctx context.Context) error {
 		}
 		if err := t.servedNeeds(port, r); err != nil {
 			return err
+		}
+		if err := r.Takes(t.new.certificate()); err != nil && !t.trustOnly() {
+			return fault.Wrap(err, fault.Refused, "key-unsupported", "%s:%d takes no certificate with a key of kind %s from a client, so no node would take this one",
+				port.Address, port.Port, algorithm.Name(t.new.key.Leaf().PublicKey)).Do("use P-384 or RSA-4096 for certificates of this node; nothing was changed")
 		}
 		if r.Verdict != agentv1.Verdict_VERDICT_ACCEPTED && !t.plan.NoWayBack {
 			return fault.New(fault.Refused, "baseline-failed", "%s:%d does not accept the certificate in place before the install: %s", port.Address, port.Port, r.Detail).

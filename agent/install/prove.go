@@ -92,9 +92,17 @@ func proofOf(port cassandra.Port, r probe.Result, now time.Time) *agentv1.Proof 
 	return p
 }
 
-// doReload runs the reload command. Its exit code is kept for people; whether the stores were loaded only the proof tells.
-func (t *transaction) doReload(ctx context.Context) error {
+// doReload runs the reload command, or waits for Cassandra's poll. Its exit code is kept for people; whether the stores were
+// loaded only the proof tells.
+func (t *transaction) doReload(ctx context.Context, p pair) error {
 	if err := t.i.o.Before(Op{Step: t.step, Do: "reload"}); err != nil {
+		return err
+	}
+	if t.i.o.Poll {
+		err := t.awaitPoll(ctx, p)
+		if err != nil {
+			t.note = clip("reload: " + err.Error())
+		}
 		return err
 	}
 	out, err := t.i.o.Reloader.Reload(ctx)

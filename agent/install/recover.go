@@ -87,7 +87,10 @@ func (t *transaction) resume(ctx context.Context, c course, disk pair, normal bo
 		t.changed = 1
 		t.running = t.running && normal // a node that is still starting proves nothing; the files are good, later proofs follow
 		if t.running && t.old.keystore.exists {
-			if err := t.within(ctx, HoldGrace, t.resumeForth); err != nil {
+			switch err := t.within(ctx, HoldGrace, t.resumeForth); {
+			case t.pending(err, t.i.o.Clock.Now()):
+				t.running = false // nothing is proved yet, and later proofs follow
+			case err != nil:
 				return t.rollback(ctx, err)
 			}
 		}
@@ -129,7 +132,7 @@ func (t *transaction) resumeForth(ctx context.Context) error {
 	if err != nil || t.trustOnly() {
 		t.proofs = nil
 		t.step = StepReload
-		if err := t.doReload(ctx); err != nil && t.trustOnly() {
+		if err := t.doReload(ctx, t.new); err != nil && (t.trustOnly() || t.i.o.Poll) {
 			return err
 		}
 		t.step = StepProve

@@ -72,6 +72,9 @@ func (i *Installer) NextProof(site Site) (time.Time, error) {
 	switch r.State {
 	case agentv1.InstallState_INSTALL_STATE_FAILED:
 		due = tried.Add(AtRest) // each refused probe writes an ERROR into Cassandra's log
+		if i.o.Poll {
+			due = tried.Add(Poll + pollSlack) // what was put back may be in force by then
+		}
 		if r.Restoring != nil {
 			due = tried.Add(Again) // a broken file lies under a running node
 		}
@@ -128,7 +131,7 @@ func (i *Installer) Reprove(ctx context.Context, site Site) (*Outcome, error) {
 	switch reason := fault.From(err); {
 	case err == nil:
 		return t.proved(o)
-	case reason.Reason == "proof-unknown" || reason.Reason == "proof-down" || stops[reason.Reason]:
+	case reason.Reason == "proof-unknown" || reason.Reason == "proof-down" || stops[reason.Reason] || t.pending(err, t.rec.Installed):
 		o.Result, o.Reason, o.Detail = agentv1.MoveOutcome_MOVE_OUTCOME_UNPROVEN, reason.Reason, reason.Error()
 		return &o, err
 	}
@@ -145,7 +148,7 @@ func (i *Installer) Reprove(ctx context.Context, site Site) (*Outcome, error) {
 func (t *transaction) again(ctx context.Context) error {
 	t.step = StepProve
 	err := t.prove(ctx, t.new)
-	if err == nil || !fault.HasReason(err, "proof-wrong-leaf") && !fault.HasReason(err, "proof-refused") {
+	if err == nil || t.i.o.Poll || !fault.HasReason(err, "proof-wrong-leaf") && !fault.HasReason(err, "proof-refused") {
 		return err
 	}
 	if err := t.i.stopped(); err != nil {
@@ -158,7 +161,7 @@ func (t *transaction) again(ctx context.Context) error {
 	}
 	t.proofs = nil
 	t.step = StepReload
-	t.doReload(ctx)
+	t.doReload(ctx, t.new)
 	t.step = StepProve
 	return t.prove(ctx, t.new)
 }

@@ -123,18 +123,20 @@ func (t *transaction) rewrite(ctx context.Context, disk pair) (Outcome, error) {
 		if err := t.at(StepReload, true); err != nil {
 			return t.failedRestore(err)
 		}
-		t.doReload(ctx)
+		t.doReload(ctx, ours)
 		if err := t.at(StepProve, true); err != nil {
 			return t.failedRestore(err)
 		}
-		if err := t.prove(ctx, ours); err != nil {
+		switch err := t.prove(ctx, ours); {
+		case err == nil:
+			result, state = agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN, agentv1.InstallState_INSTALL_STATE_PROVEN
+		case !t.pending(err, t.i.o.Clock.Now()):
 			return t.failedRestore(err)
 		}
-		result, state = agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN, agentv1.InstallState_INSTALL_STATE_PROVEN
 	}
 	now := t.i.o.Clock.Now()
 	r := t.recordFor(state, now)
-	if t.running {
+	if result == agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN {
 		r.Proved = now
 	}
 	o := t.outcome(result, nil)

@@ -4,6 +4,8 @@ package install_test
 
 import (
 	"context"
+	"crypto"
+	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"io"
@@ -14,12 +16,16 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/cassandra-security-manager/csm/agent/cassandra"
 	"github.com/cassandra-security-manager/csm/agent/cassandra/cassandratest"
 	"github.com/cassandra-security-manager/csm/agent/install"
+	"github.com/cassandra-security-manager/csm/agent/links"
 	"github.com/cassandra-security-manager/csm/agent/probe"
 	"github.com/cassandra-security-manager/csm/agent/reload"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+	"github.com/cassandra-security-manager/csm/shared/algorithm"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/release"
 	"github.com/cassandra-security-manager/csm/test/process"
@@ -33,6 +39,7 @@ type realNode struct {
 	ca      *cassandratest.CA
 	site    install.Site
 	options install.Options
+	java    string // which runs the node
 }
 
 func (r *realNode) installer(change ...func(*install.Options)) *install.Installer {
@@ -91,7 +98,7 @@ func startReal(t *testing.T, which ring.Release) *realNode {
 	if err != nil || inst.Store(cassandra.StoreNode) == nil || !inst.Store(cassandra.StoreNode).Manageable {
 		t.Fatalf("%+v %v", findings, err)
 	}
-	real := &realNode{t: t, node: n, ca: cassandratest.NewCA(t, "csm"), site: install.Site{Instance: inst, Store: inst.Store(cassandra.StoreNode)},
+	real := &realNode{t: t, node: n, java: dist.Runtime(), ca: cassandratest.NewCA(t, "csm"), site: install.Site{Instance: inst, Store: inst.Store(cassandra.StoreNode)},
 		options: install.Options{StateDir: filepath.Join(t.TempDir(), "state"), Hold: filepath.Join(t.TempDir(), "HOLD"),
 			Reloader: helper(t, reload.Command{Path: n.Nodetool, Args: []string{"reloadssl"}})}}
 	o, err := real.installer().Run(ctx, real.plan(1))
@@ -193,6 +200,111 @@ func onReal(t *testing.T, which ring.Release) {
 		}
 	})
 
+	t.Run("without nodetool our own client reloads, lists the ring and the streams, and is left when the JVM hangs", func(t *testing.T) {
+		c := reload.ByNodetool("127.0.0.1", uint16(r.node.JMX))
+		c.Path, c.Way, c.Java, c.Timeout = "nodetool-that-is-nowhere", reload.Auto, r.java, 30*time.Second
+		own := helper(t, c)
+		o, err := r.installer(func(o *install.Options) { o.Reloader = own }).Run(ctx, r.plan(5))
+		if err != nil || o.Result != proven || o.Reload.ExitCode != 0 {
+			t.Fatalf("%+v %v", o, err)
+		}
+		t.Logf("our own client reloads in %s", o.Reload.Took)
+		listed, err := own.(reload.Lister).Ring(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mine, err := cassandra.ParseRing(listed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		status, err := r.node.RunNodetool(ctx, "status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if theirs, err := cassandra.ParseRing(status); err != nil || !proto.Equal(mine, theirs) {
+			t.Errorf("our own client lists %v, nodetool %v, %v", mine, theirs, err)
+		}
+		streams, err := own.(reload.Streamer).Netstats(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if busy, err := links.Streaming(streams); err != nil || busy.Code != "" {
+			t.Errorf("%v %v", busy, err)
+		}
+		if err := r.node.Stall(); err != nil {
+			t.Fatal(err)
+		}
+		defer r.node.Resume()
+		c.Timeout = 3 * time.Second
+		if _, err := helper(t, c).Reload(ctx); !fault.HasReason(err, "reload-timeout") {
+			t.Error(err)
+		}
+	})
+
+	// Cassandra verifies client certificates by BoringSSL, which verifies no signature of a P-521 key: such a leaf would be served and
+	// taken by no peer. It is refused before anything is written.
+	t.Run("a leaf of each kind of key that Cassandra's TLS library takes is served and proved", func(t *testing.T) {
+		mark := r.node.Mark()
+		generation := uint64(5)
+		for _, kind := range algorithm.All() {
+			key, err := algorithm.Generate(kind, rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			generation++
+			p := r.plan(generation)
+			l := r.ca.LeafOf(key, func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, net.IP(r.node.Address.AsSlice())) })
+			p.Key, p.Chain = l.Key, l.Chain
+			o, err := r.installer().Run(ctx, p)
+			if kind == algorithm.P521 {
+				if o.Result != refused || !fault.HasReason(err, "key-unsupported") {
+					t.Errorf("%s: %+v %v", kind, o, err)
+				}
+				continue
+			}
+			if err != nil || o.Result != proven || o.After != leafSum(p.Chain) {
+				t.Errorf("%s: %+v %v", kind, o, err)
+				continue
+			}
+			t.Logf("%s in %s", kind, o.Took)
+		}
+		if lines := r.node.Errors(mark); len(lines) > 0 {
+			t.Errorf("it wrote %d ERRORs: %v", len(lines), lines)
+		}
+	})
+
+	t.Run("a CA of each kind of key of the catalogue is trusted and signs", func(t *testing.T) {
+		if os.Getenv("CSM_TEST_FULL") == "" {
+			t.Skip("RSA-4096 keys take seconds; runs with make test-full")
+		}
+		generation := uint64(8)
+		anchors := []*x509.Certificate{r.ca.Root}
+		for _, kind := range []algorithm.Key{algorithm.P521, algorithm.RSA4096} {
+			var keys [2]crypto.Signer
+			for i := range keys {
+				k, err := algorithm.Generate(kind, rand.Reader)
+				if err != nil {
+					t.Fatal(err)
+				}
+				keys[i] = k
+			}
+			ca := cassandratest.NewCAOf(t, string(kind), keys[0], keys[1])
+			anchors = append(anchors, ca.Root)
+			l := ca.Leaf(func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, net.IP(r.node.Address.AsSlice())) })
+			for _, p := range []install.Plan{{Anchors: anchors}, {Key: l.Key, Chain: l.Chain, Anchors: anchors}} {
+				generation++
+				p.Site, p.Generation = r.site, generation
+				if o, err := r.installer().Run(ctx, p); err != nil || o.Result != proven {
+					t.Fatalf("%s: %+v %v", kind, o, err)
+				}
+			}
+			t.Logf("a leaf of a CA with %s keys is served and taken", kind)
+		}
+		if o, err := r.installer().Run(ctx, r.plan(13)); err != nil || o.Result != proven {
+			t.Fatalf("back under the first CA: %+v %v", o, err)
+		}
+	})
+
 	t.Run("a stalled JVM is unknown, never accepted, and nothing is begun under it", func(t *testing.T) {
 		before := leafOf(t, r.site.Store)
 		if err := r.node.Stall(); err != nil {
@@ -210,7 +322,7 @@ func onReal(t *testing.T, which ring.Release) {
 			}
 		}
 		quick := func(o *install.Options) { fastProbe(o); o.ProveFor = time.Nanosecond }
-		if o, err := r.installer(quick).Run(ctx, r.plan(5)); o.Result != refused || err == nil || leafOf(t, r.site.Store) != before {
+		if o, err := r.installer(quick).Run(ctx, r.plan(14)); o.Result != refused || err == nil || leafOf(t, r.site.Store) != before {
 			t.Errorf("%v %v", o.Result, err)
 		}
 	})
@@ -240,12 +352,12 @@ func onReal(t *testing.T, which ring.Release) {
 		}
 		takes(r.ca, agentv1.Verdict_VERDICT_ACCEPTED)
 		takes(next, agentv1.Verdict_VERDICT_REFUSED)
-		move(install.Plan{Generation: 10, Anchors: both})
+		move(install.Plan{Generation: 20, Anchors: both})
 		takes(next, agentv1.Verdict_VERDICT_ACCEPTED)
 		takes(r.ca, agentv1.Verdict_VERDICT_ACCEPTED)
 		l := of(next)
-		move(install.Plan{Generation: 11, Key: l.Key, Chain: l.Chain, Anchors: both})
-		move(install.Plan{Generation: 12, Anchors: []*x509.Certificate{next.Root}, Shrink: true, Withdraw: sums(r.ca.Root)})
+		move(install.Plan{Generation: 21, Key: l.Key, Chain: l.Chain, Anchors: both})
+		move(install.Plan{Generation: 22, Anchors: []*x509.Certificate{next.Root}, Shrink: true, Withdraw: sums(r.ca.Root)})
 		takes(next, agentv1.Verdict_VERDICT_ACCEPTED)
 		takes(r.ca, agentv1.Verdict_VERDICT_REFUSED)
 	})
@@ -259,6 +371,28 @@ func onReal(t *testing.T, which ring.Release) {
 			}
 		}
 	})
+}
+
+// TestCassandrasOwnPoll changes both files under a real Cassandra and lets nobody reload: its poll comes ten minutes after its start.
+func TestCassandrasOwnPoll(t *testing.T) {
+	if os.Getenv("CSM_TEST_FULL") == "" {
+		t.Skip("waits for ten minutes; runs with make test-full")
+	}
+	r := startReal(t, ring.Release{Version: ring.Version})
+	mark := r.node.Mark()
+	p := r.plan(2)
+	p.Anchors = append(p.Anchors, cassandratest.NewCA(t, "next").Root)
+	looks := 0
+	o, err := r.installer(func(o *install.Options) {
+		o.Poll, o.Reloader, o.Waiting = true, &told{}, func(string, time.Time) { looks++ }
+	}).Run(t.Context(), p)
+	if err != nil || o.Result != proven || o.After != leafSum(p.Chain) || o.Took > install.PollBound {
+		t.Fatalf("%+v %v", o, err)
+	}
+	t.Logf("proved after %s and %d looks; Cassandra says %v", o.Took, looks, r.node.Lines(mark, "SSL certificates have been updated"))
+	if lines := r.node.Errors(mark); len(lines) > 0 {
+		t.Errorf("looking wrote %d ERRORs: %v", len(lines), lines)
+	}
 }
 
 func leafOf(t *testing.T, s *cassandra.Store) [32]byte {

@@ -48,7 +48,9 @@ func (t *transaction) back(ctx context.Context, cause error, force bool) (Outcom
 		}
 		var gate error
 		err := t.within(ctx, BackGrace, func(ctx context.Context) error {
-			t.doReload(ctx)
+			if err := t.doReload(ctx, t.old); Left(err) {
+				return err
+			}
 			if gate = t.at(StepBackProve, true); gate != nil {
 				return gate
 			}
@@ -56,6 +58,9 @@ func (t *transaction) back(ctx context.Context, cause error, force bool) (Outcom
 		})
 		if gate != nil {
 			return t.failed(gate, false)
+		}
+		if Left(err) {
+			return t.left()
 		}
 		if err != nil {
 			return t.settleBack(fault.Wrap(cause, fault.Internal, "rollback-not-proved", "the old pair is back on disk, but not proved (%s), after", fault.From(err).Message).

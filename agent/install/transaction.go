@@ -58,6 +58,9 @@ type transaction struct {
 	f     folder
 	begun time.Time
 
+	// stay ends when the agent does; nil where Cassandra's poll is not waited for.
+	stay context.Context
+
 	step   Step
 	exempt bool // HOLD and freeze no longer stop effects: the way back, and the end after a reload
 	rec    *record
@@ -125,7 +128,7 @@ func (i *Installer) Run(ctx context.Context, p Plan) (Outcome, error) {
 		return refused(p, err), err
 	}
 	defer end()
-	t.plan = p
+	t.plan, t.stay = p, ctx
 	if err := t.prepare(ctx); err != nil {
 		if t.j != nil { // else nothing was staged, and an open journal is another transaction's
 			t.sweep()
@@ -134,7 +137,10 @@ func (i *Installer) Run(ctx context.Context, p Plan) (Outcome, error) {
 	}
 	// From the first rename on the transaction ends by itself: a caller that goes away must not leave it half done.
 	work := context.WithoutCancel(ctx)
-	if err := t.within(work, HoldGrace, t.forward); err != nil {
+	switch err := t.within(work, HoldGrace, t.forward); {
+	case Left(err):
+		return t.left()
+	case err != nil:
 		return t.rollback(work, err)
 	}
 	return t.commit(work)
@@ -230,7 +236,7 @@ func (t *transaction) forward(ctx context.Context) error {
 		return err
 	}
 	t.exempt = true // files and reload are done: what follows looks, and ends the matter
-	if err := t.doReload(ctx); err != nil && t.trustOnly() {
+	if err := t.doReload(ctx, t.new); err != nil && (t.trustOnly() || Left(err)) {
 		return err
 	}
 	if err := t.at(StepProve, true); err != nil {

@@ -257,6 +257,9 @@ func (n *Node) install(ctx context.Context, s *cassandra.Store, a Action) error 
 		return n.reportRefused(ctx, s, claim, err, n.o.Clock.Since(began))
 	}
 	o, err := n.installer.Run(ctx, p)
+	if install.Left(err) {
+		return err // the claim is reported when the move is settled
+	}
 	if rerr := n.report(ctx, s, claim, &o); rerr != nil && !lacksProof(rerr) {
 		n.log.Warn("the outcome of a move is kept until a controller takes it", "claim", claim, "error", rerr)
 	}

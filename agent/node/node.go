@@ -123,6 +123,7 @@ type Node struct {
 	published  []byte
 	metrics    metrics
 	links      linkWork
+	waits      pollWait
 
 	mu         stdsync.Mutex
 	online     Link
@@ -188,7 +189,8 @@ func Open(o Options) (*Node, error) {
 		births: map[string]time.Time{}, attempts: map[string]*Attempt{}, unanswered: unansweredClaims{}, failures: map[string]int{}, rest: map[string]time.Time{}, actions: map[string]Action{},
 		stamps: map[string]string{}, waiting: map[string]chan *agentv1.Proof{}, early: map[string]*agentv1.Proof{}, doing: map[string]bool{}, pace: firstTick, ring: ring{soon: make(chan struct{}, 1)}, health: health{soon: make(chan struct{}, 1)}}
 	io := o.Install
-	io.StateDir, io.Hold, io.Reloader, io.Clock, io.Logger = f.InstallDir(), o.Config.HoldFile, noting{o.Reloader, n}, o.Clock, n.log
+	io.StateDir, io.Hold, io.Reloader, io.Clock, io.Logger = f.InstallDir(), o.Config.HoldFile, n.reloader(), o.Clock, n.log
+	io.Poll, io.Waiting = o.Instance.Reload.Polls(), n.awaitsPoll
 	io.Budget = reload.NewBudget(filepath.Join(f.Dir(), "reloads.json"), o.Clock)
 	io.Detect, io.Frozen, io.Now = o.Detect, n.halted, n.now
 	if n.installer, err = install.New(io); err != nil {
@@ -475,7 +477,7 @@ func (n *Node) instanceFacts() *agentv1.InstanceFacts {
 	}
 	n.mu.Unlock()
 	f.HostId = n.inst.HostID(f.Ring)
-	f.Links = n.linkFacts()
+	f.Links, f.Reload = n.linkFacts(), n.reloadFacts()
 	if n.folder.Copied() {
 		f.Findings = append(f.Findings, &agentv1.Finding{Code: "copied-state", Severity: "error",
 			Message: "the agent's state folder was copied from another machine", Remedy: "remove it on the copy and join again with a new token"})

@@ -62,6 +62,7 @@ type Result struct {
 	Anchor *x509.Certificate
 	// Asked says that the server asked for a client certificate. Only then does its answer say that it trusts ours.
 	Asked bool
+	asks  *tls.CertificateRequestInfo
 	// Untrusted says why the served chain does not verify against Roots; empty when it does or when none were given.
 	Untrusted string
 	// Accepted says that the peer answered at application level, whatever leaf it served.
@@ -161,14 +162,25 @@ func (q Request) config(r *Result) *tls.Config {
 			r.Anchor, r.Untrusted = q.leads(cs.PeerCertificates)
 			return nil
 		},
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			r.Asked = true
+		GetClientCertificate: func(asks *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			r.Asked, r.asks = true, asks
 			if q.Certificate == nil {
 				return &tls.Certificate{}, nil
 			}
 			return q.Certificate, nil
 		},
 	}
+}
+
+// Takes says why the server could not take a certificate from a client, whoever issued it: its TLS library verifies no signature of that
+// kind of key. BoringSSL, which Cassandra uses where it can, verifies none of P-521. Nil where no certificate was asked for.
+func (r Result) Takes(c *tls.Certificate) error {
+	if r.asks == nil || c == nil {
+		return nil
+	}
+	asks := *r.asks
+	asks.AcceptableCAs = nil
+	return asks.SupportsCertificate(c)
 }
 
 // leads finds the anchor of a served chain, or says why there is none.

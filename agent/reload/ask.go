@@ -43,7 +43,7 @@ func (q question) command(c Command) (Command, error) {
 	own := q.own(c)
 	switch n := len(c.Args); {
 	case len(own) > 0:
-		out.Path, out.Args = own[0], own[1:]
+		out.Path, out.Args, out.Way = own[0], own[1:], ""
 	case n > 0 && c.Args[n-1] == "reloadssl":
 		out.Args = append(slices.Clone(c.Args[:n-1]), q.word)
 	default:

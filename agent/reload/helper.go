@@ -27,6 +27,9 @@ func Serve(ctx context.Context, rw io.ReadWriter, commands map[string]Command) e
 			return Output{}, fault.New(fault.Refused, "helper-refused", "the helper has no command for %.300q", q.Instance).Do("restart the agent after changing agent.yaml")
 		}
 		if q.Do == "reload" {
+			if c.Way == Poll {
+				return Output{ExitCode: -1}, fault.New(fault.Refused, "reload-polled", "reload.way in agent.yaml is poll: nothing is run").Do("restart the agent after changing agent.yaml")
+			}
 			return c.run(ctx, maxOutput)
 		}
 		ask, known := questions[q.Do]

@@ -6,6 +6,9 @@
 // that is not in the helper's own configuration: a request names an instance, never a program, so nothing that came
 // over a network can be run. The exit code is carried and never believed: since 4.1.4 nodetool exits 0 when the new
 // stores could not be loaded. One command runs at a time; package install proves the outcome by handshakes.
+//
+// Where a host has no nodetool the node's Java runs client/Client.java in its place: the same words and options over plain JMX. It is
+// embedded as a class for Java 8, because a runtime has no compiler; a test holds the class to its source.
 package reload
 
 import (
@@ -37,9 +40,13 @@ type Output struct {
 
 // Command is a fixed command of the local configuration.
 type Command struct {
-	// Path is absolute, or a name that the helper looks up once at its start.
+	// Path is absolute, or a name that the helper looks up.
 	Path string   `json:"path"`
 	Args []string `json:"args,omitempty"`
+	// Way says what may take the place of Path, which is nodetool then, and Java what runs it; an empty Java is looked for. An empty
+	// Way lets nothing take its place.
+	Way  Way    `json:"way,omitempty"`
+	Java string `json:"java,omitempty"`
 	// Dir and Env of the process; an empty Env leaves PATH, HOME and JAVA_HOME of the helper only.
 	Dir string   `json:"dir,omitempty"`
 	Env []string `json:"env,omitempty"`
@@ -56,9 +63,9 @@ type Command struct {
 	Netstats []string `json:"netstats,omitempty"`
 }
 
-// Nodetool is the default command: `nodetool -h HOST -p PORT [LOGIN...] reloadssl`. JMX of a default Cassandra listens on
+// ByNodetool is the default command: `nodetool -h HOST -p PORT [LOGIN...] reloadssl`. JMX of a default Cassandra listens on
 // 127.0.0.1:7199. login are further options, which name files of passwords and never passwords.
-func Nodetool(host string, port uint16, login ...string) Command {
+func ByNodetool(host string, port uint16, login ...string) Command {
 	args := append([]string{"-h", host, "-p", strconv.Itoa(int(port))}, login...)
 	return Command{Path: "nodetool", Args: append(args, "reloadssl")}
 }

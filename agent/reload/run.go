@@ -25,6 +25,11 @@ func (c Command) run(ctx context.Context, kept int) (Output, error) {
 	if timeout <= 0 {
 		timeout = DefaultTimeout
 	}
+	c, done, err := c.ready()
+	if err != nil {
+		return Output{ExitCode: -1}, err
+	}
+	defer done()
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
@@ -41,7 +46,7 @@ func (c Command) run(ctx context.Context, kept int) (Output, error) {
 	cmd.WaitDelay = 2 * time.Second
 	ownGroup(cmd)
 	start := time.Now()
-	err := cmd.Run()
+	err = cmd.Run()
 	out := Output{ExitCode: -1, Stdout: stdout.String(), Stderr: stderr.String(), Took: time.Since(start)}
 	if cmd.ProcessState != nil {
 		out.ExitCode = cmd.ProcessState.ExitCode()

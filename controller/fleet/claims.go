@@ -36,8 +36,12 @@ func (f *Fleet) Claim(ctx context.Context, uid string, r *agentv1.ClaimMoveReque
 	if err != nil {
 		return "", time.Time{}, err
 	}
+	ttl, err := f.claimTTL(ctx, r.Node)
+	if err != nil {
+		return "", time.Time{}, err
+	}
 	out, err := reply[*clusterv1.ClaimMoveReply](f.propose(ctx, r.Node, agentActor(uid, r.Incarnation), "",
-		&clusterv1.ClaimMove{Claim: id, Uid: uid, Request: r, TtlMs: ClaimTTL.Milliseconds()}))
+		&clusterv1.ClaimMove{Claim: id, Uid: uid, Request: r, TtlMs: ttl.Milliseconds()}))
 	if err != nil {
 		return "", time.Time{}, err
 	}

@@ -42,7 +42,8 @@ type Anchors func(ctx context.Context, authority string) ([][]byte, error)
 const (
 	DefaultTokenTTL = time.Hour
 	MaxTokenTTL     = 30 * 24 * time.Hour
-	// ClaimTTL is how long a node may be on the move before its claim lapses.
+	// ClaimTTL is how long a node may be on the move before its claim lapses, one that waits for its Cassandra's own look at the files
+	// longer (claimTTL).
 	ClaimTTL = 15 * time.Minute
 	// ProofTTL is how long a prober has to answer.
 	ProofTTL = 20 * time.Second

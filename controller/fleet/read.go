@@ -167,7 +167,7 @@ func scanNodeView(r *sql.Rows) (n Node, err error) {
 	n.Agent.Version, n.Agent.Protocol, n.Agent.OS, n.Agent.Arch, n.Agent.Mode, n.Agent.Hold = a.Version, a.Protocol, a.Os, a.Arch, modeName(a.Mode), a.Hold
 	n.Instance = Instance{ClusterName: c.ClusterName, HostID: c.HostId, ConfigPath: c.ConfigPath, ListenAddress: c.ListenAddress, BroadcastAddress: c.BroadcastAddress,
 		RPCAddress: c.RpcAddress, StoragePort: c.StoragePort, NativePort: c.NativePort, Datacenter: c.Datacenter, Rack: c.Rack, Version: c.CassandraVersion, Running: c.Running}
-	n.Links = linksOf(n.Name, c.Links)
+	n.Links, n.Instance.Reload = linksOf(n.Name, c.Links), reloadOf(&c)
 	for _, x := range c.Findings {
 		n.Instance.Findings = append(n.Instance.Findings, Finding{Code: x.Code, Severity: x.Severity, Message: x.Message, Remedy: x.Remedy})
 	}

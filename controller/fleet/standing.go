@@ -28,7 +28,9 @@ type Standing struct {
 	Met bool
 	// Internode and CQL are the TLS sections of cassandra.yaml as the agent read them; nil when it told of none.
 	Internode, CQL *agentv1.TLSSection
-	Stores         []StoreStanding
+	// Waits is until when its move waits for Cassandra's own look at its files; zero where it waits for none.
+	Waits  time.Time
+	Stores []StoreStanding
 	// Claim is its open move, nil without one.
 	Claim *ClaimStanding
 }
@@ -122,6 +124,9 @@ func scanStanding(r *sql.Rows) (s Standing, err error) {
 	var i agentv1.InstanceFacts
 	if err := proto.Unmarshal(b, &i); err != nil {
 		return s, fault.Wrap(err, fault.Internal, "bad-row", "facts of %s cannot be read", s.Node)
+	}
+	if r := i.GetReload(); r.GetWaits() != "" && r.Until != nil {
+		s.Waits = r.Until.AsTime()
 	}
 	s.Mode, s.Datacenter, s.Rack, s.Internode, s.CQL = modeName(mode), i.Datacenter, i.Rack, i.Internode, i.Client
 	return s, nil

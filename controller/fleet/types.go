@@ -111,6 +111,7 @@ type Instance struct {
 	Version          string    `json:"version,omitempty"`
 	Running          bool      `json:"running"`
 	Findings         []Finding `json:"findings,omitempty"`
+	Reload           *Reload   `json:"reload,omitempty" doc:"how Cassandra is made to read its stores again"`
 }
 
 // Finding is something wrong or worth knowing on a node, with its remedy.

@@ -77,7 +77,11 @@ func whyMoving(n Node, _ *blocking, _ time.Time) string {
 	if n.Claim == nil {
 		return ""
 	}
-	return fmt.Sprintf("on the move since %s (claim of store %s, until %s)", n.Claim.Opened.Format(time.RFC3339), n.Claim.Store, n.Claim.Expires.Format(time.RFC3339))
+	words := fmt.Sprintf("on the move since %s (claim of store %s, until %s)", n.Claim.Opened.Format(time.RFC3339), n.Claim.Store, n.Claim.Expires.Format(time.RFC3339))
+	if r := n.Instance.Reload; r != nil && r.Waits == n.Claim.Store {
+		words += fmt.Sprintf(": its files are written and wait for Cassandra's own look at them, at most until %s", r.Until.Format(time.RFC3339))
+	}
+	return words
 }
 
 func whyTurnedBack(n Node, _ *blocking, _ time.Time) string {

@@ -30,6 +30,7 @@ type pair struct {
 	ca    *handmade.CA
 	nodes []*ring.Node
 	conf  config.Config
+	java  string
 }
 
 func newPair(t *testing.T, ctx context.Context) *pair {
@@ -43,7 +44,7 @@ func newPair(t *testing.T, ctx context.Context) *pair {
 		t.Fatal(err)
 	}
 	t.Cleanup(loopback.Release)
-	p := &pair{t: t, ca: handmade.New(t), conf: config.Defaults()}
+	p := &pair{t: t, ca: handmade.New(t), conf: config.Defaults(), java: dist.Java}
 	p.conf.StateDir = t.TempDir()
 	for i := range 2 {
 		r, err := ring.New(dist, ring.Options{Dir: t.TempDir(), Cluster: fmt.Sprint("pair-", i), Addresses: []netip.Addr{loopback.Host(i + 1)}, Formats: []string{[]string{"PKCS12", "PEM"}[i]}})
@@ -174,5 +175,29 @@ func TestTwoCassandrasOfOneAgentAreReloadedEachWithItsOwnLogin(t *testing.T) {
 	}
 	if got := p.served(ctx, 0); got != fresh[0] {
 		t.Errorf("instance 0 serves %x after a reload that was refused, not %x", got[:4], fresh[0][:4])
+	}
+	p.withoutNodetool(ctx)
+}
+
+// withoutNodetool asks the same of our own client. The password file of the first instance is a wrong one.
+func (p *pair) withoutNodetool(ctx context.Context) {
+	t := p.t
+	t.Helper()
+	for i := range p.conf.Cassandra {
+		p.conf.Cassandra[i].Reload = config.Reload{Way: "jmx", Java: p.java}
+	}
+	out, err := p.helper(ctx).Reloader(p.nodes[0].Config).Reload(ctx)
+	if err != nil || out.ExitCode != 1 || !strings.Contains(out.Stderr, "Invalid username or password") || strings.Contains(out.Stderr, "secret") {
+		t.Errorf("our own client with a wrong password gave exit %d, %v: %s", out.ExitCode, err, out.Stderr)
+	}
+	p.conf.Cassandra[0].JMX.PasswordFile = filepath.Join(p.nodes[0].Dir, "jmx.password")
+	h := p.helper(ctx)
+	fresh := [][32]byte{p.ca.Equip(p.nodes[0]), p.ca.Equip(p.nodes[1])}
+	for i := range p.nodes {
+		out, err := h.Reloader(p.nodes[i].Config).Reload(ctx)
+		if got := p.served(ctx, i); err != nil || out.ExitCode != 0 || got != fresh[i] {
+			t.Errorf("our own client at instance %d: exit %d, %v, it serves %x, not %x\n%s%s", i, out.ExitCode, err, got[:4], fresh[i][:4], out.Stdout, out.Stderr)
+		}
+		t.Logf("our own client reloads in %s", out.Took)
 	}
 }

@@ -126,3 +126,6 @@ func extract(f *zip.File, path string, mode os.FileMode) error {
 	_, err = io.Copy(w, r)
 	return errors.Join(err, w.Close())
 }
+
+// Runtime is the Java that runs Cassandra: the machine's JDK 17, or the runtime of PyPI, which has neither a compiler nor jdk.naming.rmi.
+func (d *Distribution) Runtime() string { return d.java }

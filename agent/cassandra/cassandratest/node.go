@@ -51,6 +51,7 @@ type Node struct {
 	mu        sync.Mutex
 	listeners map[agentv1.PortKind]net.Listener
 	cached    map[agentv1.PortKind]*tls.Config
+	times     map[agentv1.PortKind]map[string]time.Time // of the files, as each side's poll last saw them
 	mode      map[agentv1.PortKind]Mode
 	other     *tls.Certificate
 	ignore    bool
@@ -64,7 +65,7 @@ type Node struct {
 // Start opens both ports on 127.0.0.1 over the store's files, which need not exist before the first handshake.
 func Start(t testing.TB, s *cassandra.Store) *Node {
 	t.Helper()
-	n := &Node{Store: s, listeners: map[agentv1.PortKind]net.Listener{}, cached: map[agentv1.PortKind]*tls.Config{}, mode: map[agentv1.PortKind]Mode{}}
+	n := &Node{Store: s, listeners: map[agentv1.PortKind]net.Listener{}, cached: map[agentv1.PortKind]*tls.Config{}, times: map[agentv1.PortKind]map[string]time.Time{}, mode: map[agentv1.PortKind]Mode{}}
 	loop := netip.MustParseAddr("127.0.0.1")
 	n.instance = &cassandra.Instance{ConfigPath: "/etc/cassandra/cassandra.yaml", Listen: loop, Broadcast: loop, RPC: loop, BroadcastRPC: loop,
 		NativeTransport: true, Stores: []*cassandra.Store{s}}
@@ -157,7 +158,7 @@ func (n *Node) Restart(t testing.TB) {
 	t.Helper()
 	n.Stop()
 	n.mu.Lock()
-	n.closed, n.cached = false, map[agentv1.PortKind]*tls.Config{}
+	n.closed, n.cached, n.times = false, map[agentv1.PortKind]*tls.Config{}, map[agentv1.PortKind]map[string]time.Time{}
 	n.mu.Unlock()
 	for _, p := range n.Store.Ports {
 		l, err := net.Listen("tcp", netip.AddrPortFrom(p.Address, p.Port).String())
@@ -268,8 +269,43 @@ func (n *Node) context(k agentv1.PortKind, mode Mode) (*tls.Config, error) {
 	c, err := n.build()
 	if err == nil {
 		n.cached[k] = c
+		if n.times[k] == nil {
+			n.times[k] = n.changes()
+		}
 	}
 	return c, err
+}
+
+func (n *Node) changes() map[string]time.Time {
+	out := map[string]time.Time{}
+	for _, path := range []string{n.Store.KeystorePath, n.Store.TruststorePath} {
+		if i, err := os.Stat(path); err == nil {
+			out[path] = i.ModTime()
+		}
+	}
+	return out
+}
+
+// Poll is what Cassandra does each ten minutes by itself: a side that finds a file with another time of change than it remembers builds
+// its context from both files, and remembers the time of that one file.
+func (n *Node) Poll() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := n.changes()
+	for k := range n.cached {
+		for _, path := range []string{n.Store.KeystorePath, n.Store.TruststorePath} {
+			if now[path].Equal(n.times[k][path]) {
+				continue
+			}
+			n.times[k][path] = now[path]
+			if _, err := n.build(); err != nil {
+				n.errors++
+			} else {
+				delete(n.cached, k)
+			}
+			break
+		}
+	}
 }
 
 // build reads the files as a JVM does: an empty truststore or an expired leaf is no error.

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -53,6 +54,14 @@ func sign(t testing.TB, tpl, parent *x509.Certificate, pub crypto.PublicKey, key
 	t.Helper()
 	tpl.SerialNumber, _ = rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	tpl.SignatureAlgorithm = x509.ECDSAWithSHA384
+	switch k := key.Public().(type) {
+	case *rsa.PublicKey:
+		tpl.SignatureAlgorithm = x509.SHA384WithRSA
+	case *ecdsa.PublicKey:
+		if k.Curve == elliptic.P521() {
+			tpl.SignatureAlgorithm = x509.ECDSAWithSHA512
+		}
+	}
 	if tpl.NotBefore.IsZero() {
 		tpl.NotBefore = time.Now().Add(-time.Hour)
 	}
@@ -72,13 +81,17 @@ func sign(t testing.TB, tpl, parent *x509.Certificate, pub crypto.PublicKey, key
 
 // NewCA makes a CA.
 func NewCA(t testing.TB, name string) *CA {
+	// Tests verify thousands of chains, which P-256 does ten times faster; leaves are P-384, as the floor demands.
+	return NewCAOf(t, name, newKey(t, elliptic.P256()), newKey(t, elliptic.P256()))
+}
+
+// NewCAOf is NewCA with the keys of its root and its issuer.
+func NewCAOf(t testing.TB, name string, rk, ik crypto.Signer) *CA {
 	t.Helper()
 	ca := func(cn string) *x509.Certificate {
 		return &x509.Certificate{Subject: pkix.Name{CommonName: cn}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 			NotBefore: time.Now().Add(-1000 * 24 * time.Hour), NotAfter: time.Now().Add(1000 * 24 * time.Hour)}
 	}
-	// Tests verify thousands of chains, which P-256 does ten times faster; leaves are P-384, as the floor demands.
-	rk, ik := newKey(t, elliptic.P256()), newKey(t, elliptic.P256())
 	rt := ca(name + " root")
 	root := sign(t, rt, rt, rk.Public(), rk)
 	return &CA{Root: root, Inter: sign(t, ca(name+" issuer"), root, ik.Public(), rk), interKey: ik, t: t}
@@ -86,8 +99,12 @@ func NewCA(t testing.TB, name string) *CA {
 
 // Leaf issues for 127.0.0.1 and more addresses; change, if given, alters the template first.
 func (ca *CA) Leaf(change ...func(*x509.Certificate)) Leaf {
+	return ca.LeafOf(newKey(ca.t, elliptic.P384()), change...)
+}
+
+// LeafOf is Leaf for a key.
+func (ca *CA) LeafOf(k crypto.Signer, change ...func(*x509.Certificate)) Leaf {
 	ca.t.Helper()
-	k := newKey(ca.t, elliptic.P384())
 	tpl := &x509.Certificate{Subject: pkix.Name{CommonName: "node"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
 	for _, c := range change {

@@ -53,6 +53,8 @@ type Node struct {
 	Fallen bool
 	// Unable says why its agent cannot move now, Frozen why it may not.
 	Unable, Frozen string
+	// Waits is until when its move waits for Cassandra's own look at its files; zero where it waits for none.
+	Waits time.Time
 	// Canary: it is one of the first.
 	Canary bool
 	// Ring is what its neighbours hold against touching it.
@@ -246,6 +248,9 @@ func (f Facts) underWay() (out []Reason) {
 			}
 		case Moving:
 			r.Code, r.Message = "moving", fleet.Short(n.Name)+" is on the move"
+			if !n.Waits.IsZero() {
+				r.Message, r.Until = r.Message+": its files are written and wait for Cassandra's own look at them", n.Waits
+			}
 		case Unproved:
 			r.Code, r.Message = "unproved", fleet.Short(n.Name)+" has moved and is not proved yet"
 			r.Remedy = fmt.Sprintf("see why with `csm node get %s`", fleet.Short(n.Name))

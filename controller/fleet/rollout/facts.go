@@ -130,7 +130,7 @@ func nodesOf(stores []storeRow, standings []fleet.Standing, canary bool) (out []
 		if s, ok := byName[x.node]; ok {
 			n.Unable = unable(s)
 			if p == Moving {
-				n.Since = s.Claim.Since
+				n.Since, n.Waits = s.Claim.Since, s.Waits
 			}
 		}
 		if k := len(out); k > 0 && out[k-1].Name == n.Name {

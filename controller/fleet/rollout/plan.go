@@ -85,15 +85,21 @@ func planned(ctx context.Context, q state.Querier, s Spec, now time.Time) (Plan,
 }
 
 // Pace is how long things lasted lately: the move of one node from being told until it is proved, since it takes a place for so long, and one look of all agents at their ring. Zero: not known.
-// Slowest is the longest of those moves: a wave ends with it.
-type Pace struct{ Move, Slowest, Look time.Duration }
+// Slowest is the longest of those moves: a wave ends with it. Settles are the nodes that wait for Cassandra's own look at their files, at most so long.
+type Pace struct {
+	Move, Slowest, Look time.Duration
+	Settles             map[string]time.Duration
+}
 
 // paceOf reads how long things lasted lately.
 func paceOf(ctx context.Context, q state.Querier, s Spec) (p Pace, err error) {
 	if p.Move, p.Slowest, err = moveTook(ctx, q, s); err != nil {
 		return p, err
 	}
-	p.Look, err = fleet.LookTook(ctx, q, s.Cluster)
+	if p.Look, err = fleet.LookTook(ctx, q, s.Cluster); err != nil {
+		return p, err
+	}
+	p.Settles, err = fleet.Settling(ctx, q, s.Cluster)
 	return p, err
 }
 
@@ -214,20 +220,21 @@ func waves(s Spec, in []Member) []Wave {
 // times says how long it takes: before each wave a look at the ring, then rounds of its width, then the rest, within windows only.
 func (p *Plan) times(now time.Time, pace Pace) {
 	move := cmp.Or(pace.Move, usualMove)
-	pace = Pace{move, cmp.Or(pace.Slowest, move), cmp.Or(pace.Look, usualLook)}
+	slowest, look := cmp.Or(pace.Slowest, move), cmp.Or(pace.Look, usualLook)
 	c, _ := calendarOf(p.Spec)
 	t := now
 	for i, w := range p.Waves {
-		t = t.Add(pace.Look)
+		t = t.Add(look)
+		waits := pace.waits(w)
 		rounds := (len(w.Nodes) + p.Width - 1) / p.Width
 		for k := range rounds {
 			if open, ok := c.opens(t); ok {
 				t = open
 			}
 			if k+1 < rounds {
-				t = t.Add(pace.Move)
+				t = t.Add(max(move, waits))
 			} else {
-				t = t.Add(pace.Slowest)
+				t = t.Add(max(slowest, waits))
 			}
 		}
 		if i+1 < len(p.Waves) {
@@ -235,6 +242,14 @@ func (p *Plan) times(now time.Time, pace Pace) {
 		}
 	}
 	p.End, p.Seconds = t, t.Sub(now).Seconds()
+}
+
+// waits is how long a wave's nodes wait for Cassandra's own look at their files: as a rule one of the two looks that may be needed.
+func (p Pace) waits(w Wave) (longest time.Duration) {
+	for _, m := range w.Nodes {
+		longest = max(longest, p.Settles[m.Node]/2)
+	}
+	return longest
 }
 
 // hash covers all that a plan will do, not when or how long: who looks at the same plan a minute later sees the same hash.

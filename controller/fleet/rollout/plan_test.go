@@ -49,4 +49,8 @@ func TestAPlanCountsTheLooksAtTheRingBetweenWaves(t *testing.T) {
 	if p, err = Make(s, nodes, time.Now(), Pace{}); err != nil || p.Seconds != 3*(usualMove+usualLook).Seconds()+2*60 {
 		t.Errorf("where nothing was seen yet: %v s, %v", p.Seconds, err)
 	}
+	waiting := map[string]time.Duration{nodes[1].Node: 21 * time.Minute}
+	if p, err = Make(s, nodes, time.Now(), Pace{Settles: waiting}); err != nil || p.Seconds != (2*usualMove+3*usualLook).Seconds()+630+2*60 {
+		t.Errorf("where one node waits for Cassandra's own look at its files: %v s, %v", p.Seconds, err)
+	}
 }

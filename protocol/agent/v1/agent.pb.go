@@ -652,7 +652,9 @@ type InstanceFacts struct {
 	// Internode connections that live on certificates of before the last reload; absent from agents that do not tell.
 	Links *LinkFacts `protobuf:"bytes,100,opt,name=links,proto3" json:"links,omitempty"`
 	// How this Cassandra finds its ring, and what it is busy with; absent until it was looked at.
-	Health        *HealthFacts `protobuf:"bytes,110,opt,name=health,proto3" json:"health,omitempty"`
+	Health *HealthFacts `protobuf:"bytes,110,opt,name=health,proto3" json:"health,omitempty"`
+	// How this Cassandra is made to read its stores again; absent from agents that do not tell.
+	Reload        *ReloadFacts `protobuf:"bytes,150,opt,name=reload,proto3" json:"reload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -841,6 +843,85 @@ func (x *InstanceFacts) GetHealth() *HealthFacts {
 	return nil
 }
 
+func (x *InstanceFacts) GetReload() *ReloadFacts {
+	if x != nil {
+		return x.Reload
+	}
+	return nil
+}
+
+// ReloadFacts is how long a node's new files may take to be in force.
+type ReloadFacts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "auto", "nodetool", "jmx", "command", or "poll": Cassandra is left to look at its files by itself.
+	Way string `protobuf:"bytes,1,opt,name=way,proto3" json:"way,omitempty"`
+	// How long after a write the files may take to be in force; absent where a command loads them in seconds.
+	Within *durationpb.Duration `protobuf:"bytes,2,opt,name=within,proto3" json:"within,omitempty"`
+	// Store of a move that waits for Cassandra's own look at its files, and until when at most; empty and absent while none does.
+	Waits         string                 `protobuf:"bytes,3,opt,name=waits,proto3" json:"waits,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadFacts) Reset() {
+	*x = ReloadFacts{}
+	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadFacts) ProtoMessage() {}
+
+func (x *ReloadFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadFacts.ProtoReflect.Descriptor instead.
+func (*ReloadFacts) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ReloadFacts) GetWay() string {
+	if x != nil {
+		return x.Way
+	}
+	return ""
+}
+
+func (x *ReloadFacts) GetWithin() *durationpb.Duration {
+	if x != nil {
+		return x.Within
+	}
+	return nil
+}
+
+func (x *ReloadFacts) GetWaits() string {
+	if x != nil {
+		return x.Waits
+	}
+	return ""
+}
+
+func (x *ReloadFacts) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 // LinkFacts is what is known of internode connections (TCP) that were there when the stores were last reloaded, in both directions: a
 // reload changes none of them.
 type LinkFacts struct {
@@ -870,7 +951,7 @@ type LinkFacts struct {
 
 func (x *LinkFacts) Reset() {
 	*x = LinkFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +963,7 @@ func (x *LinkFacts) String() string {
 func (*LinkFacts) ProtoMessage() {}
 
 func (x *LinkFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_agent_v1_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +976,7 @@ func (x *LinkFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkFacts.ProtoReflect.Descriptor instead.
 func (*LinkFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *LinkFacts) GetUnseen() string {
@@ -992,7 +1073,7 @@ type RingView struct {
 
 func (x *RingView) Reset() {
 	*x = RingView{}
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1085,7 @@ func (x *RingView) String() string {
 func (*RingView) ProtoMessage() {}
 
 func (x *RingView) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1098,7 @@ func (x *RingView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingView.ProtoReflect.Descriptor instead.
 func (*RingView) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RingView) GetSource() string {
@@ -1063,7 +1144,7 @@ type RingMember struct {
 
 func (x *RingMember) Reset() {
 	*x = RingMember{}
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1075,7 +1156,7 @@ func (x *RingMember) String() string {
 func (*RingMember) ProtoMessage() {}
 
 func (x *RingMember) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1088,7 +1169,7 @@ func (x *RingMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RingMember.ProtoReflect.Descriptor instead.
 func (*RingMember) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RingMember) GetHostId() []byte {
@@ -1138,7 +1219,7 @@ type TLSSection struct {
 
 func (x *TLSSection) Reset() {
 	*x = TLSSection{}
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1231,7 @@ func (x *TLSSection) String() string {
 func (*TLSSection) ProtoMessage() {}
 
 func (x *TLSSection) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +1244,7 @@ func (x *TLSSection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TLSSection.ProtoReflect.Descriptor instead.
 func (*TLSSection) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TLSSection) GetEnabled() bool {
@@ -1224,7 +1305,7 @@ type JMXFacts struct {
 
 func (x *JMXFacts) Reset() {
 	*x = JMXFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1236,7 +1317,7 @@ func (x *JMXFacts) String() string {
 func (*JMXFacts) ProtoMessage() {}
 
 func (x *JMXFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1249,7 +1330,7 @@ func (x *JMXFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JMXFacts.ProtoReflect.Descriptor instead.
 func (*JMXFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *JMXFacts) GetSeen() bool {
@@ -1321,7 +1402,7 @@ type ClientFacts struct {
 
 func (x *ClientFacts) Reset() {
 	*x = ClientFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1414,7 @@ func (x *ClientFacts) String() string {
 func (*ClientFacts) ProtoMessage() {}
 
 func (x *ClientFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1427,7 @@ func (x *ClientFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientFacts.ProtoReflect.Descriptor instead.
 func (*ClientFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ClientFacts) GetUnseen() string {
@@ -1441,7 +1522,7 @@ type SeenClient struct {
 
 func (x *SeenClient) Reset() {
 	*x = SeenClient{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1534,7 @@ func (x *SeenClient) String() string {
 func (*SeenClient) ProtoMessage() {}
 
 func (x *SeenClient) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1547,7 @@ func (x *SeenClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeenClient.ProtoReflect.Descriptor instead.
 func (*SeenClient) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SeenClient) GetAddress() []byte {
@@ -1549,7 +1630,7 @@ type HealthFacts struct {
 
 func (x *HealthFacts) Reset() {
 	*x = HealthFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1561,7 +1642,7 @@ func (x *HealthFacts) String() string {
 func (*HealthFacts) ProtoMessage() {}
 
 func (x *HealthFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1574,7 +1655,7 @@ func (x *HealthFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthFacts.ProtoReflect.Descriptor instead.
 func (*HealthFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *HealthFacts) GetTime() *timestamppb.Timestamp {
@@ -1655,7 +1736,7 @@ type RangeProbe struct {
 
 func (x *RangeProbe) Reset() {
 	*x = RangeProbe{}
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1748,7 @@ func (x *RangeProbe) String() string {
 func (*RangeProbe) ProtoMessage() {}
 
 func (x *RangeProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1761,7 @@ func (x *RangeProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RangeProbe.ProtoReflect.Descriptor instead.
 func (*RangeProbe) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RangeProbe) GetHostId() []byte {
@@ -1732,7 +1813,7 @@ type ProbeAnswer struct {
 
 func (x *ProbeAnswer) Reset() {
 	*x = ProbeAnswer{}
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +1825,7 @@ func (x *ProbeAnswer) String() string {
 func (*ProbeAnswer) ProtoMessage() {}
 
 func (x *ProbeAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +1838,7 @@ func (x *ProbeAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeAnswer.ProtoReflect.Descriptor instead.
 func (*ProbeAnswer) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ProbeAnswer) GetConsistency() string {
@@ -1793,7 +1874,7 @@ type Work struct {
 
 func (x *Work) Reset() {
 	*x = Work{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +1886,7 @@ func (x *Work) String() string {
 func (*Work) ProtoMessage() {}
 
 func (x *Work) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,7 +1899,7 @@ func (x *Work) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Work.ProtoReflect.Descriptor instead.
 func (*Work) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Work) GetKind() string {
@@ -1847,7 +1928,7 @@ type PlaintextClient struct {
 
 func (x *PlaintextClient) Reset() {
 	*x = PlaintextClient{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1859,7 +1940,7 @@ func (x *PlaintextClient) String() string {
 func (*PlaintextClient) ProtoMessage() {}
 
 func (x *PlaintextClient) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1872,7 +1953,7 @@ func (x *PlaintextClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaintextClient.ProtoReflect.Descriptor instead.
 func (*PlaintextClient) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PlaintextClient) GetAddress() string {
@@ -1917,7 +1998,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2010,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2023,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Finding) GetCode() string {
@@ -2006,7 +2087,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2099,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2112,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Port) GetKind() PortKind {
@@ -2091,7 +2172,7 @@ type StoreFacts struct {
 
 func (x *StoreFacts) Reset() {
 	*x = StoreFacts{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2103,7 +2184,7 @@ func (x *StoreFacts) String() string {
 func (*StoreFacts) ProtoMessage() {}
 
 func (x *StoreFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2116,7 +2197,7 @@ func (x *StoreFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreFacts.ProtoReflect.Descriptor instead.
 func (*StoreFacts) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StoreFacts) GetStore() string {
@@ -2274,7 +2355,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2286,7 +2367,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2299,7 +2380,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *JoinRequest) GetMethod() string {
@@ -2397,7 +2478,7 @@ type Possession struct {
 
 func (x *Possession) Reset() {
 	*x = Possession{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2409,7 +2490,7 @@ func (x *Possession) String() string {
 func (*Possession) ProtoMessage() {}
 
 func (x *Possession) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2422,7 +2503,7 @@ func (x *Possession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Possession.ProtoReflect.Descriptor instead.
 func (*Possession) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Possession) GetChain() [][]byte {
@@ -2457,7 +2538,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2469,7 +2550,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2482,7 +2563,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *JoinResponse) GetNode() string {
@@ -2537,7 +2618,7 @@ type RenewIdentityRequest struct {
 
 func (x *RenewIdentityRequest) Reset() {
 	*x = RenewIdentityRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2549,7 +2630,7 @@ func (x *RenewIdentityRequest) String() string {
 func (*RenewIdentityRequest) ProtoMessage() {}
 
 func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2562,7 +2643,7 @@ func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityRequest.ProtoReflect.Descriptor instead.
 func (*RenewIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RenewIdentityRequest) GetCsr() []byte {
@@ -2583,7 +2664,7 @@ type RenewIdentityResponse struct {
 
 func (x *RenewIdentityResponse) Reset() {
 	*x = RenewIdentityResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2595,7 +2676,7 @@ func (x *RenewIdentityResponse) String() string {
 func (*RenewIdentityResponse) ProtoMessage() {}
 
 func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2608,7 +2689,7 @@ func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewIdentityResponse.ProtoReflect.Descriptor instead.
 func (*RenewIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RenewIdentityResponse) GetChain() [][]byte {
@@ -2639,7 +2720,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2651,7 +2732,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2664,7 +2745,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SyncRequest) GetMessage() isSyncRequest_Message {
@@ -2724,7 +2805,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2736,7 +2817,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2749,7 +2830,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Hello) GetAgent() *AgentFacts {
@@ -2801,7 +2882,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2813,7 +2894,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2826,7 +2907,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Report) GetAgent() *AgentFacts {
@@ -2873,7 +2954,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2885,7 +2966,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2898,7 +2979,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SyncResponse) GetMessage() isSyncResponse_Message {
@@ -3003,7 +3084,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3015,7 +3096,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3028,7 +3109,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Target) GetNode() string {
@@ -3138,7 +3219,7 @@ type Frozen struct {
 
 func (x *Frozen) Reset() {
 	*x = Frozen{}
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3150,7 +3231,7 @@ func (x *Frozen) String() string {
 func (*Frozen) ProtoMessage() {}
 
 func (x *Frozen) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3163,7 +3244,7 @@ func (x *Frozen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frozen.ProtoReflect.Descriptor instead.
 func (*Frozen) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Frozen) GetActive() bool {
@@ -3240,7 +3321,7 @@ type StoreTarget struct {
 
 func (x *StoreTarget) Reset() {
 	*x = StoreTarget{}
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3252,7 +3333,7 @@ func (x *StoreTarget) String() string {
 func (*StoreTarget) ProtoMessage() {}
 
 func (x *StoreTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3265,7 +3346,7 @@ func (x *StoreTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreTarget.ProtoReflect.Descriptor instead.
 func (*StoreTarget) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StoreTarget) GetStore() string {
@@ -3371,7 +3452,7 @@ type Names struct {
 
 func (x *Names) Reset() {
 	*x = Names{}
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3383,7 +3464,7 @@ func (x *Names) String() string {
 func (*Names) ProtoMessage() {}
 
 func (x *Names) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3396,7 +3477,7 @@ func (x *Names) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Names.ProtoReflect.Descriptor instead.
 func (*Names) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Names) GetDns() []string {
@@ -3441,7 +3522,7 @@ type Control struct {
 
 func (x *Control) Reset() {
 	*x = Control{}
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3453,7 +3534,7 @@ func (x *Control) String() string {
 func (*Control) ProtoMessage() {}
 
 func (x *Control) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3466,7 +3547,7 @@ func (x *Control) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Control.ProtoReflect.Descriptor instead.
 func (*Control) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Control) GetSuspended() bool {
@@ -3539,7 +3620,7 @@ type ClaimMoveRequest struct {
 
 func (x *ClaimMoveRequest) Reset() {
 	*x = ClaimMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3551,7 +3632,7 @@ func (x *ClaimMoveRequest) String() string {
 func (*ClaimMoveRequest) ProtoMessage() {}
 
 func (x *ClaimMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3564,7 +3645,7 @@ func (x *ClaimMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveRequest.ProtoReflect.Descriptor instead.
 func (*ClaimMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ClaimMoveRequest) GetNode() string {
@@ -3641,7 +3722,7 @@ type ClaimMoveResponse struct {
 
 func (x *ClaimMoveResponse) Reset() {
 	*x = ClaimMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3653,7 +3734,7 @@ func (x *ClaimMoveResponse) String() string {
 func (*ClaimMoveResponse) ProtoMessage() {}
 
 func (x *ClaimMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3666,7 +3747,7 @@ func (x *ClaimMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMoveResponse.ProtoReflect.Descriptor instead.
 func (*ClaimMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ClaimMoveResponse) GetClaim() string {
@@ -3696,7 +3777,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3708,7 +3789,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3721,7 +3802,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *IssueCertificateRequest) GetClaim() string {
@@ -3766,7 +3847,7 @@ type IssueCertificateResponse struct {
 
 func (x *IssueCertificateResponse) Reset() {
 	*x = IssueCertificateResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3778,7 +3859,7 @@ func (x *IssueCertificateResponse) String() string {
 func (*IssueCertificateResponse) ProtoMessage() {}
 
 func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3791,7 +3872,7 @@ func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *IssueCertificateResponse) GetChain() [][]byte {
@@ -3828,7 +3909,7 @@ type RequestProofsRequest struct {
 
 func (x *RequestProofsRequest) Reset() {
 	*x = RequestProofsRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3840,7 +3921,7 @@ func (x *RequestProofsRequest) String() string {
 func (*RequestProofsRequest) ProtoMessage() {}
 
 func (x *RequestProofsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3853,7 +3934,7 @@ func (x *RequestProofsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProofsRequest.ProtoReflect.Descriptor instead.
 func (*RequestProofsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RequestProofsRequest) GetClaim() string {
@@ -3897,7 +3978,7 @@ type RequestProofsResponse struct {
 
 func (x *RequestProofsResponse) Reset() {
 	*x = RequestProofsResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3909,7 +3990,7 @@ func (x *RequestProofsResponse) String() string {
 func (*RequestProofsResponse) ProtoMessage() {}
 
 func (x *RequestProofsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3922,7 +4003,7 @@ func (x *RequestProofsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProofsResponse.ProtoReflect.Descriptor instead.
 func (*RequestProofsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RequestProofsResponse) GetTasks() []string {
@@ -3955,7 +4036,7 @@ type ProofTask struct {
 
 func (x *ProofTask) Reset() {
 	*x = ProofTask{}
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3967,7 +4048,7 @@ func (x *ProofTask) String() string {
 func (*ProofTask) ProtoMessage() {}
 
 func (x *ProofTask) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3980,7 +4061,7 @@ func (x *ProofTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofTask.ProtoReflect.Descriptor instead.
 func (*ProofTask) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ProofTask) GetTask() string {
@@ -4037,7 +4118,7 @@ type IssueProbeRequest struct {
 
 func (x *IssueProbeRequest) Reset() {
 	*x = IssueProbeRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4049,7 +4130,7 @@ func (x *IssueProbeRequest) String() string {
 func (*IssueProbeRequest) ProtoMessage() {}
 
 func (x *IssueProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4062,7 +4143,7 @@ func (x *IssueProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueProbeRequest.ProtoReflect.Descriptor instead.
 func (*IssueProbeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *IssueProbeRequest) GetTask() string {
@@ -4090,7 +4171,7 @@ type IssueProbeResponse struct {
 
 func (x *IssueProbeResponse) Reset() {
 	*x = IssueProbeResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4102,7 +4183,7 @@ func (x *IssueProbeResponse) String() string {
 func (*IssueProbeResponse) ProtoMessage() {}
 
 func (x *IssueProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4115,7 +4196,7 @@ func (x *IssueProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueProbeResponse.ProtoReflect.Descriptor instead.
 func (*IssueProbeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *IssueProbeResponse) GetChain() [][]byte {
@@ -4150,7 +4231,7 @@ type Proof struct {
 
 func (x *Proof) Reset() {
 	*x = Proof{}
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4162,7 +4243,7 @@ func (x *Proof) String() string {
 func (*Proof) ProtoMessage() {}
 
 func (x *Proof) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4175,7 +4256,7 @@ func (x *Proof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proof.ProtoReflect.Descriptor instead.
 func (*Proof) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Proof) GetPort() *Port {
@@ -4266,7 +4347,7 @@ type ReportProofRequest struct {
 
 func (x *ReportProofRequest) Reset() {
 	*x = ReportProofRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4278,7 +4359,7 @@ func (x *ReportProofRequest) String() string {
 func (*ReportProofRequest) ProtoMessage() {}
 
 func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4291,7 +4372,7 @@ func (x *ReportProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofRequest.ProtoReflect.Descriptor instead.
 func (*ReportProofRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ReportProofRequest) GetTask() string {
@@ -4317,7 +4398,7 @@ type ReportProofResponse struct {
 
 func (x *ReportProofResponse) Reset() {
 	*x = ReportProofResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4329,7 +4410,7 @@ func (x *ReportProofResponse) String() string {
 func (*ReportProofResponse) ProtoMessage() {}
 
 func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4342,7 +4423,7 @@ func (x *ReportProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProofResponse.ProtoReflect.Descriptor instead.
 func (*ReportProofResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 // ProofResult tells the node what a neighbour saw.
@@ -4356,7 +4437,7 @@ type ProofResult struct {
 
 func (x *ProofResult) Reset() {
 	*x = ProofResult{}
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4368,7 +4449,7 @@ func (x *ProofResult) String() string {
 func (*ProofResult) ProtoMessage() {}
 
 func (x *ProofResult) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4381,7 +4462,7 @@ func (x *ProofResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProofResult.ProtoReflect.Descriptor instead.
 func (*ProofResult) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ProofResult) GetTask() string {
@@ -4416,7 +4497,7 @@ type ReportMoveRequest struct {
 
 func (x *ReportMoveRequest) Reset() {
 	*x = ReportMoveRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4428,7 +4509,7 @@ func (x *ReportMoveRequest) String() string {
 func (*ReportMoveRequest) ProtoMessage() {}
 
 func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4441,7 +4522,7 @@ func (x *ReportMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveRequest.ProtoReflect.Descriptor instead.
 func (*ReportMoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ReportMoveRequest) GetClaim() string {
@@ -4509,7 +4590,7 @@ type ReportMoveResponse struct {
 
 func (x *ReportMoveResponse) Reset() {
 	*x = ReportMoveResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4521,7 +4602,7 @@ func (x *ReportMoveResponse) String() string {
 func (*ReportMoveResponse) ProtoMessage() {}
 
 func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4534,7 +4615,7 @@ func (x *ReportMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportMoveResponse.ProtoReflect.Descriptor instead.
 func (*ReportMoveResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 // ReportInventoryRequest is everything the node's scan sees now.
@@ -4547,7 +4628,7 @@ type ReportInventoryRequest struct {
 
 func (x *ReportInventoryRequest) Reset() {
 	*x = ReportInventoryRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4559,7 +4640,7 @@ func (x *ReportInventoryRequest) String() string {
 func (*ReportInventoryRequest) ProtoMessage() {}
 
 func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4572,7 +4653,7 @@ func (x *ReportInventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryRequest.ProtoReflect.Descriptor instead.
 func (*ReportInventoryRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ReportInventoryRequest) GetFound() []*FoundCertificate {
@@ -4600,7 +4681,7 @@ type FoundCertificate struct {
 
 func (x *FoundCertificate) Reset() {
 	*x = FoundCertificate{}
-	mi := &file_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4612,7 +4693,7 @@ func (x *FoundCertificate) String() string {
 func (*FoundCertificate) ProtoMessage() {}
 
 func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4625,7 +4706,7 @@ func (x *FoundCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundCertificate.ProtoReflect.Descriptor instead.
 func (*FoundCertificate) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *FoundCertificate) GetDer() []byte {
@@ -4686,7 +4767,7 @@ type ReportInventoryResponse struct {
 
 func (x *ReportInventoryResponse) Reset() {
 	*x = ReportInventoryResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4698,7 +4779,7 @@ func (x *ReportInventoryResponse) String() string {
 func (*ReportInventoryResponse) ProtoMessage() {}
 
 func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4711,7 +4792,7 @@ func (x *ReportInventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportInventoryResponse.ProtoReflect.Descriptor instead.
 func (*ReportInventoryResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 var File_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -4729,7 +4810,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x12generation_counter\x18\x06 \x01(\x04R\x11generationCounter\x12&\n" +
 	"\x04mode\x18\a \x01(\x0e2\x12.csm.agent.v1.ModeR\x04mode\x120\n" +
 	"\x05clock\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\x12\x1b\n" +
-	"\x04hold\x18\t \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x04hold\"\xed\a\n" +
+	"\x04hold\x18\t \x01(\tB\a\xea\xe0\x18\x03\b\x80\bR\x04hold\"\xa1\b\n" +
 	"\rInstanceFacts\x12*\n" +
 	"\fcluster_name\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x02R\vclusterName\x12\x1f\n" +
 	"\ahost_id\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b@R\x06hostId\x12(\n" +
@@ -4758,7 +4839,13 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\aclients\x187 \x01(\v2\x19.csm.agent.v1.ClientFactsR\aclients\x12*\n" +
 	"\x04ring\x18< \x01(\v2\x16.csm.agent.v1.RingViewR\x04ring\x12-\n" +
 	"\x05links\x18d \x01(\v2\x17.csm.agent.v1.LinkFactsR\x05links\x121\n" +
-	"\x06health\x18n \x01(\v2\x19.csm.agent.v1.HealthFactsR\x06health\"\x8f\x03\n" +
+	"\x06health\x18n \x01(\v2\x19.csm.agent.v1.HealthFactsR\x06health\x122\n" +
+	"\x06reload\x18\x96\x01 \x01(\v2\x19.csm.agent.v1.ReloadFactsR\x06reload\"\xaa\x01\n" +
+	"\vReloadFacts\x12\x18\n" +
+	"\x03way\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x03way\x121\n" +
+	"\x06within\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06within\x12\x1c\n" +
+	"\x05waits\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02\b?R\x05waits\x120\n" +
+	"\x05until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x8f\x03\n" +
 	"\tLinkFacts\x12\x1f\n" +
 	"\x06unseen\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x06unseen\x12\x10\n" +
 	"\x03old\x18\x02 \x01(\rR\x03old\x12\x1f\n" +
@@ -5176,7 +5263,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(Mode)(0),                        // 0: csm.agent.v1.Mode
 	(StoreFormat)(0),                 // 1: csm.agent.v1.StoreFormat
@@ -5188,152 +5275,156 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(MoveOutcome)(0),                 // 7: csm.agent.v1.MoveOutcome
 	(*AgentFacts)(nil),               // 8: csm.agent.v1.AgentFacts
 	(*InstanceFacts)(nil),            // 9: csm.agent.v1.InstanceFacts
-	(*LinkFacts)(nil),                // 10: csm.agent.v1.LinkFacts
-	(*RingView)(nil),                 // 11: csm.agent.v1.RingView
-	(*RingMember)(nil),               // 12: csm.agent.v1.RingMember
-	(*TLSSection)(nil),               // 13: csm.agent.v1.TLSSection
-	(*JMXFacts)(nil),                 // 14: csm.agent.v1.JMXFacts
-	(*ClientFacts)(nil),              // 15: csm.agent.v1.ClientFacts
-	(*SeenClient)(nil),               // 16: csm.agent.v1.SeenClient
-	(*HealthFacts)(nil),              // 17: csm.agent.v1.HealthFacts
-	(*RangeProbe)(nil),               // 18: csm.agent.v1.RangeProbe
-	(*ProbeAnswer)(nil),              // 19: csm.agent.v1.ProbeAnswer
-	(*Work)(nil),                     // 20: csm.agent.v1.Work
-	(*PlaintextClient)(nil),          // 21: csm.agent.v1.PlaintextClient
-	(*Finding)(nil),                  // 22: csm.agent.v1.Finding
-	(*Port)(nil),                     // 23: csm.agent.v1.Port
-	(*StoreFacts)(nil),               // 24: csm.agent.v1.StoreFacts
-	(*JoinRequest)(nil),              // 25: csm.agent.v1.JoinRequest
-	(*Possession)(nil),               // 26: csm.agent.v1.Possession
-	(*JoinResponse)(nil),             // 27: csm.agent.v1.JoinResponse
-	(*RenewIdentityRequest)(nil),     // 28: csm.agent.v1.RenewIdentityRequest
-	(*RenewIdentityResponse)(nil),    // 29: csm.agent.v1.RenewIdentityResponse
-	(*SyncRequest)(nil),              // 30: csm.agent.v1.SyncRequest
-	(*Hello)(nil),                    // 31: csm.agent.v1.Hello
-	(*Report)(nil),                   // 32: csm.agent.v1.Report
-	(*SyncResponse)(nil),             // 33: csm.agent.v1.SyncResponse
-	(*Target)(nil),                   // 34: csm.agent.v1.Target
-	(*Frozen)(nil),                   // 35: csm.agent.v1.Frozen
-	(*StoreTarget)(nil),              // 36: csm.agent.v1.StoreTarget
-	(*Names)(nil),                    // 37: csm.agent.v1.Names
-	(*Control)(nil),                  // 38: csm.agent.v1.Control
-	(*ClaimMoveRequest)(nil),         // 39: csm.agent.v1.ClaimMoveRequest
-	(*ClaimMoveResponse)(nil),        // 40: csm.agent.v1.ClaimMoveResponse
-	(*IssueCertificateRequest)(nil),  // 41: csm.agent.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil), // 42: csm.agent.v1.IssueCertificateResponse
-	(*RequestProofsRequest)(nil),     // 43: csm.agent.v1.RequestProofsRequest
-	(*RequestProofsResponse)(nil),    // 44: csm.agent.v1.RequestProofsResponse
-	(*ProofTask)(nil),                // 45: csm.agent.v1.ProofTask
-	(*IssueProbeRequest)(nil),        // 46: csm.agent.v1.IssueProbeRequest
-	(*IssueProbeResponse)(nil),       // 47: csm.agent.v1.IssueProbeResponse
-	(*Proof)(nil),                    // 48: csm.agent.v1.Proof
-	(*ReportProofRequest)(nil),       // 49: csm.agent.v1.ReportProofRequest
-	(*ReportProofResponse)(nil),      // 50: csm.agent.v1.ReportProofResponse
-	(*ProofResult)(nil),              // 51: csm.agent.v1.ProofResult
-	(*ReportMoveRequest)(nil),        // 52: csm.agent.v1.ReportMoveRequest
-	(*ReportMoveResponse)(nil),       // 53: csm.agent.v1.ReportMoveResponse
-	(*ReportInventoryRequest)(nil),   // 54: csm.agent.v1.ReportInventoryRequest
-	(*FoundCertificate)(nil),         // 55: csm.agent.v1.FoundCertificate
-	(*ReportInventoryResponse)(nil),  // 56: csm.agent.v1.ReportInventoryResponse
-	(*timestamppb.Timestamp)(nil),    // 57: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 58: google.protobuf.Duration
+	(*ReloadFacts)(nil),              // 10: csm.agent.v1.ReloadFacts
+	(*LinkFacts)(nil),                // 11: csm.agent.v1.LinkFacts
+	(*RingView)(nil),                 // 12: csm.agent.v1.RingView
+	(*RingMember)(nil),               // 13: csm.agent.v1.RingMember
+	(*TLSSection)(nil),               // 14: csm.agent.v1.TLSSection
+	(*JMXFacts)(nil),                 // 15: csm.agent.v1.JMXFacts
+	(*ClientFacts)(nil),              // 16: csm.agent.v1.ClientFacts
+	(*SeenClient)(nil),               // 17: csm.agent.v1.SeenClient
+	(*HealthFacts)(nil),              // 18: csm.agent.v1.HealthFacts
+	(*RangeProbe)(nil),               // 19: csm.agent.v1.RangeProbe
+	(*ProbeAnswer)(nil),              // 20: csm.agent.v1.ProbeAnswer
+	(*Work)(nil),                     // 21: csm.agent.v1.Work
+	(*PlaintextClient)(nil),          // 22: csm.agent.v1.PlaintextClient
+	(*Finding)(nil),                  // 23: csm.agent.v1.Finding
+	(*Port)(nil),                     // 24: csm.agent.v1.Port
+	(*StoreFacts)(nil),               // 25: csm.agent.v1.StoreFacts
+	(*JoinRequest)(nil),              // 26: csm.agent.v1.JoinRequest
+	(*Possession)(nil),               // 27: csm.agent.v1.Possession
+	(*JoinResponse)(nil),             // 28: csm.agent.v1.JoinResponse
+	(*RenewIdentityRequest)(nil),     // 29: csm.agent.v1.RenewIdentityRequest
+	(*RenewIdentityResponse)(nil),    // 30: csm.agent.v1.RenewIdentityResponse
+	(*SyncRequest)(nil),              // 31: csm.agent.v1.SyncRequest
+	(*Hello)(nil),                    // 32: csm.agent.v1.Hello
+	(*Report)(nil),                   // 33: csm.agent.v1.Report
+	(*SyncResponse)(nil),             // 34: csm.agent.v1.SyncResponse
+	(*Target)(nil),                   // 35: csm.agent.v1.Target
+	(*Frozen)(nil),                   // 36: csm.agent.v1.Frozen
+	(*StoreTarget)(nil),              // 37: csm.agent.v1.StoreTarget
+	(*Names)(nil),                    // 38: csm.agent.v1.Names
+	(*Control)(nil),                  // 39: csm.agent.v1.Control
+	(*ClaimMoveRequest)(nil),         // 40: csm.agent.v1.ClaimMoveRequest
+	(*ClaimMoveResponse)(nil),        // 41: csm.agent.v1.ClaimMoveResponse
+	(*IssueCertificateRequest)(nil),  // 42: csm.agent.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil), // 43: csm.agent.v1.IssueCertificateResponse
+	(*RequestProofsRequest)(nil),     // 44: csm.agent.v1.RequestProofsRequest
+	(*RequestProofsResponse)(nil),    // 45: csm.agent.v1.RequestProofsResponse
+	(*ProofTask)(nil),                // 46: csm.agent.v1.ProofTask
+	(*IssueProbeRequest)(nil),        // 47: csm.agent.v1.IssueProbeRequest
+	(*IssueProbeResponse)(nil),       // 48: csm.agent.v1.IssueProbeResponse
+	(*Proof)(nil),                    // 49: csm.agent.v1.Proof
+	(*ReportProofRequest)(nil),       // 50: csm.agent.v1.ReportProofRequest
+	(*ReportProofResponse)(nil),      // 51: csm.agent.v1.ReportProofResponse
+	(*ProofResult)(nil),              // 52: csm.agent.v1.ProofResult
+	(*ReportMoveRequest)(nil),        // 53: csm.agent.v1.ReportMoveRequest
+	(*ReportMoveResponse)(nil),       // 54: csm.agent.v1.ReportMoveResponse
+	(*ReportInventoryRequest)(nil),   // 55: csm.agent.v1.ReportInventoryRequest
+	(*FoundCertificate)(nil),         // 56: csm.agent.v1.FoundCertificate
+	(*ReportInventoryResponse)(nil),  // 57: csm.agent.v1.ReportInventoryResponse
+	(*timestamppb.Timestamp)(nil),    // 58: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 59: google.protobuf.Duration
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	0,  // 0: csm.agent.v1.AgentFacts.mode:type_name -> csm.agent.v1.Mode
-	57, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
-	22, // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
-	13, // 3: csm.agent.v1.InstanceFacts.internode:type_name -> csm.agent.v1.TLSSection
-	13, // 4: csm.agent.v1.InstanceFacts.client:type_name -> csm.agent.v1.TLSSection
-	14, // 5: csm.agent.v1.InstanceFacts.jmx:type_name -> csm.agent.v1.JMXFacts
-	15, // 6: csm.agent.v1.InstanceFacts.clients:type_name -> csm.agent.v1.ClientFacts
-	11, // 7: csm.agent.v1.InstanceFacts.ring:type_name -> csm.agent.v1.RingView
-	10, // 8: csm.agent.v1.InstanceFacts.links:type_name -> csm.agent.v1.LinkFacts
-	17, // 9: csm.agent.v1.InstanceFacts.health:type_name -> csm.agent.v1.HealthFacts
-	57, // 10: csm.agent.v1.LinkFacts.since:type_name -> google.protobuf.Timestamp
-	57, // 11: csm.agent.v1.LinkFacts.recorded:type_name -> google.protobuf.Timestamp
-	12, // 12: csm.agent.v1.RingView.members:type_name -> csm.agent.v1.RingMember
-	5,  // 13: csm.agent.v1.RingMember.state:type_name -> csm.agent.v1.RingState
-	21, // 14: csm.agent.v1.ClientFacts.plaintext_clients:type_name -> csm.agent.v1.PlaintextClient
-	57, // 15: csm.agent.v1.ClientFacts.time:type_name -> google.protobuf.Timestamp
-	16, // 16: csm.agent.v1.ClientFacts.seen:type_name -> csm.agent.v1.SeenClient
-	57, // 17: csm.agent.v1.HealthFacts.time:type_name -> google.protobuf.Timestamp
-	18, // 18: csm.agent.v1.HealthFacts.probes:type_name -> csm.agent.v1.RangeProbe
-	20, // 19: csm.agent.v1.HealthFacts.works:type_name -> csm.agent.v1.Work
-	19, // 20: csm.agent.v1.RangeProbe.answers:type_name -> csm.agent.v1.ProbeAnswer
-	3,  // 21: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
-	1,  // 22: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
-	57, // 23: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
-	2,  // 24: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
-	23, // 25: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
-	37, // 26: csm.agent.v1.StoreFacts.required:type_name -> csm.agent.v1.Names
-	57, // 27: csm.agent.v1.StoreFacts.kept_until:type_name -> google.protobuf.Timestamp
-	8,  // 28: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 29: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
-	26, // 30: csm.agent.v1.JoinRequest.possession:type_name -> csm.agent.v1.Possession
-	37, // 31: csm.agent.v1.JoinRequest.names:type_name -> csm.agent.v1.Names
-	31, // 32: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
-	32, // 33: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
-	8,  // 34: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 35: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
-	24, // 36: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
-	8,  // 37: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
-	9,  // 38: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
-	24, // 39: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
-	34, // 40: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
-	45, // 41: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
-	51, // 42: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
-	38, // 43: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
-	36, // 44: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
-	35, // 45: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
-	57, // 46: csm.agent.v1.Target.cycle_until:type_name -> google.protobuf.Timestamp
-	57, // 47: csm.agent.v1.Frozen.since:type_name -> google.protobuf.Timestamp
-	57, // 48: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
-	37, // 49: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
-	57, // 50: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
-	6,  // 51: csm.agent.v1.StoreTarget.move:type_name -> csm.agent.v1.MoveKind
-	57, // 52: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
-	6,  // 53: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
-	57, // 54: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
-	57, // 55: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
-	23, // 56: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
-	23, // 57: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
-	57, // 58: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
-	23, // 59: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
-	4,  // 60: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
-	58, // 61: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
-	57, // 62: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
-	48, // 63: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
-	48, // 64: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
-	7,  // 65: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
-	24, // 66: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
-	48, // 67: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
-	58, // 68: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
-	55, // 69: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
-	25, // 70: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
-	28, // 71: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
-	30, // 72: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
-	39, // 73: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
-	41, // 74: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
-	43, // 75: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
-	46, // 76: csm.agent.v1.AgentService.IssueProbe:input_type -> csm.agent.v1.IssueProbeRequest
-	49, // 77: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
-	52, // 78: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
-	54, // 79: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
-	27, // 80: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
-	29, // 81: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
-	33, // 82: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
-	40, // 83: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
-	42, // 84: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
-	44, // 85: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
-	47, // 86: csm.agent.v1.AgentService.IssueProbe:output_type -> csm.agent.v1.IssueProbeResponse
-	50, // 87: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
-	53, // 88: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
-	56, // 89: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
-	80, // [80:90] is the sub-list for method output_type
-	70, // [70:80] is the sub-list for method input_type
-	70, // [70:70] is the sub-list for extension type_name
-	70, // [70:70] is the sub-list for extension extendee
-	0,  // [0:70] is the sub-list for field type_name
+	58, // 1: csm.agent.v1.AgentFacts.clock:type_name -> google.protobuf.Timestamp
+	23, // 2: csm.agent.v1.InstanceFacts.findings:type_name -> csm.agent.v1.Finding
+	14, // 3: csm.agent.v1.InstanceFacts.internode:type_name -> csm.agent.v1.TLSSection
+	14, // 4: csm.agent.v1.InstanceFacts.client:type_name -> csm.agent.v1.TLSSection
+	15, // 5: csm.agent.v1.InstanceFacts.jmx:type_name -> csm.agent.v1.JMXFacts
+	16, // 6: csm.agent.v1.InstanceFacts.clients:type_name -> csm.agent.v1.ClientFacts
+	12, // 7: csm.agent.v1.InstanceFacts.ring:type_name -> csm.agent.v1.RingView
+	11, // 8: csm.agent.v1.InstanceFacts.links:type_name -> csm.agent.v1.LinkFacts
+	18, // 9: csm.agent.v1.InstanceFacts.health:type_name -> csm.agent.v1.HealthFacts
+	10, // 10: csm.agent.v1.InstanceFacts.reload:type_name -> csm.agent.v1.ReloadFacts
+	59, // 11: csm.agent.v1.ReloadFacts.within:type_name -> google.protobuf.Duration
+	58, // 12: csm.agent.v1.ReloadFacts.until:type_name -> google.protobuf.Timestamp
+	58, // 13: csm.agent.v1.LinkFacts.since:type_name -> google.protobuf.Timestamp
+	58, // 14: csm.agent.v1.LinkFacts.recorded:type_name -> google.protobuf.Timestamp
+	13, // 15: csm.agent.v1.RingView.members:type_name -> csm.agent.v1.RingMember
+	5,  // 16: csm.agent.v1.RingMember.state:type_name -> csm.agent.v1.RingState
+	22, // 17: csm.agent.v1.ClientFacts.plaintext_clients:type_name -> csm.agent.v1.PlaintextClient
+	58, // 18: csm.agent.v1.ClientFacts.time:type_name -> google.protobuf.Timestamp
+	17, // 19: csm.agent.v1.ClientFacts.seen:type_name -> csm.agent.v1.SeenClient
+	58, // 20: csm.agent.v1.HealthFacts.time:type_name -> google.protobuf.Timestamp
+	19, // 21: csm.agent.v1.HealthFacts.probes:type_name -> csm.agent.v1.RangeProbe
+	21, // 22: csm.agent.v1.HealthFacts.works:type_name -> csm.agent.v1.Work
+	20, // 23: csm.agent.v1.RangeProbe.answers:type_name -> csm.agent.v1.ProbeAnswer
+	3,  // 24: csm.agent.v1.Port.kind:type_name -> csm.agent.v1.PortKind
+	1,  // 25: csm.agent.v1.StoreFacts.format:type_name -> csm.agent.v1.StoreFormat
+	58, // 26: csm.agent.v1.StoreFacts.not_after:type_name -> google.protobuf.Timestamp
+	2,  // 27: csm.agent.v1.StoreFacts.state:type_name -> csm.agent.v1.InstallState
+	24, // 28: csm.agent.v1.StoreFacts.ports:type_name -> csm.agent.v1.Port
+	38, // 29: csm.agent.v1.StoreFacts.required:type_name -> csm.agent.v1.Names
+	58, // 30: csm.agent.v1.StoreFacts.kept_until:type_name -> google.protobuf.Timestamp
+	8,  // 31: csm.agent.v1.JoinRequest.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 32: csm.agent.v1.JoinRequest.instance:type_name -> csm.agent.v1.InstanceFacts
+	27, // 33: csm.agent.v1.JoinRequest.possession:type_name -> csm.agent.v1.Possession
+	38, // 34: csm.agent.v1.JoinRequest.names:type_name -> csm.agent.v1.Names
+	32, // 35: csm.agent.v1.SyncRequest.hello:type_name -> csm.agent.v1.Hello
+	33, // 36: csm.agent.v1.SyncRequest.report:type_name -> csm.agent.v1.Report
+	8,  // 37: csm.agent.v1.Hello.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 38: csm.agent.v1.Hello.instance:type_name -> csm.agent.v1.InstanceFacts
+	25, // 39: csm.agent.v1.Hello.stores:type_name -> csm.agent.v1.StoreFacts
+	8,  // 40: csm.agent.v1.Report.agent:type_name -> csm.agent.v1.AgentFacts
+	9,  // 41: csm.agent.v1.Report.instance:type_name -> csm.agent.v1.InstanceFacts
+	25, // 42: csm.agent.v1.Report.stores:type_name -> csm.agent.v1.StoreFacts
+	35, // 43: csm.agent.v1.SyncResponse.target:type_name -> csm.agent.v1.Target
+	46, // 44: csm.agent.v1.SyncResponse.proof_task:type_name -> csm.agent.v1.ProofTask
+	52, // 45: csm.agent.v1.SyncResponse.proof_result:type_name -> csm.agent.v1.ProofResult
+	39, // 46: csm.agent.v1.SyncResponse.control:type_name -> csm.agent.v1.Control
+	37, // 47: csm.agent.v1.Target.stores:type_name -> csm.agent.v1.StoreTarget
+	36, // 48: csm.agent.v1.Target.frozen:type_name -> csm.agent.v1.Frozen
+	58, // 49: csm.agent.v1.Target.cycle_until:type_name -> google.protobuf.Timestamp
+	58, // 50: csm.agent.v1.Frozen.since:type_name -> google.protobuf.Timestamp
+	58, // 51: csm.agent.v1.Frozen.until:type_name -> google.protobuf.Timestamp
+	38, // 52: csm.agent.v1.StoreTarget.names:type_name -> csm.agent.v1.Names
+	58, // 53: csm.agent.v1.StoreTarget.renew_at:type_name -> google.protobuf.Timestamp
+	6,  // 54: csm.agent.v1.StoreTarget.move:type_name -> csm.agent.v1.MoveKind
+	58, // 55: csm.agent.v1.Control.server_time:type_name -> google.protobuf.Timestamp
+	6,  // 56: csm.agent.v1.ClaimMoveRequest.kind:type_name -> csm.agent.v1.MoveKind
+	58, // 57: csm.agent.v1.ClaimMoveResponse.expires:type_name -> google.protobuf.Timestamp
+	58, // 58: csm.agent.v1.IssueCertificateResponse.renew_at:type_name -> google.protobuf.Timestamp
+	24, // 59: csm.agent.v1.RequestProofsRequest.ports:type_name -> csm.agent.v1.Port
+	24, // 60: csm.agent.v1.ProofTask.port:type_name -> csm.agent.v1.Port
+	58, // 61: csm.agent.v1.ProofTask.deadline:type_name -> google.protobuf.Timestamp
+	24, // 62: csm.agent.v1.Proof.port:type_name -> csm.agent.v1.Port
+	4,  // 63: csm.agent.v1.Proof.verdict:type_name -> csm.agent.v1.Verdict
+	59, // 64: csm.agent.v1.Proof.took:type_name -> google.protobuf.Duration
+	58, // 65: csm.agent.v1.Proof.time:type_name -> google.protobuf.Timestamp
+	49, // 66: csm.agent.v1.ReportProofRequest.proof:type_name -> csm.agent.v1.Proof
+	49, // 67: csm.agent.v1.ProofResult.proof:type_name -> csm.agent.v1.Proof
+	7,  // 68: csm.agent.v1.ReportMoveRequest.outcome:type_name -> csm.agent.v1.MoveOutcome
+	25, // 69: csm.agent.v1.ReportMoveRequest.store:type_name -> csm.agent.v1.StoreFacts
+	49, // 70: csm.agent.v1.ReportMoveRequest.proofs:type_name -> csm.agent.v1.Proof
+	59, // 71: csm.agent.v1.ReportMoveRequest.took:type_name -> google.protobuf.Duration
+	56, // 72: csm.agent.v1.ReportInventoryRequest.found:type_name -> csm.agent.v1.FoundCertificate
+	26, // 73: csm.agent.v1.AgentService.Join:input_type -> csm.agent.v1.JoinRequest
+	29, // 74: csm.agent.v1.AgentService.RenewIdentity:input_type -> csm.agent.v1.RenewIdentityRequest
+	31, // 75: csm.agent.v1.AgentService.Sync:input_type -> csm.agent.v1.SyncRequest
+	40, // 76: csm.agent.v1.AgentService.ClaimMove:input_type -> csm.agent.v1.ClaimMoveRequest
+	42, // 77: csm.agent.v1.AgentService.IssueCertificate:input_type -> csm.agent.v1.IssueCertificateRequest
+	44, // 78: csm.agent.v1.AgentService.RequestProofs:input_type -> csm.agent.v1.RequestProofsRequest
+	47, // 79: csm.agent.v1.AgentService.IssueProbe:input_type -> csm.agent.v1.IssueProbeRequest
+	50, // 80: csm.agent.v1.AgentService.ReportProof:input_type -> csm.agent.v1.ReportProofRequest
+	53, // 81: csm.agent.v1.AgentService.ReportMove:input_type -> csm.agent.v1.ReportMoveRequest
+	55, // 82: csm.agent.v1.AgentService.ReportInventory:input_type -> csm.agent.v1.ReportInventoryRequest
+	28, // 83: csm.agent.v1.AgentService.Join:output_type -> csm.agent.v1.JoinResponse
+	30, // 84: csm.agent.v1.AgentService.RenewIdentity:output_type -> csm.agent.v1.RenewIdentityResponse
+	34, // 85: csm.agent.v1.AgentService.Sync:output_type -> csm.agent.v1.SyncResponse
+	41, // 86: csm.agent.v1.AgentService.ClaimMove:output_type -> csm.agent.v1.ClaimMoveResponse
+	43, // 87: csm.agent.v1.AgentService.IssueCertificate:output_type -> csm.agent.v1.IssueCertificateResponse
+	45, // 88: csm.agent.v1.AgentService.RequestProofs:output_type -> csm.agent.v1.RequestProofsResponse
+	48, // 89: csm.agent.v1.AgentService.IssueProbe:output_type -> csm.agent.v1.IssueProbeResponse
+	51, // 90: csm.agent.v1.AgentService.ReportProof:output_type -> csm.agent.v1.ReportProofResponse
+	54, // 91: csm.agent.v1.AgentService.ReportMove:output_type -> csm.agent.v1.ReportMoveResponse
+	57, // 92: csm.agent.v1.AgentService.ReportInventory:output_type -> csm.agent.v1.ReportInventoryResponse
+	83, // [83:93] is the sub-list for method output_type
+	73, // [73:83] is the sub-list for method input_type
+	73, // [73:73] is the sub-list for extension type_name
+	73, // [73:73] is the sub-list for extension extendee
+	0,  // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -5341,14 +5432,14 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[17].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[18].OneofWrappers = []any{
 		(*JoinRequest_Possession)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[22].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[23].OneofWrappers = []any{
 		(*SyncRequest_Hello)(nil),
 		(*SyncRequest_Report)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[25].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[26].OneofWrappers = []any{
 		(*SyncResponse_Target)(nil),
 		(*SyncResponse_ProofTask)(nil),
 		(*SyncResponse_ProofResult)(nil),
@@ -5360,7 +5451,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   49,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
