@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -119,6 +120,37 @@ func TestANodetoolThatFailsIsNotReplaced(t *testing.T) {
 	out, err := over(t, reload.Command{Path: self, Args: []string{"nodetool"}, Way: reload.Auto, Java: "/no/such/java"}).Reload(t.Context())
 	if err != nil || out.ExitCode != 3 {
 		t.Errorf("%+v %v", out, err)
+	}
+}
+
+// A host may keep its Java where nobody looks; the process of a Cassandra of our own user shows it.
+func TestTheJavaOfARunningCassandraIsFound(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name, args := range map[string][]string{"java": {"sleep", "org.apache.cassandra.service.CassandraDaemon"}, "other/java": {"sleep", "org.example.Daemon"}, "perl": {"sleep", "org.apache.cassandra.service.CassandraDaemon"}} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		program, err := os.ReadFile(self)
+		if err == nil {
+			err = os.WriteFile(path, program, 0o700)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(path, append(args, "last")...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	}
+	found := reload.Running()
+	if !slices.Contains(found, filepath.Join(dir, "java")) || slices.Contains(found, filepath.Join(dir, "other/java")) || slices.Contains(found, filepath.Join(dir, "perl")) {
+		t.Errorf("found %v in %s", found, dir)
 	}
 }
 

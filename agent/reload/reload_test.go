@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 	case len(os.Args) == 2 && os.Args[1] == "options":
 		os.Stdout.WriteString(os.Getenv("JAVA_TOOL_OPTIONS") + "|" + os.Getenv("OTHER"))
 		os.Exit(0)
-	case len(os.Args) == 2 && os.Args[1] == "sleep":
+	case len(os.Args) >= 2 && os.Args[1] == "sleep":
 		time.Sleep(time.Minute) // longer than any test waits; nothing is left for long when its helper is killed
 	}
 	os.Exit(m.Run())

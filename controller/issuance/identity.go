@@ -2,7 +2,9 @@ package issuance
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509/pkix"
+	"encoding/hex"
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
@@ -64,7 +66,19 @@ func (s *Issuance) issueIdentity(ctx context.Context, id identity.ID, csr []byte
 	if len(cn) > maxCommonName {
 		cn = cn[:maxCommonName]
 	}
-	return s.produce(ctx, order{template: t, wish: w, names: names, authority: authority.SystemName, actor: actor, reason: "identity of " + string(id.Kind) + " " + id.Path,
+	o := order{template: t, wish: w, names: names, authority: authority.SystemName, actor: actor, reason: "identity of " + string(id.Kind) + " " + id.Path,
 		subject: pkix.Name{CommonName: cn, OrganizationalUnit: []string{string(id.Kind)}, Organization: []string{"Cassandra Security Manager"}},
-		record:  &clusterv1.RecordCertificate{RequestId: requestID, Scope: id.String(), Identity: id.String(), Incarnation: incarnation}})
+		record:  &clusterv1.RecordCertificate{RequestId: requestID, Scope: id.String(), Identity: id.String(), Incarnation: incarnation}}
+	issued, err := s.produce(ctx, o)
+	if err != nil || !issued.Repeated {
+		return issued, err
+	}
+	signing, err := s.authorities.IssuerFor(ctx, authority.SystemName, "")
+	if err != nil || signing.Name == issued.Issuer {
+		return issued, err
+	}
+	// The answer that was lost is of a root that signs no more, and soon nobody may trust: it is another request now.
+	sum := sha256.Sum256([]byte(requestID + " " + signing.Name))
+	o.record.RequestId = hex.EncodeToString(sum[:20])
+	return s.produce(ctx, o)
 }

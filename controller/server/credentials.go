@@ -82,11 +82,6 @@ func (h *identityHolder) follow(chain, bundle, cross []*x509.Certificate) error 
 	return nil
 }
 
-// signedBy says whether a root signed the identity that is in use.
-func (h *identityHolder) signedBy(root *x509.Certificate) bool {
-	return h.leaf().CheckSignatureFrom(root) == nil
-}
-
 // pinOf is the pin of the root that signed a leaf.
 func pinOf(leaf *x509.Certificate, roots []*x509.Certificate) string {
 	for _, r := range roots {

@@ -198,10 +198,10 @@ func (s *Server) followBundle(ctx context.Context) error {
 // hasTurn says whether this controller is to take an identity of another root now.
 func (s *Server) hasTurn(ctx context.Context) (bool, error) {
 	w, err := s.dom.systemCA.Wish(ctx)
-	if err != nil || w.Signing == nil || !w.Moves(resource.Controller(s.in.Name)) {
+	if err != nil || !w.Moves(resource.Controller(s.in.Name)) {
 		return false, err
 	}
-	return !s.id.signedBy(w.Signing.Certificate), nil
+	return w.Due(identity.ControllerID(s.in.trustDomain(), s.in.Name).String(), s.id.leaf()), nil
 }
 
 func (s *Server) renewIdentity(ctx context.Context) error {

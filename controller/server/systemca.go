@@ -22,6 +22,7 @@ func (s *Server) systemCALoop(ctx context.Context, agents *agentapi.Server) erro
 }
 
 func (s *Server) systemCATick(ctx context.Context, agents *agentapi.Server) error {
+	seen := s.dom.systemCA.Used()
 	w, err := s.dom.systemCA.Wish(ctx)
 	if err != nil {
 		return err
@@ -29,7 +30,6 @@ func (s *Server) systemCATick(ctx context.Context, agents *agentapi.Server) erro
 	if err := agents.Succeed(ctx, w); err != nil || !w.Running {
 		return err
 	}
-	var seen []systemca.Sighting
 	for _, p := range s.dom.node.Prove(ctx) {
 		seen = append(seen, systemca.Sighting{Identity: identity.ControllerID(s.in.trustDomain(), p.Name).String(), Leaf: p.Leaf, Trusts: p.Trusts})
 	}

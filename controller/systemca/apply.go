@@ -217,7 +217,7 @@ func except(a *state.Apply, r row, v View, names []string, reason string) error 
 		case v.Identities[i].Kind == Controller:
 			return fault.New(fault.Refused, "controller-named", "%s is a controller: the quorum is never cut", short(n)).Do("start it; one that is gone for good: `csm system remove %s`", short(n))
 		}
-		if _, err := a.Exec(`INSERT INTO system_rotation_exceptions (rotation, identity, reason, actor) VALUES (?,?,?,?) ON CONFLICT DO NOTHING`, r.name, n, reason, a.Envelope.GetActor()); err != nil {
+		if _, err := a.Exec(`INSERT INTO system_rotation_exceptions (rotation, identity, reason, actor) VALUES (?,?,?,?) ON CONFLICT DO NOTHING`, r.name, v.Identities[i].id, reason, a.Envelope.GetActor()); err != nil {
 			return err
 		}
 		if err := event(a, r, "not waited for any more: "+n+": "+reason); err != nil {
@@ -245,12 +245,13 @@ func applySaw(a *state.Apply, c *clusterv1.SawIdentities) (*clusterv1.Empty, err
 	if err != nil {
 		return nil, err
 	}
+	others := slices.ContainsFunc(all, func(m members.Member) bool { return m.Trusted() && m.Name != c.By }) // who asks to be let in sees nobody
 	for _, s := range c.Seen {
 		id, err := identity.Parse(s.Identity)
 		if err != nil {
 			return nil, err
 		}
-		if id.Kind == identity.Controller && id.Path == c.By && len(all) > 1 {
+		if id.Kind == identity.Controller && id.Path == c.By && others {
 			return nil, fault.New(fault.Refused, "own-witness", "%s is no witness of itself", c.By)
 		}
 		if len(s.LeafSha256) != 32 {
@@ -260,13 +261,17 @@ func applySaw(a *state.Apply, c *clusterv1.SawIdentities) (*clusterv1.Empty, err
 		if err != nil {
 			return nil, err
 		}
+		if leaf.Issuer == "" {
+			a.Touch(state.Updated, authority.SystemName) // its owner is to be told: see Wish.Foreign
+		}
 		trusts, err := json.Marshal(hexes(s.Trusts))
 		if err != nil {
 			return nil, err
 		}
-		if _, err := a.Exec(`INSERT INTO identity_sightings (identity, issuer, leaf_sha256, trusts, by, seen_ms) VALUES (?,?,?,?,?,?)
-			ON CONFLICT (identity) DO UPDATE SET issuer = excluded.issuer, leaf_sha256 = excluded.leaf_sha256, trusts = excluded.trusts, by = excluded.by, seen_ms = excluded.seen_ms`,
-			s.Identity, leaf.Issuer, s.LeafSha256, string(trusts), c.By, a.Now.UnixMilli()); err != nil {
+		if _, err := a.Exec(`INSERT INTO identity_sightings (identity, issuer, leaf_sha256, trusts, by, seen_ms, revision) VALUES (?,?,?,?,?,?,?)
+			ON CONFLICT (identity) DO UPDATE SET issuer = excluded.issuer, leaf_sha256 = excluded.leaf_sha256, trusts = excluded.trusts, by = excluded.by, seen_ms = excluded.seen_ms,
+				revision = excluded.revision`,
+			s.Identity, leaf.Issuer, s.LeafSha256, string(trusts), c.By, a.Now.UnixMilli(), int64(a.Index)); err != nil {
 			return nil, err
 		}
 	}

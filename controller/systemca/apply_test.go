@@ -41,9 +41,11 @@ type world struct {
 	authorities *authority.Authorities
 	door        *issuance.Issuance
 	people      *people.People
+	fleet       *fleet.Fleet
 	leaf        map[string]*x509.Certificate
 	chain       map[string][]*x509.Certificate
 	serial      int
+	idle        bool // the administrator does not use a new certificate
 }
 
 func (w *world) must(err error) {
@@ -80,8 +82,9 @@ func newWorld(t *testing.T) *world {
 	w.authorities = authority.New(l.Store, l, ring, l.Clock, rand.Reader, authority.Options{CRLShards: 2})
 	_, err = w.authorities.Genesis(ctx, "0123456789abcdef", "test")
 	w.must(err)
-	w.door = issuance.New(w.authorities, l, l.Clock, rand.Reader, issuance.Options{})
+	w.door = issuance.New(w.authorities, l, l.Clock, rand.Reader, issuance.Options{HourlyCap: -1})
 	w.people = people.New(l.Store, l)
+	w.fleet = fleet.New(l.Store, l, l.Clock, func(context.Context, string) ([][]byte, error) { return [][]byte{[]byte("anchor")}, nil })
 	w.Rotations = systemca.New(l.Store, l, l.Clock, w.authorities)
 	token := sha256.Sum256([]byte("token"))
 	for i, name := range controllers {
@@ -126,6 +129,10 @@ func (w *world) admin() {
 	sum := sha256.Sum256(w.issue(identity.AdminID(td, "ada"))[0].Raw)
 	_, err := w.people.AddAdmin(ctx, "ada", sum[:], "test")
 	w.must(err)
+	if w.idle {
+		return
+	}
+	w.must(w.Saw(ctx, "csm2", false, []systemca.Sighting{{Identity: identity.AdminID(td, "ada").String(), Leaf: sum}}))
 }
 
 // trusted are the sums of the roots that the state trusts.

@@ -48,7 +48,7 @@ func (g Gates) Decide(v View) Decision {
 func (g Gates) turn(v View) (Decision, bool) {
 	next := Agents
 	for _, x := range v.Identities {
-		if x.Kind == Controller && x.Leaf != v.Phase.want() {
+		if x.Kind == Controller && (x.Leaf != v.Phase.want() || x.Stray) {
 			next = x.Name
 			break
 		}

@@ -65,7 +65,9 @@ func All() Gates {
 		{"agent-trusts", []Step{StepReissue, StepRetire, StepWithdraw}, each(Agent, agentTrusts)},
 		{"controller-leaf", []Step{StepReissued, StepRetire, StepWithdraw}, each(Controller, leafGate)},
 		{"agent-leaf", []Step{StepReissued, StepRetire, StepWithdraw}, each(Agent, leafGate)},
+		{"issued", []Step{StepWithdraw}, issuedGate},
 		{"administrator", []Step{StepRetire, StepWithdraw}, each(Admin, leafGate)},
+		{"used", []Step{StepRetire}, each(Admin, usedGate)},
 		{"forgotten", []Step{StepDone, StepUndone}, forgottenGate},
 	}
 }
@@ -160,6 +162,34 @@ func leafGate(_ Step, v View, x Identity) *Reason {
 		r.Remedy += "; or name it: " + nameIt(v, x)
 	}
 	return r
+}
+
+// issuedGate asks whether somebody was seen with a leaf that is older than a certificate of the root that goes: a reply that was on its
+// way may be taken at any time after he was seen with what he had before. Each asks for one certificate at a time, so who shows a newer
+// one takes no older one any more.
+func issuedGate(s Step, v View) (out []Reason) {
+	for _, k := range []Kind{Controller, Agent} {
+		out = append(out, each(k, func(_ Step, v View, x Identity) *Reason {
+			if !x.Stray || x.Leaf != v.Phase.want() { // another gate tells of that leaf
+				return nil
+			}
+			r := &Reason{Message: "a certificate of the root that goes was signed for it after the one that it was seen with: it may be about to take it", Remedy: "it renews by itself when its turn comes; see its log"}
+			if k == Agent {
+				r.Remedy += "; or name it: " + nameIt(v, x)
+			}
+			return r
+		})(s, v)...)
+	}
+	return out
+}
+
+// usedGate asks whether an administrator has used the certificate that replaced the one of the root that goes: a file that lies where nobody
+// has it, or beside a pin of the root that goes, opens nothing.
+func usedGate(_ Step, v View, x Identity) *Reason {
+	if x.Leaf != v.Phase.want() || !x.Seen.IsZero() { // another gate tells of that certificate
+		return nil
+	}
+	return &Reason{Message: "has not used the certificate of the root that stays", Remedy: "let " + short(x.Name) + " run `csm status` with it; or name " + short(x.Name) + ": " + nameIt(v, x)}
 }
 
 // nameIt is how a person says that an identity is not waited for.

@@ -32,7 +32,7 @@ func good(p systemca.Phase) systemca.View {
 		x.Leaf, x.TrustsBefore, x.TrustsAfter, x.Seen = side, before, after, now.Add(-time.Second)
 		v.Identities = append(v.Identities, x)
 	}
-	v.Identities = append(v.Identities, systemca.Identity{Kind: systemca.Admin, Name: "system/admins/ada", Leaf: side})
+	v.Identities = append(v.Identities, systemca.Identity{Kind: systemca.Admin, Name: "system/admins/ada", Leaf: side, Seen: now})
 	return v
 }
 
@@ -61,7 +61,10 @@ var faults = []struct {
 	{"controller-leaf", leaves, func(v *systemca.View) { v.Identities[1].Leaf = systemca.Unknown }},
 	{"agent-leaf", leaves, func(v *systemca.View) { v.Identities[3].Leaf = systemca.Neither }},
 	{"agent-leaf", leaves, func(v *systemca.View) { v.Identities[3].Leaf = systemca.Unknown }},
+	{"issued", []systemca.Step{systemca.StepWithdraw}, func(v *systemca.View) { v.Identities[0].Stray = true }},
+	{"issued", []systemca.Step{systemca.StepWithdraw}, func(v *systemca.View) { v.Identities[3].Stray = true }},
 	{"administrator", []systemca.Step{systemca.StepRetire, systemca.StepWithdraw}, func(v *systemca.View) { v.Identities[4].Leaf = systemca.Neither }},
+	{"used", []systemca.Step{systemca.StepRetire}, func(v *systemca.View) { v.Identities[4].Seen = time.Time{} }},
 	{"forgotten", []systemca.Step{systemca.StepDone}, func(v *systemca.View) { v.Identities[0].TrustsBefore = true }},
 	{"forgotten", []systemca.Step{systemca.StepDone}, func(v *systemca.View) { v.Identities[2].TrustsBefore = true }},
 	{"forgotten", []systemca.Step{systemca.StepUndone}, func(v *systemca.View) { v.Identities[3].TrustsAfter = true }},
@@ -173,6 +176,44 @@ func TestControllersTakeTheirTurnsThenTheAgents(t *testing.T) {
 		if d = systemca.All().Decide(v); d.Action != systemca.Turn || d.Turn != v.Identities[1].Name {
 			t.Fatalf("%s: %+v", p, d)
 		}
+	}
+}
+
+// The boundaries of each gate, beside the faults above: what is just not one.
+func TestWhatIsJustNotInTheWay(t *testing.T) {
+	for what, c := range map[string]struct {
+		step  systemca.Step
+		spare func(v *systemca.View)
+	}{
+		"a controller that was seen 20 s ago":                                   {systemca.StepRetire, func(v *systemca.View) { v.Identities[0].Seen = now.Add(-20 * time.Second) }},
+		"an agent that is away while the root is distributed":                   {systemca.StepReissue, func(v *systemca.View) { v.Identities[2].Connected, v.Identities[2].TrustsAfter = false, false }},
+		"an agent without the root before, where that goes":                     {systemca.StepRetire, func(v *systemca.View) { v.Identities[2].TrustsBefore = false }},
+		"an agent without the root that goes, on the way back":                  {systemca.StepWithdraw, func(v *systemca.View) { v.Identities[2].TrustsAfter = false }},
+		"an administrator of the root before, before the retire":                {systemca.StepReissued, func(v *systemca.View) { v.Identities[4].Leaf = systemca.Before }},
+		"an administrator who went home a while ago":                            {systemca.StepRetire, func(v *systemca.View) { v.Identities[4].Seen = now.Add(-time.Hour) }},
+		"an administrator who was not there on the way back":                    {systemca.StepWithdraw, func(v *systemca.View) { v.Identities[4].Seen = time.Time{} }},
+		"an agent of the root before, before its turn":                          {systemca.StepTurn, func(v *systemca.View) { v.Identities[2].Leaf = systemca.Before }},
+		"an agent that was named, with a certificate that is on its way to it":  {systemca.StepWithdraw, func(v *systemca.View) { v.Identities[3].Stray, v.Identities[3].Named = true, "gone" }},
+		"a certificate of the root that comes that is on its way, not back yet": {systemca.StepRetire, func(v *systemca.View) { v.Identities[0].Stray = true }},
+	} {
+		v := good(phaseOf[c.step])
+		c.spare(&v)
+		if got := systemca.All().Ask(c.step, v); len(got) > 0 {
+			t.Errorf("%s: %+v", what, got)
+		}
+	}
+}
+
+// A certificate that was signed before the way back is a reason to move once more, and told by one gate.
+func TestWhoMayBeAboutToTakeWhatGoesTakesItsTurnAgain(t *testing.T) {
+	v := good(systemca.Undoing)
+	v.Identities[1].Stray, v.Turn = true, ""
+	if d := systemca.All().Decide(v); d.Action != systemca.Turn || d.Turn != v.Identities[1].Name {
+		t.Errorf("%+v", d)
+	}
+	v.Identities[1].Leaf = systemca.After
+	if got := systemca.All().Ask(systemca.StepWithdraw, v); len(got) != 1 || got[0].Code != "controller-leaf" {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -25,7 +25,7 @@ func (m machine) module() state.Module {
 }
 
 // Times are unix milliseconds; ended_ms is 0 while it runs, and one at most runs. issuer_before and issuer_after are full names of
-// issuers. identity_sightings holds what was seen since the newest rotation began: identity is a SPIFFE ID, issuer that of the leaf
+// issuers. system_rotation_exceptions names by SPIFFE ID: who joins anew is somebody else. identity_sightings holds what was seen since the newest rotation began: identity is a SPIFFE ID, issuer that of the leaf
 // (empty when the ledger does not know it), trusts a JSON array of SHA-256 in hex.
 const schema = `
 CREATE TABLE system_rotations (
@@ -68,6 +68,7 @@ CREATE TABLE identity_sightings (
 	leaf_sha256 BLOB NOT NULL,
 	trusts TEXT NOT NULL,
 	by TEXT NOT NULL,
-	seen_ms INTEGER NOT NULL
+	seen_ms INTEGER NOT NULL,
+	revision INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 `

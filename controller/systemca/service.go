@@ -1,10 +1,14 @@
 package systemca
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,6 +17,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/ledger"
 	"github.com/cassandra-security-manager/csm/controller/state"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
@@ -41,6 +46,7 @@ type Rotations struct {
 	mu    sync.Mutex
 	watch *state.Watch
 	wish  *Wish
+	used  map[string]Sighting // by identity, since Used was asked last
 }
 
 // New makes Rotations.
@@ -339,6 +345,21 @@ type Wish struct {
 	Cross [][]byte
 	// Agents is how many there are.
 	Agents int
+	// Stray are the last certificates of the root that goes again, on the way back, by SPIFFE ID. Who uses an older one may be about to
+	// take it, and is to renew all the same.
+	Stray map[string]ledger.Leaf
+	// Foreign are the SHA-256 of leaves that were seen and that the ledger does not know, by SPIFFE ID: they were signed after the backup was
+	// made that this state came out of.
+	Foreign map[string][]byte
+}
+
+// Due says whether an identity with this leaf is to be renewed when its turn comes.
+func (w Wish) Due(id string, leaf *x509.Certificate) bool {
+	if w.Signing == nil {
+		return false
+	}
+	sum := sha256.Sum256(leaf.Raw)
+	return !bytes.Equal(leaf.AuthorityKeyId, w.Signing.Certificate.SubjectKeyId) || !leaf.NotAfter.After(w.Stray[id].NotAfter) || bytes.Equal(w.Foreign[id], sum[:])
 }
 
 // Moves says whether a controller, by its full name, or the agents (Agents) are to have an identity of the root that signs now.
@@ -396,6 +417,21 @@ func wished(ctx context.Context, q state.Querier) (Wish, error) {
 		return w, err
 	}
 	w.Agents = len(agents)
+	seen, err := sightings(ctx, q)
+	if err != nil {
+		return w, err
+	}
+	w.Foreign = map[string][]byte{}
+	for id, k := range seen {
+		if k.issuer == "" {
+			w.Foreign[id] = k.leaf
+		}
+	}
+	if x.phase.Undo() {
+		if w.Stray, err = ledger.LastOf(ctx, q, x.after, x.since); err != nil {
+			return w, err
+		}
+	}
 	if len(w.Bundle) > 1 {
 		w.Cross = [][]byte{x.newWithOld, x.oldWithNew}
 	}
@@ -407,6 +443,30 @@ type Sighting struct {
 	Identity string
 	Leaf     [32]byte
 	Trusts   [][]byte
+}
+
+// maxUsed bounds who is kept between two looks; the names come from verified certificates only.
+const maxUsed = 256
+
+// Use notes that somebody has used his certificate at this controller. It costs the request nothing: Used gives it to the loop that tells.
+func (r *Rotations) Use(identity string, leaf [32]byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.used == nil {
+		r.used = map[string]Sighting{}
+	}
+	if len(r.used) < maxUsed {
+		r.used[identity] = Sighting{Identity: identity, Leaf: leaf}
+	}
+}
+
+// Used are those who were noted since it was asked last.
+func (r *Rotations) Used() []Sighting {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := slices.SortedFunc(maps.Values(r.used), func(a, b Sighting) int { return strings.Compare(a.Identity, b.Identity) })
+	r.used = nil
+	return out
 }
 
 // again is how often a sighting is told anew of who has not changed, so that it stays known that he is there.

@@ -79,10 +79,14 @@ type Identity struct {
 	TrustsAfter  bool `json:"trustsAfter"`
 	// Connected: an agent with a stream.
 	Connected bool `json:"connected,omitempty"`
-	// Seen is when another one saw it last; zero: not since the rotation began.
+	// Seen is when another one saw it last, of an administrator when its present certificate was used last; zero: not since the rotation began.
 	Seen time.Time `json:"seen,omitzero"`
+	// Stray: on the way back, a certificate of the root that goes was signed for it after the leaf that was seen. It may be about to take it.
+	Stray bool `json:"stray,omitempty" doc:"on the way back: a certificate of the root that goes was signed for it after the leaf that was seen"`
 	// Named is why a person does not wait for it; empty when it is waited for.
 	Named string `json:"named,omitempty"`
+
+	id string // SPIFFE ID
 }
 
 // View is all that decisions are made from. It is read from the state in Apply and by readers alike.

@@ -29,6 +29,7 @@ type sight struct {
 	sums  map[Side]string // SHA-256 of each root, in hex
 	seen  map[string]seen
 	named map[string]string
+	stray map[string]bool
 }
 
 // seen is a row of identity_sightings.
@@ -70,6 +71,11 @@ func look(ctx context.Context, q state.Querier, now time.Time, r row) (View, err
 	if s.named, err = exceptions(ctx, q, r.name); err != nil {
 		return v, err
 	}
+	if r.phase.Undo() {
+		if err := s.strays(); err != nil {
+			return v, err
+		}
+	}
 	for _, read := range []func() ([]Identity, error){s.controllers, s.agents, s.admins} {
 		some, err := read()
 		if err != nil {
@@ -82,12 +88,35 @@ func look(ctx context.Context, q state.Querier, now time.Time, r row) (View, err
 
 // judge fills in what was seen of an identity.
 func (s *sight) judge(x Identity, id identity.ID) Identity {
-	x.Leaf, x.Named = Unknown, s.named[x.Name]
-	if k, ok := s.seen[id.String()]; ok {
+	x.id = id.String()
+	x.Leaf, x.Named = Unknown, s.named[x.id]
+	x.Stray = s.stray[x.id]
+	if k, ok := s.seen[x.id]; ok {
 		x.Leaf, x.Seen = s.side(k.issuer), k.at
 		x.TrustsBefore, x.TrustsAfter = slices.Contains(k.trusts, s.sums[Before]), slices.Contains(k.trusts, s.sums[After])
 	}
 	return x
+}
+
+// strays finds who was seen with a leaf that is older than a certificate of the root that goes again.
+func (s *sight) strays() error {
+	last, err := ledger.LastOf(s.ctx, s.q, s.r.after, s.now)
+	if err != nil {
+		return err
+	}
+	s.stray = map[string]bool{}
+	for id, l := range last {
+		k, ok := s.seen[id]
+		if !ok {
+			continue
+		}
+		leaf, err := ledger.IdentityLeaf(s.ctx, s.q, id, hex.EncodeToString(k.leaf))
+		if err != nil {
+			return err
+		}
+		s.stray[id] = leaf.Seq < l.Seq
+	}
+	return nil
 }
 
 func (s *sight) side(issuer string) Side {
@@ -118,17 +147,21 @@ func (s *sight) agents() (out []Identity, err error) {
 	return out, err
 }
 
-// admins are known by their certificates, which the ledger knows: nobody has to see them.
+// admins are known by their certificates, which the ledger knows; the API sees who uses his.
 func (s *sight) admins() (out []Identity, err error) {
 	all, err := people.InState(s.ctx, s.q)
 	for _, a := range all {
 		if err != nil || a.State != people.Active {
 			continue
 		}
-		x := Identity{Kind: Admin, Name: a.Name, Leaf: Neither, Named: s.named[a.Name]}
+		id := identity.AdminID(s.sys.TrustDomain, short(a.Name)).String()
+		x := Identity{Kind: Admin, Name: a.Name, Named: s.named[id], id: id}
 		var l ledger.Leaf
-		if l, err = ledger.IdentityLeaf(s.ctx, s.q, identity.AdminID(s.sys.TrustDomain, short(a.Name)).String(), a.Certificate); err != nil {
+		if l, err = ledger.IdentityLeaf(s.ctx, s.q, id, a.Certificate); err != nil {
 			return nil, err
+		}
+		if k, ok := s.seen[id]; ok && (a.Certificate == hex.EncodeToString(k.leaf) || a.Certificate == "" && k.issuer == l.Issuer) {
+			x.Seen = k.at
 		}
 		if x.Leaf = s.side(l.Issuer); !l.NotAfter.After(s.now) {
 			continue // it opens nothing any more: a new one is made when he comes back
@@ -138,8 +171,10 @@ func (s *sight) admins() (out []Identity, err error) {
 	return out, err
 }
 
+// sightings are what was seen in this life of the state: what a backup tells of those who went on without it is worth nothing.
 func sightings(ctx context.Context, q state.Querier) (map[string]seen, error) {
-	rows, err := q.QueryContext(ctx, `SELECT identity, issuer, leaf_sha256, trusts, seen_ms FROM identity_sightings ORDER BY identity`)
+	rows, err := q.QueryContext(ctx, `SELECT identity, issuer, leaf_sha256, trusts, seen_ms FROM identity_sightings
+		WHERE revision > (SELECT coalesce(max(idx), 0) FROM eras) ORDER BY identity`)
 	if err != nil {
 		return nil, err
 	}

@@ -136,6 +136,13 @@ const (
 	backFile   = "agent/install/reprove.go"
 	eyesFile   = "controller/fleet/clients.go"
 	guardFile  = "controller/fleet/guard.go"
+
+	sysGates  = "controller/systemca/gate.go"
+	sysDecide = "controller/systemca/decide.go"
+	sysApply  = "controller/systemca/apply.go"
+	sysView   = "controller/systemca/view.go"
+	sysWish   = "controller/systemca/service.go"
+	sysPhases = "controller/systemca/systemca.go"
 )
 
 var mutants = []mutant{
@@ -284,4 +291,93 @@ var mutants = []mutant{
 	{backFile, `return root != "" && root == b.root() && slices.Equal(ids(a), ids(b))`, `return slices.Equal(ids(a), ids(b))`},
 	{eyesFile, `if s.Fresh > 0 && len(f.LeafSha256) > 0 {`, `if len(f.LeafSha256) > 0 {`},
 	{eyesFile, `if s.Fresh > 0 && len(f.LeafSha256) > 0 {`, `if false {`},
+
+	{sysGates, `if v.Frozen == "" {`, `if true {`},
+	{sysGates, `if !v.Paused {`, `if true {`},
+	{sysGates, `if v.Signer == "" {`, `if true {`},
+	{sysGates, `if v.Now.Sub(x.Seen) <= seenFor {`, `if true {`},
+	{sysGates, `const seenFor = 20 * time.Second`, `const seenFor = 20 * time.Hour`},
+	{sysGates, `if x.TrustsBefore && x.TrustsAfter {`, `if x.TrustsAfter {`},
+	{sysGates, `if x.TrustsBefore && x.TrustsAfter {`, `if x.TrustsBefore {`},
+	{sysGates, `case trusts, s == StepReissue && !x.Connected:`, `case trusts, true:`},
+	{sysGates, `case trusts, s == StepReissue && !x.Connected:`, `case trusts, !x.Connected:`},
+	{sysGates, `case trusts, s == StepReissue && !x.Connected:`, `case trusts, s == StepReissue:`},
+	{sysGates, `		trusts = x.TrustsBefore
+`, `		trusts = x.TrustsAfter
+`},
+	{sysGates, `if x.Leaf == want {`, `if x.Leaf == want || true {`},
+	{sysGates, `if x.Leaf == want {`, `if x.Leaf == want || x.Leaf == Unknown {`},
+	{sysGates, `if x.Leaf == want {`, `if x.Leaf == want || x.Leaf == Neither {`},
+	{sysGates, `if !x.Stray || x.Leaf != v.Phase.want() {`, `if true {`},
+	{sysGates, `for _, k := range []Kind{Controller, Agent} {`, `for _, k := range []Kind{Controller} {`},
+	{sysGates, `for _, k := range []Kind{Controller, Agent} {`, `for _, k := range []Kind{Agent} {`},
+	{sysGates, `if x.Kind != k || x.Named != "" && k != Controller {`, `if x.Kind != k || x.Named != "" {`},
+	{sysGates, `if x.Kind != k || x.Named != "" && k != Controller {`, `if x.Kind != k {`},
+	{sysGates, `if !holds || x.Named != "" && x.Kind != Controller {`, `if !holds || true {`},
+	{sysGates, `if !holds || x.Named != "" && x.Kind != Controller {`, `if !holds || x.Named != "" {`},
+	{sysGates, `			holds = x.TrustsAfter
+`, `			holds = false
+`},
+	{sysGates, `{"signer", []Step{StepReissue},`, `{"signer", []Step{},`},
+	{sysGates, `{"controller-seen", every,`, `{"controller-seen", []Step{StepReissue},`},
+	{sysGates, `{"controller-trusts", []Step{StepReissue, StepTurn, StepReissued, StepRetire, StepWithdraw},`, `{"controller-trusts", []Step{StepReissue},`},
+	{sysGates, `{"agent-trusts", []Step{StepReissue, StepRetire, StepWithdraw},`, `{"agent-trusts", []Step{StepReissue, StepWithdraw},`},
+	{sysGates, `{"agent-trusts", []Step{StepReissue, StepRetire, StepWithdraw},`, `{"agent-trusts", []Step{StepReissue, StepRetire},`},
+	{sysGates, `{"controller-leaf", []Step{StepReissued, StepRetire, StepWithdraw},`, `{"controller-leaf", []Step{StepReissued, StepWithdraw},`},
+	{sysGates, `{"agent-leaf", []Step{StepReissued, StepRetire, StepWithdraw},`, `{"agent-leaf", []Step{StepReissued, StepWithdraw},`},
+	{sysGates, `{"agent-leaf", []Step{StepReissued, StepRetire, StepWithdraw},`, `{"agent-leaf", []Step{StepReissued, StepRetire},`},
+	{sysGates, `{"issued", []Step{StepWithdraw},`, `{"issued", []Step{},`},
+	{sysGates, `{"administrator", []Step{StepRetire, StepWithdraw},`, `{"administrator", []Step{StepWithdraw},`},
+	{sysGates, `{"administrator", []Step{StepRetire, StepWithdraw},`, `{"administrator", []Step{StepRetire},`},
+	{sysGates, `{"used", []Step{StepRetire},`, `{"used", []Step{},`},
+	{sysGates, `if x.Leaf != v.Phase.want() || !x.Seen.IsZero() {`, `if true {`},
+	{sysView, `a.Certificate == hex.EncodeToString(k.leaf) || a`, `true || a`},
+	{sysGates, `{"forgotten", []Step{StepDone, StepUndone},`, `{"forgotten", []Step{StepDone},`},
+	{sysGates, `{"forgotten", []Step{StepDone, StepUndone},`, `{"forgotten", []Step{StepUndone},`},
+
+	{sysDecide, `if v.Paused {`, `if false {`},
+	{sysDecide, `case v.Phase == Reissued:`, `case false:`},
+	{sysDecide, `case v.Phase.moves():`, `case false:`},
+	{sysDecide, `if reasons := g.Ask(step, v); len(reasons) > 0 {`, `if reasons := g.Ask(step, v); false && len(reasons) > 0 {`},
+	{sysDecide, `if reasons := g.Ask(StepTurn, v); len(reasons) > 0 {`, `if reasons := g.Ask(StepTurn, v); false && len(reasons) > 0 {`},
+	{sysDecide, `if x.Kind == Controller && (x.Leaf != v.Phase.want() || x.Stray) {`, `if false {`},
+	{sysDecide, `if x.Kind == Controller && (x.Leaf != v.Phase.want() || x.Stray) {`, `if x.Kind == Controller && x.Leaf != v.Phase.want() {`},
+	{sysDecide, `	if next == v.Turn {`, `	if false {`},
+	{sysDecide, `return StepWithdraw, Withdrawing`, `return StepUndone, Withdrawing`},
+	{sysDecide, `return StepReissue, Reissue`, `return StepUndone, Reissue`},
+
+	{sysApply, `if len(p.Blockers) > 0 {`, `if false {`},
+	{sysApply, `if p.Hash != hex.EncodeToString(c.PlanHash) {`, `if false && p.Hash != hex.EncodeToString(c.PlanHash) {`},
+	{sysApply, `if err := crossed(a, p.issuer, c); err != nil {`, `if err := crossed(a, p.issuer, c); false && err != nil {`},
+	{sysApply, "if _, err := a.Exec(`DELETE FROM identity_sightings`); err != nil {", `if err := error(nil); err != nil {`},
+	{sysApply, `err = r.set(a, r.after, r.before, authority.Trusted)`, `err = r.set(a, r.after, r.before, authority.Retired)`},
+	{sysApply, `err = r.set(a, r.before, r.after, authority.Retired)`, `err = r.set(a, r.before, r.after, authority.Trusted)`},
+	{sysApply, `if len(c.Exceptions) > 0 && c.Verb != "resume" {`, `if false {`},
+	{sysApply, `case r.phase == Retire:`, `case false:`},
+	{sysApply, `case r.phase.Undo():`, `case false:`},
+	{sysApply, `case reason == "":`, `case false:`},
+	{sysApply, `case r.phase != Reissued:`, `case false:`},
+	{sysApply, `case c.Reason == "":`, `case false:`},
+	{sysApply, `if retirePlan(r, v, m.gates).Hash != hex.EncodeToString(c.PlanHash) {`, `if false && retirePlan(r, v, m.gates).Hash != hex.EncodeToString(c.PlanHash) {`},
+	{sysApply, `if reasons := m.gates.Ask(StepRetire, v); len(reasons) > 0 {`, `if reasons := m.gates.Ask(StepRetire, v); false && len(reasons) > 0 {`},
+	{sysApply, `case v.Identities[i].Kind == Controller:`, `case false:`},
+	{sysApply, `if len(names) > 0 && reason == "" {`, `if false {`},
+	{sysApply, `return enter(a, r, Undoing, "turned round: "+reason)`, `return enter(a, r, Withdrawing, "turned round: "+reason)`},
+	{sysApply, `id.Path == c.By && others {`, `id.Path == c.By && others && false {`},
+	{sysApply, `id.Path == c.By && others {`, `id.Path == c.By && (others || len(all) > 1) {`},
+
+	{sysView, `if m.Trusted() {`, `if m.State == members.Unsealed {`},
+	{sysView, `WHERE revision > (SELECT coalesce(max(idx), 0) FROM eras) ORDER BY identity`, `ORDER BY identity`},
+	{sysView, `if r.phase.Undo() {`, `if false {`},
+	{sysView, `slices.Contains(k.trusts, s.sums[Before]), slices.Contains(k.trusts, s.sums[After])`, `true, slices.Contains(k.trusts, s.sums[After])`},
+	{sysView, `slices.Contains(k.trusts, s.sums[Before]), slices.Contains(k.trusts, s.sums[After])`, `slices.Contains(k.trusts, s.sums[Before]), true`},
+
+	{sysWish, `!leaf.NotAfter.After(w.Stray[id].NotAfter) ||`, `false ||`},
+	{sysWish, `|| bytes.Equal(w.Foreign[id], sum[:])`, `|| false && bytes.Equal(w.Foreign[id], sum[:])`},
+	{sysApply, `if leaf.Issuer == "" {`, `if false {`},
+	{sysView, `s.stray[id] = leaf.Seq < l.Seq`, `s.stray[id] = leaf.Seq < l.Seq-100`},
+	{sysWish, `if x.phase.Undo() {`, `if false {`},
+	{sysWish, `if len(w.Bundle) > 1 {`, `if false {`},
+
+	{sysPhases, `func (p Phase) Ended() bool { return p == Done || p == RolledBack }`, `func (p Phase) Ended() bool { return p == Done }`},
 }

@@ -20,11 +20,14 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/api/agentapi"
 	"github.com/cassandra-security-manager/csm/controller/authority"
+	"github.com/cassandra-security-manager/csm/controller/consensus/members"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/issuance"
 	"github.com/cassandra-security-manager/csm/controller/keyring"
 	"github.com/cassandra-security-manager/csm/controller/ledger"
+	"github.com/cassandra-security-manager/csm/controller/people"
 	"github.com/cassandra-security-manager/csm/controller/state/statetest"
+	"github.com/cassandra-security-manager/csm/controller/systemca"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/protocol/bounds"
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
@@ -46,6 +49,7 @@ type world struct {
 	t       testing.TB
 	log     *statetest.Log
 	fleet   *fleet.Fleet
+	cas     *authority.Authorities
 	door    *issuance.Issuance
 	server  *agentapi.Server
 	roots   []*x509.Certificate
@@ -56,7 +60,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	ctx := t.Context()
-	w := &world{t: t, log: statetest.New(t, keyring.Module(), authority.Module(), ledger.Module(authority.Issuers{}, fleet.Guard), fleet.Module())}
+	w := &world{t: t, log: statetest.New(t, keyring.Module(), authority.Module(), ledger.Module(authority.Issuers{}, fleet.Guard), fleet.Module(), members.Module(), people.Module(), systemca.Module())}
 	kek, err := keyring.CreateKEK(t.TempDir(), keyring.FileSealer{Path: t.TempDir() + "/master"})
 	w.must(err)
 	keys := keyring.New(w.log.Store, w.log, kek, "c1")
@@ -74,6 +78,7 @@ func newWorld(t testing.TB) *world {
 	w.must(err)
 	w.domain, err = cas.TrustDomain(ctx)
 	w.must(err)
+	w.cas = cas
 	w.door = issuance.New(cas, w.log, w.log.Clock, rand.Reader, issuance.Options{})
 	w.fleet = fleet.New(w.log.Store, w.log, w.log.Clock, func(ctx context.Context, name string) ([][]byte, error) {
 		anchors, err := cas.Anchors(ctx, name)

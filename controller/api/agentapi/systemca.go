@@ -49,7 +49,7 @@ func (s *Server) Succeed(ctx context.Context, w systemca.Wish) error {
 		if w.Running {
 			seen = append(seen, systemca.Sighting{Identity: x.id.String(), Leaf: sha256.Sum256(x.cert.Raw), Trusts: trusts})
 		}
-		if !same(trusts, w.Sums) || asked(x.cert, w) {
+		if !same(trusts, w.Sums) || asked(x, w) {
 			poke(x.system)
 		}
 	}
@@ -80,7 +80,7 @@ func (p *pusher) system(ctx context.Context) error {
 		send = sum != p.x.told.bundle
 		p.x.told.bundle = sum
 	}
-	if asked(p.x.cert, w) && p.x.told.signer != w.Signing.Name {
+	if asked(p.x, w) && p.x.told.signer != w.Signing.Name {
 		p.x.told.signer, send = w.Signing.Name, true
 		c.RenewWithinMs = max(shortestSpan, time.Duration(w.Agents)*renewalPause).Milliseconds()
 	}
@@ -90,9 +90,9 @@ func (p *pusher) system(ctx context.Context) error {
 	return p.send(c)
 }
 
-// asked says whether an agent with this leaf is to renew now.
-func asked(leaf *x509.Certificate, w systemca.Wish) bool {
-	return w.Signing != nil && w.Moves(systemca.Agents) && !bytes.Equal(leaf.AuthorityKeyId, w.Signing.Certificate.SubjectKeyId)
+// asked says whether an agent is to renew now.
+func asked(x *session, w systemca.Wish) bool {
+	return w.Moves(systemca.Agents) && w.Due(x.id.String(), x.cert)
 }
 
 // same says whether an agent trusts just the roots that it is to trust.

@@ -135,6 +135,9 @@ func (s *server) authenticate(r *http.Request) (caller, error) {
 	if err != nil {
 		return caller{}, err
 	}
+	if s.SystemCA != nil {
+		s.SystemCA.Use(id.String(), sha256.Sum256(r.TLS.PeerCertificates[0].Raw))
+	}
 	return caller{Actor: id.String(), Name: a.Name, NotAfter: r.TLS.PeerCertificates[0].NotAfter}, nil
 }
 

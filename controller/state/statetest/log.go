@@ -69,6 +69,13 @@ func (l *Log) Lose(err error) {
 	l.lost = err
 }
 
+// Skip leaves entries out, so that the next command lies far above the last one, as in a state that was restored.
+func (l *Log) Skip(entries uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.index += entries
+}
+
 // Propose applies the command at the next index.
 func (l *Log) Propose(ctx context.Context, p state.Proposal) (state.Result, error) {
 	if err := ctx.Err(); err != nil {

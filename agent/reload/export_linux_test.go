@@ -1,0 +1,4 @@
+package reload
+
+// Running is for tests.
+var Running = running
