@@ -2,6 +2,7 @@ package sync
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"net"
@@ -39,7 +40,7 @@ func PinnedTLS(pin string, now func() time.Time) (*tls.Config, error) {
 }
 
 // IdentityTLS is TLS towards a controller with the agent's identity and the system bundle. current is asked at each
-// handshake, so a renewed identity and a grown bundle count from the next connection on.
+// handshake, so a renewed identity and a grown bundle count from the next connection on. Sessions with controllers are resumed.
 func IdentityTLS(current func() *state.Identity, now func() time.Time) *tls.Config {
 	own := func() (*tls.Certificate, error) {
 		id := current()
@@ -60,10 +61,19 @@ func IdentityTLS(current func() *state.Identity, now func() time.Time) *tls.Conf
 			return nil
 		}}
 	c := identity.ClientConfig(own, v)
+	c.ClientSessionCache = &identity.Sessions{Owner: func() (none [sha256.Size]byte) {
+		if id := current(); id != nil {
+			return identity.Mark(id.Chain, id.Bundle)
+		}
+		return none
+	}}
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
 		v := v
 		if id := current(); id != nil {
 			v.TrustDomain = id.TrustDomain
+		}
+		if cs.DidResume { // under this identity and this bundle, or there would be no session
+			return v.Recheck(cs.PeerCertificates)
 		}
 		err := v.VerifyConnection(cs)
 		if err != nil && missed(current(), cs.PeerCertificates) {
@@ -98,7 +108,7 @@ type Dialer func(ctx context.Context, address string) (net.Conn, error)
 
 // Dial opens a lazy connection to one controller.
 func Dial(address string, c *tls.Config, through Dialer) (*grpc.ClientConn, error) {
-	return DialWith(address, credentials.NewTLS(c), through)
+	return DialWith(address, credentials.NewTLS(identity.ForDial(c)), through)
 }
 
 // DialWith is Dial for who must see the handshake.

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -62,6 +63,7 @@ func (d *drill) run() error {
 	if err := d.certify(d.plan.AuthorityBefore); err != nil {
 		return err
 	}
+	defer d.forswear()
 	err := d.open(ctx)
 	if err == nil {
 		err = d.rotate(ctx)
@@ -366,6 +368,19 @@ func (d *drill) close() error {
 		return fault.New(fault.Partial, "keyspaces-left", "keyspaces of the drill could not be removed: %s", strings.Join(left, ", ")).Do("remove them by hand: DROP KEYSPACE")
 	}
 	return nil
+}
+
+// forswear revokes the load's certificates, also when the drill was interrupted: a later retire would wait for whoever has one. What
+// cannot be revoked ends within a day.
+func (d *drill) forswear() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.cmd.Context()), drillOpen)
+	defer cancel()
+	for _, id := range d.own {
+		q := call{method: http.MethodPost, path: "/v1/" + d.tenantName() + "/certificates/" + id + ":revoke", body: map[string]any{"reason": "cessationOfOperation"}}
+		if _, err := d.client.do(ctx, q); err != nil {
+			d.Say("the drill's certificate %.8s lives on for up to %s: %v", id, drillCertificate, err)
+		}
+	}
 }
 
 // tell prints the report and writes it to its file.

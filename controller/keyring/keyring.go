@@ -194,6 +194,16 @@ func (k *Keyring) Open(ctx context.Context, aad string, blob []byte) (Secret, er
 	return NewSecret(plain), nil
 }
 
+// Current says whether a blob is sealed under the active data encryption key, which is replaced when a controller is removed.
+func (k *Keyring) Current(ctx context.Context, blob []byte) (bool, error) {
+	id, _, err := split(blob)
+	if err != nil {
+		return false, err
+	}
+	active, _, err := k.active(ctx)
+	return id == active, err
+}
+
 func unsealable(what string) error {
 	return fault.New(fault.Internal, "unsealable", "what is sealed as %.200q does not open: it was changed, moved, or sealed under another key", what).
 		Do("compare the state of all controllers with `csm status --verify`")

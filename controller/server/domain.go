@@ -24,6 +24,7 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/people"
 	"github.com/cassandra-security-manager/csm/controller/state"
 	"github.com/cassandra-security-manager/csm/controller/systemca"
+	"github.com/cassandra-security-manager/csm/controller/tickets"
 	"github.com/cassandra-security-manager/csm/shared/cli"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
@@ -42,6 +43,7 @@ func modules() []state.Module {
 		grace.Module(),
 		backup.Module(),
 		systemca.Module(),
+		tickets.Module(),
 	}
 }
 
@@ -60,6 +62,7 @@ type domain struct {
 	systemCA    *systemca.Rotations
 	people      *people.People
 	grace       *grace.Grace
+	tickets     *tickets.Tickets
 	metrics     *metrics
 }
 
@@ -128,6 +131,7 @@ func assembleOn(cfg Config, ring *keyring.Keyring, store *state.Store, log state
 	d.systemCA = systemca.New(store, log, clock, d.authorities)
 	d.people = people.New(store, log)
 	d.grace = grace.New(store, log, clock)
+	d.tickets = tickets.New(store, log, d.keyring, clock)
 	return d
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/api/agentapi"
+	"github.com/cassandra-security-manager/csm/controller/tickets"
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 	"github.com/cassandra-security-manager/csm/shared/identity"
@@ -57,6 +58,27 @@ func (s *Server) agentsLoop(ctx context.Context, agents *agentapi.Server) error 
 				s.log.Warn("no leader for a while: agents are sent to other controllers", "agents", n)
 			}
 		}
+	}
+	return nil
+}
+
+// ticketLoop keeps the keys of session tickets in use that the state holds, and lets the leader turn them.
+func (s *Server) ticketLoop(ctx context.Context) error {
+	w := s.dom.store.Watch(tickets.Name)
+	defer w.Close()
+	for ok := true; ok; {
+		retry := time.Minute
+		if !s.dom.keyring.Unsealed() {
+			retry = time.Second
+		} else if err := s.dom.tickets.Load(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("session tickets of other controllers are not taken", "error", err)
+		} else if s.dom.node.IsLeader() {
+			if err := s.dom.tickets.Turn(ctx); err != nil && ctx.Err() == nil {
+				s.log.Warn("the key of session tickets is not turned", "error", err)
+				retry = 5 * time.Second
+			}
+		}
+		ok = wait(ctx, w.C(), retry)
 	}
 	return nil
 }

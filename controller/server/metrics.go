@@ -24,6 +24,8 @@ type metrics struct {
 	busy     prometheus.Counter
 	mismatch prometheus.Gauge
 	verified prometheus.Gauge
+	// handshakes with agents
+	handshakes *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -41,6 +43,8 @@ func newMetrics() *metrics {
 			Help: "Time that a request waited for its turn at the signer; nothing is counted without signer.rate_limit.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 15)}),
 		busy: prometheus.NewCounter(prometheus.CounterOpts{Name: "csm_signer_busy_total",
 			Help: "Requests that were told when to come back, because their turn at the signer could not come in time."}),
+		handshakes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "csm_agent_handshakes_total",
+			Help: "TLS handshakes on the agents' port, by result: full, resumed, failed, crowded (sent to another controller after waiting for a turn), no-leader."}, []string{"result"}),
 		mismatch: gauge("csm_state_checksum_mismatch", "Controllers whose state differed from the leader's when it was last compared; only the leader compares."),
 		verified: gauge("csm_state_checksum_last_verified_timestamp_seconds", "When the states of all controllers were last proved equal, by this controller as leader; 0 when it never did."),
 	}
@@ -96,7 +100,7 @@ func (l timedLog) Propose(ctx context.Context, p state.Proposal) (state.Result, 
 func (s *Server) metricsHandler(api http.Handler) http.Handler {
 	reg := prometheus.NewRegistry()
 	m := s.dom.metrics
-	reg.MustRegister(s.lastVerifiedGauge(), quorumCollector{s.dom.node}, &fleetCollector{s: s}, m.issued, m.duration, m.commit, m.waited, m.busy, m.mismatch, m.verified,
+	reg.MustRegister(s.lastVerifiedGauge(), quorumCollector{s.dom.node}, &fleetCollector{s: s}, m.issued, m.duration, m.commit, m.waited, m.busy, m.mismatch, m.verified, m.handshakes,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	reg.MustRegister(s.signerGauges()...)
 	mux := http.NewServeMux()

@@ -165,6 +165,8 @@ func (s *Server) serve(ctx context.Context, ready func()) error {
 	group.Go(func() error { return s.agentsLoop(ctx, agents) })
 	group.Go(func() error { return s.copies.Run(ctx) })
 	group.Go(func() error { return s.freezeLoop(ctx) })
+	group.Go(func() error { return s.memoryLoop(ctx) })
+	group.Go(func() error { return s.ticketLoop(ctx) })
 	group.Go(func() error { return s.rolloutLoop(ctx) })
 	group.Go(func() error { return s.rotationLoop(ctx) })
 	group.Go(func() error { return s.systemCALoop(ctx, agents) })
@@ -221,6 +223,9 @@ func (s *Server) agentAPI() *agentapi.Server {
 		Fleet: s.dom.fleet, Store: s.dom.store, Log: s.dom.node, Issuer: s.dom.issuance, Linearize: s.dom.node.Linearize, Grace: s.dom.grace.Open,
 		SystemCA: s.dom.systemCA, RetiredRoots: s.retiredRoots,
 		Emergency:  s.dom.rotations.Emergency,
+		Tickets:    s.dom.tickets.Config,
+		Met:        func(result string) { s.dom.metrics.handshakes.WithLabelValues(result).Inc() },
+		Ready:      func() bool { return s.dom.node.Age() <= withoutLeader },
 		Controller: s.in.Name, TrustDomain: s.in.trustDomain(), Clock: clockwork.NewRealClock(), Logger: s.log,
 	})
 }

@@ -22,7 +22,7 @@ const (
 	// ringNodes is the size of each ring of the fleet; simAgents what one simulator runs: each agent holds two descriptors.
 	ringNodes, simAgents = 100, 5_000
 	// fleetRamp is how many agents join in a second: they share the machine with what they join.
-	fleetRamp = 25
+	fleetRamp = 40
 )
 
 // crowd is a control plane with simulated agents.

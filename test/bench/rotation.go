@@ -133,7 +133,7 @@ func (l *live) renewed(ctx context.Context) error {
 	}
 	body["planHash"], body["reason"] = plan.Hash, "measured"
 	var r rollout.Rollout
-	if err := l.API.Do(ctx, http.MethodPost, clusterPath+"/rollouts", body, &r); err != nil {
+	if err := l.API.Do(ctx, http.MethodPost, clusterPath+"/rollouts:start", body, &r); err != nil {
 		return err
 	}
 	name := r.Name
@@ -178,11 +178,15 @@ func (l *live) rotated(ctx context.Context) error {
 
 // now is the one rotation that there is.
 func (l *live) now(ctx context.Context) (r rotation.Rotation, err error) {
-	var list struct{ Rotations []rotation.Rotation }
-	if err := l.API.Do(ctx, http.MethodGet, rotationsPath, nil, &list); err != nil || len(list.Rotations) != 1 {
-		return r, fmt.Errorf("%d rotations: %w", len(list.Rotations), err)
+	var list struct{ Items []rotation.Rotation }
+	if err := l.API.Do(ctx, http.MethodGet, rotationsPath, nil, &list); err != nil {
+		return r, err
 	}
-	return r, l.API.Do(ctx, http.MethodGet, "/v1/"+list.Rotations[0].Name, nil, &r)
+	if len(list.Items) != 1 {
+		return r, fmt.Errorf("%d rotations", len(list.Items))
+	}
+	err = l.API.Do(ctx, http.MethodGet, "/v1/"+list.Items[0].Name, nil, &r)
+	return r, err
 }
 
 // reaches waits for a phase. When the canary waits for its clients, the application is restarted, at most once a minute.

@@ -37,7 +37,9 @@ func TestADrillOnARingOfOnesOwn(t *testing.T) {
 	}
 	other.Stop()
 
-	var p struct{ Clients []struct{ Name, Detail string } }
+	var p struct {
+		Clients []struct{ Name, Detail string }
+	}
 	e.must(json.Unmarshal([]byte(e.csm("rotation", "plan", "--to", "next", "-o", "json")), &p))
 	if len(p.Clients) != 1 || !strings.Contains(p.Clients[0].Detail, "load.rollouts.example") {
 		t.Fatalf("clients %v", p.Clients)
@@ -58,6 +60,9 @@ func TestADrillOnARingOfOnesOwn(t *testing.T) {
 	e.must(json.Unmarshal(b, &r))
 	if r.Phase != "done" || len(r.Rest) != 1 || len(r.During) != 1 || r.Rest[0].Queries < 100 || r.During[0].Failed > 0 || float64(r.During[0].Queries) < 20*r.Seconds {
 		t.Errorf("%+v", r)
+	}
+	if left := e.csm("certificate", "search", "csm-drill.prod", "-o", "json"); strings.Contains(left, `"active"`) || !strings.Contains(left, `"revoked"`) {
+		t.Errorf("the drill's certificates: %s", left)
 	}
 	for _, n := range e.r.Nodes {
 		if err := e.chainsTo(n, e.root("next")); err != nil {

@@ -58,6 +58,13 @@ type Deps struct {
 	Issuer Issuer
 	// Linearize waits until this controller has applied all that was acknowledged before; nil where there is one only.
 	Linearize func(ctx context.Context) error
+	// Tickets seals session tickets and opens those of every controller; nil where sessions are not resumed.
+	Tickets func() *tls.Config
+	// Ready says whether this controller can do something for an agent; who comes while it cannot is sent away before any handshake. nil is
+	// always.
+	Ready func() bool
+	// Met is told what became of each handshake: full, resumed, failed, crowded or no-leader. May be nil.
+	Met func(result string)
 	// Grace says whether identities may be renewed that expired longer ago than RenewalGrace; nil is no.
 	Grace func() bool
 	// SystemCA says what agents are to do about their identities, and is told what is seen of them; nil in a system whose CA stays.
@@ -101,6 +108,12 @@ func New(d Deps) *Server {
 	if d.Grace == nil {
 		d.Grace = func() bool { return false }
 	}
+	if d.Ready == nil {
+		d.Ready = func() bool { return true }
+	}
+	if d.Met == nil {
+		d.Met = func(string) {}
+	}
 	if d.RetiredRoots == nil {
 		d.RetiredRoots = func() []*x509.Certificate { return nil }
 	}
@@ -117,18 +130,23 @@ func New(d Deps) *Server {
 // own should send the system CA as the last certificate of its chain, so that a joiner can check its pin.
 func (s *Server) TLSConfig(own func() (*tls.Certificate, error), roots func() []*x509.Certificate) *tls.Config {
 	s.roots = roots
-	return identity.ServerConfig(own, tls.RequestClientCert, identity.Verifier{
+	v := identity.Verifier{
 		Roots: func() []*x509.Certificate { return slices.Concat(roots(), s.RetiredRoots()) }, TrustDomain: s.TrustDomain, Kinds: []identity.Kind{identity.Agent}, Now: s.Clock.Now,
 		IgnoreExpiry: func(leaf *x509.Certificate) bool {
 			return !s.Clock.Now().After(leaf.NotAfter.Add(RenewalGrace)) || s.Grace()
 		},
-	})
+	}
+	c := identity.ServerConfig(own, tls.RequestClientCert, v)
+	if s.Tickets != nil {
+		identity.Resume(c, v, s.Tickets)
+	}
+	return c
 }
 
 // GRPCServer is the port's server with this service registered. Call Close before its GracefulStop: streams are long.
 func (s *Server) GRPCServer(tlsConfig *tls.Config, more ...grpc.ServerOption) *grpc.Server {
 	opts := []grpc.ServerOption{
-		grpc.Creds(credentials.NewTLS(tlsConfig)),
+		grpc.Creds(newDoor(credentials.NewTLS(tlsConfig), s.Ready, s.stop, s.Met)),
 		grpc.MaxRecvMsgSize(MaxInventory),
 		grpc.MaxConcurrentStreams(32),
 		grpc.ConnectionTimeout(20 * time.Second),

@@ -3,7 +3,6 @@ package main
 
 import (
 	"os"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -15,11 +14,6 @@ import (
 const defaultConfig = "/etc/csm/controller.yaml"
 
 func main() {
-	// What lives long in a controller is small and what a request makes is garbage: fewer collections save a tenth of the
-	// CPU of issuing for some tens of MB. GOGC in the environment overrules.
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(400)
-	}
 	os.Exit(cli.Main(root()))
 }
 
