@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -194,9 +195,10 @@ func TestTheRetireIsRefusedInEveryOtherPhase(t *testing.T) {
 
 // A reply that was on its way when the rotation was turned round is the one thing that no sighting shows.
 func TestTheWayBackWaitsForWhatWasSignedAndNotTaken(t *testing.T) {
-	for _, who := range []string{"csm2", "n2"} {
+	for _, who := range []string{"csm2", "n2", "csm2 lost", "n2 lost"} {
 		t.Run(who, func(t *testing.T) {
 			t.Parallel()
+			who, lost := strings.CutSuffix(who, " lost")
 			k := newBeings(t)
 			k.begin()
 			k.ready(systemca.Distribute)
@@ -218,7 +220,9 @@ func TestTheWayBackWaitsForWhatWasSignedAndNotTaken(t *testing.T) {
 			if r := k.now(); r.Phase != systemca.Undoing {
 				t.Fatalf("the root that came went, and %s is about to take a leaf of it: %+v", who, r)
 			}
-			b.leaf = late
+			if !lost {
+				b.leaf = late
+			}
 			for range 12 {
 				k.everybody()
 				k.must(k.Watch(ctx))
@@ -298,4 +302,28 @@ func TestWhoJoinsAnewIsWaitedForAgain(t *testing.T) {
 	k.launch(k.by("n2"))
 	k.ready(systemca.Reissued)
 	k.whole()
+}
+
+// A plan that names its blocker has a hash too; and what was seen in the rotation before counts for nothing in the next one.
+func TestTheNextRotationBeginsWithNothing(t *testing.T) {
+	k := newBeings(t)
+	k.begin()
+	k.ready(systemca.Undoing)
+	p, err := k.Plan(ctx)
+	k.must(err)
+	hash, err := hex.DecodeString(p.Hash)
+	k.must(err)
+	next, err := k.authorities.Succeed(ctx, "test")
+	k.must(err)
+	k.refused(k.propose(&clusterv1.StartSystemRotation{Root: next.Root, NewWithOld: next.NewWithOld, OldWithNew: next.OldWithNew, PlanHash: hash, Reason: "x"}), "gate-one-at-a-time")
+	k.must(k.Watch(ctx))
+	k.everybody()
+	k.must(k.Watch(ctx))
+	k.want(k.now(), systemca.RolledBack)
+	k.begin()
+	for _, x := range k.now().Controllers {
+		if !x.Seen.IsZero() {
+			t.Errorf("%s counts as seen: %+v", x.Name, x)
+		}
+	}
 }

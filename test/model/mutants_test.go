@@ -335,7 +335,6 @@ var mutants = []mutant{
 	{sysGates, `{"forgotten", []Step{StepDone, StepUndone},`, `{"forgotten", []Step{StepDone},`},
 	{sysGates, `{"forgotten", []Step{StepDone, StepUndone},`, `{"forgotten", []Step{StepUndone},`},
 
-	{sysDecide, `if v.Paused {`, `if false {`},
 	{sysDecide, `case v.Phase == Reissued:`, `case false:`},
 	{sysDecide, `case v.Phase.moves():`, `case false:`},
 	{sysDecide, `if reasons := g.Ask(step, v); len(reasons) > 0 {`, `if reasons := g.Ask(step, v); false && len(reasons) > 0 {`},
