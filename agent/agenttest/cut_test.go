@@ -233,7 +233,7 @@ func (s *severed) healed(generation uint64, want []string) {
 		outcomes = append(outcomes, m.Outcome)
 	}
 	if !slices.Equal(outcomes, want) {
-		s.Errorf("moves ended %v, want %v", outcomes, want)
+		s.Errorf("moves ended %v, want %v: %+v", outcomes, want, s.since(s.moves))
 	}
 	if n := s.issued() - s.certificates; n != len(want) {
 		s.Errorf("%d certificates were issued by %d moves", n, len(want))

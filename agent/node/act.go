@@ -91,7 +91,7 @@ func (n *Node) after(store string, a Action, err error) {
 	case f.RetryAfter > 0:
 		att.Again = now.Add(f.RetryAfter)
 	case f.Reason == "wave-busy":
-		att.Again = now.Add(20 * time.Second) // the controllers say sooner when it is free; this is for a word that was lost
+		att.Again = now.Add(2 * time.Minute) // the controllers say sooner when it is free; this is for a word that was lost
 	case lacksProof(err) || f.Code == fault.Unavailable || f.Code == fault.Unknown || f.Code == fault.Stale:
 		att.Again = now.Add(min(5*time.Second<<min(n.failures[store], 6), 5*time.Minute))
 		n.failures[store]++

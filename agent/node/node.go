@@ -334,6 +334,7 @@ func (n *Node) step(ctx context.Context) time.Time {
 	n.scan(ctx)
 	n.publish()
 	if acted {
+		n.pace = firstTick
 		n.poke()
 	}
 	return next
@@ -352,7 +353,6 @@ func (n *Node) pause(ctx context.Context, again time.Time) {
 	case <-ctx.Done():
 	case <-t.Chan():
 	case <-n.wake:
-		n.pace = firstTick
 	case <-n.watch.C():
 		n.pace = firstTick
 		n.looked = time.Time{}

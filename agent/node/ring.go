@@ -17,7 +17,8 @@ const (
 	ringEvery = 10 * time.Minute
 	// ringSoon is after the ports have changed: a node that came or went shows a little later.
 	ringSoon = 20 * time.Second
-	// ringAgain is after a list that failed, twice as long each time up to ringEvery: many nodes that start on busy hosts fail together.
+	// ringAgain is after a list that failed or has a member that is down or on its way, twice as long each time up to ringEvery: many
+	// nodes that start on busy hosts fail together, and what was seen in a start should not hold others for ten minutes.
 	ringAgain = 30 * time.Second
 )
 
@@ -36,7 +37,7 @@ func (n *Node) watchRing(ctx context.Context) {
 	for {
 		wait := ringEvery
 		n.mu.Lock()
-		if n.ring.view.GetError() != "" {
+		if !settled(n.ring.view) {
 			wait, again = again, min(2*again, ringEvery)
 		} else {
 			again = ringAgain
@@ -58,6 +59,16 @@ func (n *Node) watchRing(ctx context.Context) {
 		}
 		n.listRing(ctx)
 	}
+}
+
+// settled: everybody was seen, up and at rest.
+func settled(v *agentv1.RingView) bool {
+	for _, m := range v.GetMembers() {
+		if !m.Up || m.State != agentv1.RingState_RING_STATE_NORMAL {
+			return false
+		}
+	}
+	return v.GetError() == ""
 }
 
 // ringMoved asks for the ring soon: Cassandra came or went.

@@ -158,6 +158,7 @@ func (n *Node) Connected(controller string) {
 	n.mu.Lock()
 	// What a controller holds against this identity stays until its first word, which is a Control.
 	n.online = Link{Connected: true, Controller: controller, Since: now, LastContact: now}
+	n.reopen = true // this controller does not know what another one refused
 	n.mu.Unlock()
 	n.poke()
 }

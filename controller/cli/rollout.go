@@ -159,6 +159,9 @@ func (a *app) rolloutPlan() *cobra.Command {
 	})
 }
 
+// shownReasons is how many things that would hold a plan are told line by line: a large ring that starts has hundreds.
+const shownReasons = 12
+
 func planText(p planView, now time.Time, start string) string {
 	var b strings.Builder
 	nodes := 0
@@ -176,7 +179,11 @@ func planText(p planView, now time.Time, start string) string {
 	for _, l := range p.Left {
 		fmt.Fprintf(&b, "not:    %s: %s\n", short(l.Node), l.Why)
 	}
-	for _, r := range p.Now {
+	for i, r := range p.Now {
+		if i == shownReasons {
+			fmt.Fprintf(&b, "now:    and for %d more reasons, see -o json\n", len(p.Now)-i)
+			break
+		}
 		fmt.Fprintf(&b, "now:    it would wait: %s\n", r.Message)
 	}
 	fmt.Fprintf(&b, "plan %s\nto do it: %s\n", p.PlanHash[:16], start)

@@ -191,7 +191,7 @@ func (n *Node) startRaft(snaps raft.SnapshotStore, bootstrap bool) error {
 			return err
 		}
 	}
-	if n.raft, err = raft.NewRaft(conf, watchdog.FSM{BatchingFSM: n.store, Dog: dog}, cached, stable, snaps, n.net); err != nil {
+	if n.raft, err = raft.NewRaft(conf, watchdog.FSM{Stepping: n.store, Dog: dog}, cached, stable, snaps, n.net); err != nil {
 		return fault.Wrap(err, fault.Internal, "raft", "raft cannot start")
 	}
 	n.leaders.observe(n.ctx, n.raft)

@@ -245,7 +245,7 @@ func applyAgentConnected(a *state.Apply, c *clusterv1.AgentConnected) (*clusterv
 		c.Controller, c.Stream, a.Now.UnixMilli(), n.uid, n.incarnation); err != nil || !n.ringMoved {
 		return r, err
 	}
-	return r, proposeRemovals(a, n.cluster)
+	return r, proposeRemovals(a, n.cluster, n.name)
 }
 
 func applyAgentReported(a *state.Apply, c *clusterv1.AgentReported) (*clusterv1.AgentReportedReply, error) {
@@ -253,7 +253,7 @@ func applyAgentReported(a *state.Apply, c *clusterv1.AgentReported) (*clusterv1.
 	if err != nil || !n.ringMoved {
 		return r, err
 	}
-	return r, proposeRemovals(a, n.cluster)
+	return r, proposeRemovals(a, n.cluster, n.name)
 }
 
 func applyAgentDisconnected(a *state.Apply, c *clusterv1.AgentDisconnected) (*clusterv1.Empty, error) {

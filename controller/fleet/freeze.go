@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"database/sql"
+	"slices"
 	"strings"
 	"time"
 
@@ -228,22 +229,50 @@ func scanFreeze(r scanner) (f Freeze, err error) {
 
 // frozen finds the freeze in force on a node or cluster at a time, the widest first; nil when there is none.
 func frozen(ctx context.Context, q state.Querier, name string, now int64) (*Freeze, error) {
-	var list []string
-	for s := name; s != ""; s = resource.Parent(s) {
-		list = append(list, s)
-	}
-	tenant := resource.Tenant(resource.Segment(name, "tenants"))
-	args := []any{System, tenant}
-	for _, s := range list {
+	scopes := scopesOf(name)
+	args := make([]any, 0, len(scopes)+1)
+	for _, s := range scopes {
 		args = append(args, s)
 	}
 	args = append(args, now)
-	f, err := scanFreeze(q.QueryRowContext(ctx, freezeColumns+` WHERE scope IN (?,?`+strings.Repeat(",?", len(list))+`)
+	f, err := scanFreeze(q.QueryRowContext(ctx, freezeColumns+` WHERE scope IN (?`+strings.Repeat(",?", len(scopes)-1)+`)
 		AND active = 1 AND (until_ms = 0 OR until_ms > ?) ORDER BY length(scope) LIMIT 1`, args...))
 	if ok, err := found(err); !ok || err != nil {
 		return nil, err
 	}
 	return &f, nil
+}
+
+// scopesOf are the scopes whose freeze reaches a name.
+func scopesOf(name string) []string {
+	list := []string{System, resource.Tenant(resource.Segment(name, "tenants"))}
+	for s := name; s != ""; s = resource.Parent(s) {
+		list = append(list, s)
+	}
+	return list
+}
+
+// Freezes are those in force, the widest scope first: for those who ask about many names.
+type Freezes []Freeze
+
+// FreezesAt reads them.
+func FreezesAt(ctx context.Context, q state.Querier, now time.Time) (Freezes, error) {
+	return collect(ctx, q, func(r *sql.Rows) (Freeze, error) { return scanFreeze(r) },
+		freezeColumns+` WHERE active = 1 AND (until_ms = 0 OR until_ms > ?) ORDER BY length(scope), scope`, now.UnixMilli())
+}
+
+// On is the freeze in force on a node or cluster, nil when there is none.
+func (z Freezes) On(name string) *Freeze {
+	if len(z) == 0 {
+		return nil
+	}
+	scopes := scopesOf(name)
+	for i := range z {
+		if slices.Contains(scopes, z[i].Scope) {
+			return &z[i]
+		}
+	}
+	return nil
 }
 
 func (z *Freeze) refusal() error {

@@ -1,6 +1,7 @@
 package fleet_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/state"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
@@ -113,4 +115,44 @@ func TestAFreezeWithAnEndLetsThoseBeWhoLiveLonger(t *testing.T) {
 	if v := n.view(); v.Frozen != nil {
 		t.Errorf("it did not end: %+v", v.Frozen)
 	}
+}
+
+// Those who ask about many names read the freezes once: they must hear what each claim hears.
+func TestFreezesReadOnceSayTheSame(t *testing.T) {
+	w := newWorld(t)
+	n1, n2 := w.joined("n1"), w.joined("n2")
+	names := []string{n1.name, n2.name, cluster, tenant, tenant + "/clusters/other", tenant + "/clusters/other/nodes/n1"}
+	same := func(when string) {
+		t.Helper()
+		n1.must(w.log.Store.View(ctx, func(ctx context.Context, q state.Querier) error {
+			now := w.log.Clock.Now()
+			all, err := fleet.FreezesAt(ctx, q, now)
+			if err != nil {
+				return err
+			}
+			for _, name := range names {
+				want, err := fleet.FrozenAt(ctx, q, name, now)
+				if err != nil {
+					return err
+				}
+				if got := all.On(name); (got == nil) != (want == nil) || got != nil && *got != *want {
+					t.Errorf("%s: %s: %+v, and asked alone %+v", when, name, got, want)
+				}
+			}
+			return nil
+		}))
+	}
+	same("without any")
+	for _, scope := range []string{n1.name, cluster, tenant, fleet.System} {
+		n1.must(w.Freeze(ctx, scope, "incident", time.Time{}, ann))
+		same("with " + scope)
+	}
+	for _, scope := range []string{fleet.System, cluster, tenant} {
+		n1.must(w.Unfreeze(ctx, scope, "over", ann))
+		same("without " + scope)
+	}
+	n1.must(w.Freeze(ctx, n2.name, "short", w.log.Clock.Now().Add(time.Minute), ann))
+	same("with an end")
+	w.log.Clock.Advance(2 * time.Minute)
+	same("after the end")
 }

@@ -193,13 +193,23 @@ func gone(views []ringView, hosts map[string]string) map[string][]string {
 	return out
 }
 
-// proposeRemovals compares what the peers see with the nodes there are, and writes down what has changed. It removes
-// nothing: that is a person's word.
-func proposeRemovals(a *state.Apply, cluster string) error {
-	views, err := ringViews(a.Context(), a.Querier(), cluster)
-	if err != nil {
-		return err
+// seesAll says whether a view that counts has every one of these hosts: then gone finds none of them, whatever others see.
+func (v ringView) seesAll(hosts map[string]string) bool {
+	if !v.counts {
+		return false
 	}
+	for _, id := range hosts {
+		if _, ok := v.sight.byID[id]; !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// proposeRemovals compares what the peers see with the nodes there are, and writes down what has changed. It removes
+// nothing: that is a person's word. by is the node that has told what it sees: while it sees everybody, nobody is gone, and what all
+// others see does not matter. A ring of hundreds that starts tells of itself hundreds of times.
+func proposeRemovals(a *state.Apply, cluster, by string) error {
 	hosts := map[string]string{}
 	names, err := collect(a.Context(), a.Querier(), func(r *sql.Rows) (string, error) {
 		var node, id string
@@ -216,8 +226,17 @@ func proposeRemovals(a *state.Apply, cluster string) error {
 	if err != nil {
 		return err
 	}
+	if len(old) == 0 {
+		if v, err := ringViewOf(a.Context(), a.Querier(), by); err != nil || v != nil && v.seesAll(hosts) {
+			return err
+		}
+	}
 	for _, r := range old {
 		known[r.node] = true
+	}
+	views, err := ringViews(a.Context(), a.Querier(), cluster)
+	if err != nil {
+		return err
 	}
 	now := gone(views, hosts)
 	var said []string

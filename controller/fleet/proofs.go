@@ -81,9 +81,9 @@ func neighbourArgs(node, cluster string) []any {
 }
 
 func neighbourExists(a *state.Apply, n nodeRow) (bool, error) {
-	var count int
-	err := a.QueryRow(`SELECT count(*) `+neighbours, neighbourArgs(n.name, n.cluster)...).Scan(&count)
-	return count > 0, err
+	var exists bool
+	err := a.QueryRow(`SELECT EXISTS (SELECT 1 `+neighbours+`)`, neighbourArgs(n.name, n.cluster)...).Scan(&exists)
+	return exists, err
 }
 
 func (g gates) applyAskProofs(a *state.Apply, c *clusterv1.AskProofs) (*clusterv1.AskProofsReply, error) {
@@ -197,19 +197,35 @@ func asksOf(i *agentv1.InstanceFacts, k agentv1.PortKind) bool {
 // chooseProber takes the neighbour that is present, was asked least under this claim, and has rested longest: one that
 // did not answer gets its turn last.
 func chooseProber(a *state.Apply, n nodeRow, claim string, present []string) (string, error) {
-	args := append([]any{claim}, neighbourArgs(n.name, n.cluster)...)
-	list, err := collect(a.Context(), a.Querier(), scanString,
-		`SELECT name FROM (SELECT g.node AS name, g.asked AS asked, (SELECT count(*) FROM proof_tasks t WHERE t.claim = ? AND t.prober = g.node) AS here `+neighbours+`)
-		ORDER BY here, asked, name`, args...)
+	type neighbour struct {
+		name string
+		here int // tasks under this claim
+	}
+	list, err := collect(a.Context(), a.Querier(), func(r *sql.Rows) (x neighbour, err error) { return x, r.Scan(&x.name) },
+		`SELECT g.node `+neighbours+` ORDER BY g.asked, g.node`, neighbourArgs(n.name, n.cluster)...)
 	if err != nil {
 		return "", err
 	}
-	for _, name := range list {
-		if containsString(present, name) {
-			return name, nil
+	tasks, err := collect(a.Context(), a.Querier(), func(r *sql.Rows) (x neighbour, err error) { return x, r.Scan(&x.name, &x.here) },
+		`SELECT prober, count(*) FROM proof_tasks WHERE claim = ? GROUP BY prober`, claim)
+	if err != nil {
+		return "", err
+	}
+	asked := make(map[string]int, len(tasks))
+	for _, t := range tasks {
+		asked[t.name] = t.here
+	}
+	here := make(map[string]bool, len(present))
+	for _, p := range present {
+		here[p] = true
+	}
+	best := neighbour{}
+	for _, x := range list {
+		if x.here = asked[x.name]; here[x.name] && (best.name == "" || x.here < best.here) {
+			best = x
 		}
 	}
-	return "", nil
+	return best.name, nil
 }
 
 // alone gives the node itself when it is the whole of its ring, as it says itself: nobody else can prove it, and there is no

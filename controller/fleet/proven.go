@@ -85,52 +85,89 @@ type Gap struct{ Code, Message string }
 
 // ProvenOf reads what is proved of a store; in Apply q is the transaction.
 func ProvenOf(ctx context.Context, q state.Querier, node, store string) (Proven, error) {
-	p := Proven{Node: node, Store: store}
-	var leaf, proven, wanted, truststore, facts, instance, kept []byte
-	var issuer string
-	var keptDone bool
-	ok, err := found(q.QueryRowContext(ctx, `SELECT n.incarnation, n.instance, s.installed, s.leaf_sha256, s.proven_sha256, s.wanted_sha256, s.issuer, s.truststore_sha256, s.facts, s.kept_sha256, s.kept_done
-		FROM stores s JOIN nodes n ON n.name = s.node WHERE s.name = ?`, resource.Store(node, store)).
-		Scan(&p.Incarnation, &instance, &p.Generation, &leaf, &proven, &wanted, &issuer, &truststore, &facts, &kept, &keptDone))
+	all, err := readProven(ctx, q, `s.name = ?`, resource.Store(node, store))
 	if err != nil {
-		return p, err
+		return Proven{Node: node, Store: store}, err
 	}
-	if !ok {
-		return p, noStore(node, store)
+	if len(all) == 0 {
+		return Proven{Node: node, Store: store}, noStore(node, store)
 	}
-	var f agentv1.StoreFacts
-	var i agentv1.InstanceFacts
-	if err = proto.Unmarshal(facts, &f); err == nil {
-		err = proto.Unmarshal(instance, &i)
+	return all[0], nil
+}
+
+// ProvenIn reads what is proved of every store of a cluster, by the store's full name.
+func ProvenIn(ctx context.Context, q state.Querier, cluster string) (map[string]Proven, error) {
+	all, err := readProven(ctx, q, `n.cluster = ?`, cluster)
+	out := make(map[string]Proven, len(all))
+	for _, p := range all {
+		out[resource.Store(p.Node, p.Store)] = p
 	}
+	return out, err
+}
+
+func readProven(ctx context.Context, q state.Querier, where, name string) ([]Proven, error) {
+	type row struct {
+		Proven
+		leaf, proven []byte
+	}
+	stores, err := collect(ctx, q, func(r *sql.Rows) (x row, err error) {
+		var wanted, facts, instance, kept []byte
+		var issuer string
+		var keptDone bool
+		if err := r.Scan(&x.Node, &x.Store, &x.Incarnation, &instance, &x.Generation, &x.leaf, &x.proven, &wanted, &issuer, &facts, &kept, &keptDone); err != nil {
+			return x, err
+		}
+		var f agentv1.StoreFacts
+		var i agentv1.InstanceFacts
+		if err = proto.Unmarshal(facts, &f); err == nil {
+			err = proto.Unmarshal(instance, &i)
+		}
+		if err != nil {
+			return x, fault.Wrap(err, fault.Internal, "bad-row", "facts of %s cannot be read", x.Node)
+		}
+		x.anchors = f.Anchors
+		if len(kept) > 0 && !keptDone {
+			x.Kept = keptOf(kept, &f)
+		}
+		if bytes.Equal(x.leaf, wanted) && issuer != "" {
+			x.Authority = resource.Parent(issuer)
+		}
+		for _, port := range f.Ports {
+			x.Ports = append(x.Ports, PortProven{Kind: port.Kind, Address: port.Address, Port: port.Port, Asks: asksOf(&i, port.Kind), Accepted: map[string]Accepted{}})
+		}
+		return x, nil
+	}, `SELECT n.name, s.store, n.incarnation, n.instance, s.installed, s.leaf_sha256, s.proven_sha256, s.wanted_sha256, s.issuer, s.facts, s.kept_sha256, s.kept_done
+		FROM stores s JOIN nodes n ON n.name = s.node WHERE `+where+` ORDER BY n.name, s.store`, name)
 	if err != nil {
-		return p, fault.Wrap(err, fault.Internal, "bad-row", "facts of %s cannot be read", node)
+		return nil, err
 	}
-	p.anchors = f.Anchors
-	if len(kept) > 0 && !keptDone {
-		p.Kept = keptOf(kept, &f)
-	}
-	if bytes.Equal(leaf, wanted) && issuer != "" {
-		p.Authority = resource.Parent(issuer)
-	}
-	for _, x := range f.Ports {
-		p.Ports = append(p.Ports, PortProven{Kind: x.Kind, Address: x.Address, Port: x.Port, Asks: asksOf(&i, x.Kind), Accepted: map[string]Accepted{}})
+	type key struct{ node, store string }
+	at := make(map[key]*row, len(stores))
+	for i := range stores {
+		at[key{stores[i].Node, stores[i].Store}] = &stores[i]
 	}
 	_, err = collect(ctx, q, func(r *sql.Rows) (struct{}, error) {
 		x := proofRow{port: &agentv1.Port{}}
-		err := r.Scan(&x.port.Kind, &x.port.Address, &x.port.Port, &x.authority, &x.generation, &x.leaf, &x.anchor, &x.marker, &x.prober, &x.revision, &x.ms)
-		p.take(x, leaf)
+		var k key
+		err := r.Scan(&k.node, &k.store, &x.port.Kind, &x.port.Address, &x.port.Port, &x.authority, &x.generation, &x.leaf, &x.anchor, &x.marker, &x.prober, &x.revision, &x.ms)
+		if s := at[k]; s != nil && err == nil {
+			s.take(x, s.leaf)
+		}
 		return struct{}{}, err
-	}, `SELECT kind, address, port, authority, generation, leaf_sha256, anchor_sha256, marker, prober, proved, proved_ms FROM port_proofs
-		WHERE node = ? AND store = ? AND truststore_sha256 IS ? ORDER BY kind, address, port, authority`, node, store, truststore)
-	all := len(p.Ports) > 0 && len(leaf) > 0 && bytes.Equal(leaf, proven)
-	for _, x := range p.Ports {
-		all = all && x.Served
+	}, `SELECT p.node, p.store, p.kind, p.address, p.port, p.authority, p.generation, p.leaf_sha256, p.anchor_sha256, p.marker, p.prober, p.proved, p.proved_ms
+		FROM stores s JOIN nodes n ON n.name = s.node JOIN port_proofs p ON p.node = s.node AND p.store = s.store AND p.truststore_sha256 IS s.truststore_sha256
+		WHERE `+where+` ORDER BY p.node, p.store, p.kind, p.address, p.port, p.authority`, name)
+	out := make([]Proven, len(stores))
+	for i, x := range stores {
+		all := len(x.Ports) > 0 && len(x.leaf) > 0 && bytes.Equal(x.leaf, x.proven)
+		for _, port := range x.Ports {
+			all = all && port.Served
+		}
+		if out[i] = x.Proven; all {
+			out[i].Leaf = x.leaf
+		}
 	}
-	if all {
-		p.Leaf = leaf
-	}
-	return p, err
+	return out, err
 }
 
 type proofRow struct {

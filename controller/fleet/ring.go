@@ -160,15 +160,29 @@ func witnesses(views []ringView, but string, match func(ringMember) bool) (see, 
 
 // ringViews reads what the nodes of a cluster see, by name of node. Equal views are decoded once.
 func ringViews(ctx context.Context, q state.Querier, cluster string) ([]ringView, error) {
+	return readRing(ctx, q, `WHERE s.cluster = ? ORDER BY s.node`, cluster)
+}
+
+// ringViewOf is what one node sees; nil when it has told nothing.
+func ringViewOf(ctx context.Context, q state.Querier, node string) (*ringView, error) {
+	views, err := readRing(ctx, q, `WHERE s.node = ?`, node)
+	if err != nil || len(views) == 0 {
+		return nil, err
+	}
+	return &views[0], nil
+}
+
+// readRing reads views, each different one once: a row for each node would carry a thousand members.
+func readRing(ctx context.Context, q state.Querier, where, name string) ([]ringView, error) {
 	type row struct {
-		view         ringView
-		sum, encoded []byte
+		view    ringView
+		cluster string
+		sum     []byte
 	}
 	rows, err := collect(ctx, q, func(r *sql.Rows) (x row, err error) {
-		return x, r.Scan(&x.view.node, &x.view.hostID, &x.view.counts, &x.sum, &x.encoded)
-	}, `SELECT s.node, s.host_id, n.running = 1 AND s.incarnation = n.incarnation AND g.state = 'active' AND g.connected = 1, s.sha256, v.view
-		FROM ring_seen s JOIN nodes n ON n.name = s.node JOIN agents g ON g.uid = n.uid AND g.incarnation = n.incarnation
-		JOIN ring_views v ON v.cluster = s.cluster AND v.sha256 = s.sha256 WHERE s.cluster = ? ORDER BY s.node`, cluster)
+		return x, r.Scan(&x.view.node, &x.view.hostID, &x.view.counts, &x.cluster, &x.sum)
+	}, `SELECT s.node, s.host_id, n.running = 1 AND s.incarnation = n.incarnation AND g.state = 'active' AND g.connected = 1, s.cluster, s.sha256
+		FROM ring_seen s JOIN nodes n ON n.name = s.node JOIN agents g ON g.uid = n.uid AND g.incarnation = n.incarnation `+where, name)
 	if err != nil {
 		return nil, err
 	}
@@ -177,17 +191,26 @@ func ringViews(ctx context.Context, q state.Querier, cluster string) ([]ringView
 		whole  bool
 		failed string
 	}
-	known := map[string]decoded{}
+	known := map[string]*decoded{}
 	out := make([]ringView, 0, len(rows))
 	for _, x := range rows {
 		d, ok := known[string(x.sum)]
 		if !ok {
-			var v agentv1.RingView
-			if err := proto.Unmarshal(x.encoded, &v); err != nil {
-				return nil, fault.Wrap(err, fault.Internal, "bad-row", "the ring that %s sees cannot be read", x.view.node)
+			var encoded []byte
+			switch ok, err := found(q.QueryRowContext(ctx, `SELECT view FROM ring_views WHERE cluster = ? AND sha256 = ?`, x.cluster, x.sum).Scan(&encoded)); {
+			case err != nil:
+				return nil, err
+			case ok:
+				var v agentv1.RingView
+				if err := proto.Unmarshal(encoded, &v); err != nil {
+					return nil, fault.Wrap(err, fault.Internal, "bad-row", "the ring that %s sees cannot be read", x.view.node)
+				}
+				d = &decoded{sightOf(members(&v)), !v.Truncated && v.Error == "", v.Error}
 			}
-			d = decoded{sightOf(members(&v)), !v.Truncated && v.Error == "", v.Error}
 			known[string(x.sum)] = d
+		}
+		if d == nil {
+			continue
 		}
 		x.view.sight, x.view.members, x.view.failed = d.sight, d.sight.members, d.failed
 		_, itself := d.sight.byID[x.view.hostID]

@@ -155,11 +155,8 @@ func membersOf(views []ringView, enrolled []string) []MemberHealth {
 			byID[v.hostID] = m
 		}
 	}
-	for _, v := range views {
-		if !v.counts {
-			continue
-		}
-		for _, x := range v.members {
+	for _, s := range sightsOf(views) {
+		for _, x := range s.members {
 			m := byID[x.hostID]
 			if m == nil {
 				m = &MemberHealth{HostID: x.hostID}
@@ -289,35 +286,54 @@ type HealthNeed struct {
 	Probe bool
 }
 
+// Weighed is what holds any node of a ring, worked out once for those who ask about many.
+type Weighed struct {
+	need  HealthNeed
+	nodes map[string]*MemberHealth
+	born  int
+	ring  []HealthReason
+}
+
+// Weigh works out what the need makes of the ring as it was told.
+func (h RingHealth) Weigh(need HealthNeed) Weighed {
+	w := Weighed{need: need, nodes: make(map[string]*MemberHealth, len(h.Members))}
+	for i := range h.Members {
+		m := &h.Members[i]
+		if m.Node != "" {
+			w.nodes[m.Node] = m
+		}
+		if !m.unborn() {
+			w.born++
+			w.ring = append(w.ring, m.held(need)...)
+		}
+	}
+	return w
+}
+
 // Holds says why this node must not be touched now; empty when nothing holds it. Two others must see it up and normal (one
 // other in a ring of two), every other member must be up and normal in their eyes, the ranges that they read of any member
 // must have answered at every quorum, and neither the node nor a member is at work that a change could break. A ring of
 // one has no other eyes. Pure.
-func (h RingHealth) Holds(node string, need HealthNeed) (out []HealthReason) {
+func (w Weighed) Holds(node string) (out []HealthReason) {
 	say := func(code, text string, args ...any) {
 		out = append(out, HealthReason{code, fmt.Sprintf(text, args...)})
 	}
-	var self *MemberHealth
-	wanted := 0 // witnesses
-	for i := range h.Members {
-		switch m := &h.Members[i]; {
-		case m.Node == node:
-			self = m
-		case !m.unborn():
-			wanted = min(2, wanted+1)
-		}
-	}
+	self, others, need := w.nodes[node], w.born, w.need
 	if self == nil {
 		say("health-unknown", "%s is not enrolled in this ring", short(node))
 		return out
 	}
+	if !self.unborn() {
+		others--
+	}
+	wanted := min(2, others) // witnesses
 	fresh := self.fresh(need)
 	if len(fresh) < wanted {
 		say("health-unknown", "%d of the %d other nodes asked have told how %s is", len(fresh), wanted, short(node))
 	}
 	probed := 0
-	for _, w := range fresh {
-		if len(w.answers()) > 0 {
+	for _, x := range fresh {
+		if len(x.answers()) > 0 {
 			probed++
 		}
 	}
@@ -327,15 +343,21 @@ func (h RingHealth) Holds(node string, need HealthNeed) (out []HealthReason) {
 	if need != (HealthNeed{}) && (self.Look < need.Look || self.Seen.Before(need.After) || self.Seen.IsZero()) {
 		say("health-unknown", "%s has not told yet what it is at work on", short(node))
 	}
-	for i := range h.Members {
-		m := &h.Members[i]
-		if m.unborn() && m != self {
-			continue
-		}
-		m.judge(m.fresh(need), say)
-		if len(m.Works) > 0 && (need.Look == 0 || m.Look >= need.Look) {
-			say("busy", "%s is at work: %s", m.name(), works(m.Works))
-		}
+	out = append(out, w.ring...)
+	if self.unborn() {
+		out = append(out, self.held(need)...)
+	}
+	return out
+}
+
+// held is what its witnesses and its own work say against a member.
+func (m *MemberHealth) held(need HealthNeed) (out []HealthReason) {
+	say := func(code, text string, args ...any) {
+		out = append(out, HealthReason{code, fmt.Sprintf(text, args...)})
+	}
+	m.judge(m.fresh(need), say)
+	if len(m.Works) > 0 && (need.Look == 0 || m.Look >= need.Look) {
+		say("busy", "%s is at work: %s", m.name(), works(m.Works))
 	}
 	return out
 }

@@ -78,7 +78,7 @@ func TestANodeMayBeTouchedWhenTwoOthersFindTheWholeRingWell(t *testing.T) {
 	w, _, look := threeHealthy(t)
 	h := w.health()
 	for _, n := range []string{"n1", "n2", "n3"} {
-		if why := h.Holds(cluster+"/nodes/"+n, fleet.HealthNeed{Look: look, Probe: true}); len(why) > 0 {
+		if why := h.Weigh(fleet.HealthNeed{Look: look, Probe: true}).Holds(cluster + "/nodes/" + n); len(why) > 0 {
 			t.Errorf("%s is held: %v", n, why)
 		}
 	}
@@ -150,7 +150,7 @@ func TestWhatHoldsANode(t *testing.T) {
 			if c.need != nil {
 				need = c.need(look)
 			}
-			why := w.health().Holds(n1, need)
+			why := w.health().Weigh(need).Holds(n1)
 			if !slices.Contains(codesOf(why), c.want) {
 				t.Fatalf("%v, want %s", why, c.want)
 			}
@@ -170,7 +170,7 @@ func TestWhatNobodyCouldReadHoldsNothingUnlessAskedFor(t *testing.T) {
 		n.tells(look, nil)
 	}
 	nodes["n2"].tells(look, map[int]string{1: "ALL"}) // one replica did not answer: gossip says who is down
-	if why := w.health().Holds(cluster+"/nodes/n1", fleet.HealthNeed{Look: look}); len(why) > 0 {
+	if why := w.health().Weigh(fleet.HealthNeed{Look: look}).Holds(cluster + "/nodes/n1"); len(why) > 0 {
 		t.Errorf("held: %v", why)
 	}
 }
@@ -188,7 +188,7 @@ func (w *world) enrolledOnly(node string) {
 func TestANodeThatNeverStartedHoldsNobody(t *testing.T) {
 	w, _, look := threeHealthy(t)
 	w.enrolledOnly("n4")
-	if why := w.health().Holds(cluster+"/nodes/n1", fleet.HealthNeed{Look: look, Probe: true}); len(why) > 0 {
+	if why := w.health().Weigh(fleet.HealthNeed{Look: look, Probe: true}).Holds(cluster + "/nodes/n1"); len(why) > 0 {
 		t.Errorf("held: %v", why)
 	}
 	w = newWorld(t)
@@ -196,7 +196,7 @@ func TestANodeThatNeverStartedHoldsNobody(t *testing.T) {
 	n.look(1, 1)
 	n.tells(0, nil)
 	w.enrolledOnly("n2")
-	if why := w.health().Holds(n.name, fleet.HealthNeed{Probe: true}); len(why) > 0 {
+	if why := w.health().Weigh(fleet.HealthNeed{Probe: true}).Holds(n.name); len(why) > 0 {
 		t.Errorf("the only member is held: %v", why)
 	}
 }
@@ -206,10 +206,10 @@ func TestARingOfOneHasNoOtherEyes(t *testing.T) {
 	n := w.joined("n1")
 	n.look(1, 1)
 	n.tells(0, nil)
-	if why := w.health().Holds(n.name, fleet.HealthNeed{Probe: true}); len(why) > 0 {
+	if why := w.health().Weigh(fleet.HealthNeed{Probe: true}).Holds(n.name); len(why) > 0 {
 		t.Errorf("held: %v", why)
 	}
-	if why := w.health().Holds(cluster+"/nodes/n9", fleet.HealthNeed{}); !slices.Equal(codesOf(why), []string{"health-unknown"}) {
+	if why := w.health().Weigh(fleet.HealthNeed{}).Holds(cluster + "/nodes/n9"); !slices.Equal(codesOf(why), []string{"health-unknown"}) {
 		t.Errorf("a node that is not there: %v", why)
 	}
 }
@@ -221,7 +221,7 @@ func TestAnAnswerCannotBeToAQuestionThatWasNotAsked(t *testing.T) {
 	if err != nil || next <= look {
 		t.Fatal(next, err)
 	}
-	if why := w.health().Holds(cluster+"/nodes/n1", fleet.HealthNeed{Look: next}); !slices.Contains(codesOf(why), "health-unknown") {
+	if why := w.health().Weigh(fleet.HealthNeed{Look: next}).Holds(cluster + "/nodes/n1"); !slices.Contains(codesOf(why), "health-unknown") {
 		t.Errorf("an agent answered ahead of the question: %v", why)
 	}
 	tgt, _, err := w.Target(ctx, cluster+"/nodes/n1")

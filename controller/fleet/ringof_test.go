@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 
+	"pgregory.net/rapid"
+
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 )
 
@@ -70,4 +72,41 @@ func TestTheRingIsWhatItsPeersAgreeUpon(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What proposeRemovals leaves out rests on it: where one who counts sees everybody, nobody is gone by anybody's word.
+func TestWhileOneSeesEverybodyNobodyIsGone(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		ids := []string{"1", "2", "3", "4", "5"}
+		hosts := knownHosts(ids)
+		views := []ringView{}
+		calm := false
+		for _, id := range ids {
+			v := gossipOf("n"+id, id)
+			for _, m := range rapid.SliceOfDistinct(rapid.SampledFrom(ids), rapid.ID[string]).Draw(t, "sees") {
+				v.members = append(v.members, normal(m))
+			}
+			v.counts, v.sight = rapid.Bool().Draw(t, "counts"), sightOf(v.members)
+			views, calm = append(views, v), calm || v.seesAll(hosts)
+		}
+		if g := gone(views, hosts); calm && len(g) > 0 {
+			t.Errorf("%v are gone", g)
+		}
+	})
+	v := gossipOf("n1", "1", normal("1"), normal("2"))
+	v.sight = sightOf(v.members)
+	if !v.seesAll(knownHosts([]string{"1", "2"})) || v.seesAll(knownHosts([]string{"1", "3"})) {
+		t.Error("who is seen is not")
+	}
+	if v.counts = false; v.seesAll(nil) {
+		t.Error("a view that does not count calms")
+	}
+}
+
+func knownHosts(ids []string) map[string]string {
+	out := map[string]string{}
+	for _, id := range ids {
+		out["n"+id] = id
+	}
+	return out
 }

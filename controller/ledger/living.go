@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/cassandra-security-manager/csm/controller/state"
@@ -17,6 +19,40 @@ func IssuerOf(ctx context.Context, q state.Querier, sha256 []byte) (issuer strin
 		err = nil
 	}
 	return issuer, err
+}
+
+// issuersAtOnce bounds the names of one query.
+const issuersAtOnce = 200
+
+// IssuersOf gives who signed each of these certificates, by its SHA-256; empty for those that the ledger does not have. It may be asked
+// in Apply.
+func IssuersOf(ctx context.Context, q state.Querier, sums [][]byte) (map[string]string, error) {
+	out := make(map[string]string, len(sums))
+	for some := range slices.Chunk(sums, issuersAtOnce) {
+		args := make([]any, len(some))
+		for i, s := range some {
+			args[i], out[string(s)] = s, ""
+		}
+		rows, err := q.QueryContext(ctx, `SELECT sha256, issuer FROM certificates WHERE sha256 IN (?`+strings.Repeat(",?", len(some)-1)+`)`, args...)
+		if err != nil {
+			return nil, err
+		}
+		for rows.Next() {
+			var sum []byte
+			var issuer string
+			if err := rows.Scan(&sum, &issuer); err != nil {
+				rows.Close()
+				return nil, err
+			}
+			out[string(sum)] = issuer
+		}
+		err = rows.Err()
+		rows.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // Living is a certificate of an application that can still be used.

@@ -34,9 +34,14 @@ func (s *Store) Apply(l *raft.Log) any { return s.ApplyBatch([]*raft.Log{l})[0] 
 // ApplyBatch applies entries in one transaction and answers each command with a *clusterv1.Outcome (nil for entries
 // that are no commands). Entries up to Applied are skipped. A marker ends the transaction, so that its checksum stands
 // for exactly that index.
-func (s *Store) ApplyBatch(logs []*raft.Log) []any {
+func (s *Store) ApplyBatch(logs []*raft.Log) []any { return s.ApplySteps(logs, func() {}) }
+
+// ApplySteps is ApplyBatch; step is called before each entry and before each commit.
+func (s *Store) ApplySteps(logs []*raft.Log, step func()) []any {
 	s.writing.Lock()
 	defer s.writing.Unlock()
+	s.step = step
+	defer func() { s.step = nil }()
 	answers := make([]any, len(logs))
 	for from := 0; from < len(logs); {
 		n, err := s.applySome(logs[from:], answers[from:])
@@ -130,6 +135,7 @@ func (b *batch) run(logs []*raft.Log, answers []any) (n int, err error) {
 		return 0, fmt.Errorf("begin: %w", err)
 	}
 	for _, l := range logs {
+		b.store.step()
 		if l.Type == raft.LogCommand {
 			out, err := b.entry(l)
 			if err != nil {
@@ -143,6 +149,7 @@ func (b *batch) run(logs []*raft.Log, answers []any) (n int, err error) {
 			break
 		}
 	}
+	b.store.step()
 	h := b.head
 	if err := b.exec("UPDATE meta SET applied = ?, applied_term = ?, clock = ?, commands = ?, changes_after = ? WHERE id = 1",
 		h.applied, h.term, h.clock, h.commands, h.changesAfter); err != nil {

@@ -48,9 +48,11 @@ type Store struct {
 
 	// writing is held by whoever may change the file or replace it.
 	writing sync.Mutex
-	head    head
-	failed  error
-	memory  memory
+	// step is told of each step of a batch; under writing.
+	step   func()
+	head   head
+	failed error
+	memory memory
 
 	// current is the generation that is read; swapped by Restore.
 	mu      sync.RWMutex

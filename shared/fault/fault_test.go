@@ -73,4 +73,8 @@ func TestALostConnectionIsToldInTheWordsOfTheNetwork(t *testing.T) {
 			t.Errorf("the remedy is another's: %q", got)
 		}
 	}
+	gone := fault.From(fault.FromGRPC(status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: EOF"`)))
+	if gone.Reason != "sent-away" || !strings.Contains(gone.Remedy, "no leader") {
+		t.Errorf("a door that was closed: %v, %q", gone, gone.Remedy)
+	}
 }

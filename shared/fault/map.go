@@ -103,6 +103,9 @@ func FromGRPC(err error) error {
 	case codes.DeadlineExceeded:
 		return said(Unavailable, "unreachable", "the other side did not answer in time").Do("check that it runs and is not overloaded; then try again")
 	case codes.Unavailable, codes.Canceled:
+		if strings.HasSuffix(strings.TrimSuffix(s.Message(), `"`), "handshake failed: EOF") {
+			return said(Unavailable, "sent-away", "the other side closed the connection before a handshake").Do("it has no leader, goes down, or too many come at once: try another controller, and see `csm status`")
+		}
 		e := said(Unavailable, "unreachable", "the other side cannot be reached")
 		if strings.Contains(s.Message(), "certificate") {
 			return e.Do("one side does not take the other's certificate: compare both clocks, and see `csm-agent doctor` or `csm system controllers` for one that has ended")

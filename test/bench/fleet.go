@@ -21,8 +21,9 @@ const (
 	fleetAgents = 500
 	// ringNodes is the size of each ring of the fleet; simAgents what one simulator runs: each agent holds two descriptors.
 	ringNodes, simAgents = 100, 5_000
-	// fleetRamp is how many agents join in a second: they share the machine with what they join.
-	fleetRamp = 40
+	// fleetRamp is how many agents join in a second, fleetReturn how many of a simulator that starts anew come back with full handshakes:
+	// they share the machine with the controllers.
+	fleetRamp, fleetReturn = 25, 45
 )
 
 // crowd is a control plane with simulated agents.
@@ -68,7 +69,10 @@ func (b *bench) fleet(ctx context.Context) error {
 	if err := e.word(ctx); err != nil {
 		return err
 	}
-	return e.restart(ctx)
+	if err := e.restart(ctx); err != nil {
+		return err
+	}
+	return e.bundle(ctx)
 }
 
 // lay makes rings of a hundred and what lies on their hosts.
@@ -205,6 +209,9 @@ func back(since time.Time) func(fleetsim.Agent) bool {
 // cost compares controllers with this state and no agent, and with all of them at rest.
 func (e *crowd) cost(ctx context.Context) error {
 	e.stop()
+	for i := range e.specs {
+		e.specs[i].Ramp *= float64(fleetReturn) / fleetRamp
+	}
 	if _, err := e.bounce(); err != nil {
 		return err
 	}
@@ -298,5 +305,41 @@ func (e *crowd) restart(ctx context.Context) error {
 	e.b.add(figure{Name: "restart of all controllers to agents healthy, p50", Value: took[len(took)/2], Unit: "s", Load: load})
 	e.b.add(figure{Name: "restart of all controllers to agents healthy, p99", Value: p99, Unit: "s", Goal: "< 60 s", Holds: yes(p99 < 60), Load: load})
 	e.b.add(figure{Name: "restart of all controllers to agents healthy, last", Value: took[len(took)-1], Unit: "s", Load: load})
+	return nil
+}
+
+// bundle begins a rotation of the system CA and counts until each agent has said that its verifier holds the new root too. It is the
+// last figure: the rotation goes on from there.
+func (e *crowd) bundle(ctx context.Context) error {
+	const rotations = "/v1/system/authorities/system/rotations"
+	var plan struct{ Hash string }
+	if err := e.p.API.Do(ctx, http.MethodPost, rotations+":plan", struct{}{}, &plan); err != nil {
+		return err
+	}
+	at := time.Now()
+	var begun struct{ Name string }
+	if err := e.p.API.Do(ctx, http.MethodPost, rotations, map[string]string{"planHash": plan.Hash, "reason": "a figure"}, &begun); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	for {
+		var now struct {
+			Phase  string
+			Agents struct{ Total, Trusting int }
+		}
+		if err := e.p.API.Do(ctx, http.MethodGet, "/v1/"+begun.Name, nil, &now); err != nil {
+			return err
+		}
+		if now.Agents.Total >= e.agents && now.Agents.Trusting == now.Agents.Total {
+			break
+		}
+		if err := pause(ctx, 500*time.Millisecond); err != nil {
+			return fmt.Errorf("%d of %d agents trust the new root, phase %s: %w", now.Agents.Trusting, now.Agents.Total, now.Phase, err)
+		}
+	}
+	took := time.Since(at).Seconds()
+	e.b.add(figure{Name: "bundle change to all acknowledged", Value: took, Unit: "s", Goal: "< 30 s", Holds: yes(took < 30),
+		Load: fmt.Sprintf("%d simulated agents with streams to three controllers; a rotation of the system CA begins: until the controllers have on record that each agent verifies by the new root too, looked at twice a second", e.agents)})
 	return nil
 }

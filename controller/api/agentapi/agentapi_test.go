@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -253,9 +254,57 @@ func TestWhoWasRefusedBecauseTheWaveWasBusyIsToldWhenItIsFree(t *testing.T) {
 	_, err = two.claim(t2, agentv1.MoveKind_MOVE_KIND_FIRST)
 	wantReason(t, err, "wave-busy")
 	w.must(one.report(claim, agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED))
+	w.log.Clock.Advance(time.Second) // it looked once when it was refused, and the next turn is a little later
 	two.claimsOpen()
 	_, err = two.claim(t2, agentv1.MoveKind_MOVE_KIND_FIRST)
 	w.must(err)
+}
+
+func TestOfManyWhoWaitOneIsToldAtATime(t *testing.T) {
+	w := newWorld(t).listen()
+	first := w.join("n0")
+	first.hello.Instance.Running = true
+	claim, err := first.claim(first.open(), agentv1.MoveKind_MOVE_KIND_FIRST)
+	w.must(err)
+	const waiting = 5
+	words := make(chan *agent, 2*waiting)
+	for k := range waiting {
+		a := w.join("n" + strconv.Itoa(k+1))
+		a.hello.Instance.Running = true
+		target := a.open()
+		_, err := a.claim(target, agentv1.MoveKind_MOVE_KIND_FIRST)
+		wantReason(t, err, "wave-busy")
+		go func() {
+			for {
+				select {
+				case c := <-a.control:
+					if c.ClaimsOpen {
+						words <- a
+					}
+				case <-t.Context().Done():
+					return
+				}
+			}
+		}()
+	}
+	w.must(first.report(claim, agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED))
+	told := map[*agent]bool{}
+	for turns := 1; len(told) < waiting && turns < 100; turns++ {
+		for heard := true; heard; {
+			select {
+			case a := <-words:
+				if told[a] = true; len(told) > turns {
+					t.Errorf("%d were told in %d turns", len(told), turns)
+				}
+			case <-time.After(50 * time.Millisecond):
+				heard = false
+			}
+		}
+		w.log.Clock.Advance(125 * time.Millisecond)
+	}
+	if len(told) != waiting {
+		t.Errorf("%d of %d were told", len(told), waiting)
+	}
 }
 
 func (a *agent) claimsOpen() {

@@ -25,7 +25,7 @@ func (s *Server) ClaimMove(ctx context.Context, r *agentv1.ClaimMoveRequest) (*a
 	}
 	claim, expires, err := s.Fleet.Claim(ctx, c.UID, r)
 	if fault.HasReason(err, "wave-busy") {
-		s.waits(c.Node)
+		s.waits(c.Node, len(r.PlanHash) > 0)
 	}
 	if err != nil {
 		return nil, err

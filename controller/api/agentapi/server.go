@@ -86,6 +86,7 @@ type Server struct {
 	Deps
 
 	limits limits
+	turns  turns
 
 	// roots of the system CA; set with the port's TLS.
 	roots func() []*x509.Certificate

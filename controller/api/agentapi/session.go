@@ -24,8 +24,9 @@ type session struct {
 	ended chan struct{}
 	// away is closed when the agent should go to another controller.
 	away chan struct{}
-	// wave is poked when the node was refused because the wave was busy.
-	wave chan struct{}
+	// wave is poked when the node was refused because the wave was busy; planned says that it claimed by an open wave of a plan.
+	wave    chan struct{}
+	planned atomic.Bool
 	// system is poked when the agent is to be told about the system CA; trusts are the roots that it uses, as it said last.
 	system chan struct{}
 	trusts atomic.Pointer[[][]byte]
@@ -130,11 +131,12 @@ func (s *Server) forgetFormerLife() {
 	}
 }
 
-// waits remembers that a node was refused because the wave was busy.
-func (s *Server) waits(node string) {
+// waits remembers that a node was refused because the wave was busy, and whether it claimed by a plan.
+func (s *Server) waits(node string, planned bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if x, ok := s.sessions[node]; ok {
+		x.planned.Store(planned)
 		poke(x.wave)
 	}
 }

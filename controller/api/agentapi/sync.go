@@ -2,6 +2,7 @@ package agentapi
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"time"
@@ -36,15 +37,27 @@ type pusher struct {
 	watches struct{ target, proofs, agent, wave *state.Watch }
 	timer   clockwork.Timer
 
-	lastTarget *agentv1.Target
+	lastTarget sum
+	generation uint64 // of lastTarget
 	tasks      map[string]bool
 	results    uint64
-	waiting    bool
-	reported   *clusterv1.AgentReported
+	waits      waiting
+	reported   sum
 	pending    *clusterv1.AgentReported
 	reportedAt time.Time
 	// at is when something is due by time alone, by what it is.
 	at map[string]time.Time
+}
+
+// sum stands for a message that is only compared: ten thousand streams would keep ten thousand of them.
+type sum [sha256.Size]byte
+
+func sumOf(m proto.Message) sum {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		return sum{} // text that is not UTF-8: no message that was received or read from the state has any
+	}
+	return sha256.Sum256(b)
 }
 
 // Sync holds the agent's stream: Hello first, then pushes until either side ends it.
@@ -81,7 +94,7 @@ func (s *Server) Sync(stream agentv1.AgentService_SyncServer) error {
 	}
 	connected := false
 	defer func() { s.closeSession(x, connected) }()
-	p := &pusher{s: s, x: x, stream: stream, tasks: map[string]bool{}, at: map[string]time.Time{}, reported: report, reportedAt: s.Clock.Now()}
+	p := &pusher{s: s, x: x, stream: stream, at: map[string]time.Time{}, reported: sumOf(report), reportedAt: s.Clock.Now()}
 	p.watches.target = s.Store.Watch(fleet.TargetSignals(c.Node)...)
 	p.watches.proofs = s.Store.Watch(fleet.ProofSignal(c.Node))
 	p.watches.agent = s.Store.Watch(fleet.AgentSignal(c.UID))
@@ -181,8 +194,7 @@ func (p *pusher) run(ctx context.Context) error {
 		case <-p.watches.wave.C():
 			err = p.wave(ctx)
 		case <-p.x.wave:
-			p.waiting = true
-			err = p.wave(ctx)
+			err = p.refused(ctx)
 		case <-p.x.system:
 			err = p.system(ctx)
 		case <-p.x.retired:
@@ -225,7 +237,7 @@ func (p *pusher) received(ctx context.Context, r received) error {
 		return err
 	}
 	// One that turns back to what was recorded before one that was not is recorded: a move may have told the other meanwhile.
-	if proto.Equal(report, p.reported) && p.pending == nil {
+	if sumOf(report) == p.reported && p.pending == nil {
 		return nil
 	}
 	p.pending = report
@@ -247,7 +259,7 @@ func (p *pusher) report(ctx context.Context) error {
 	err := p.s.Fleet.Reported(ctx, p.pending)
 	switch {
 	case err == nil:
-		p.reported, p.pending = p.pending, nil
+		p.reported, p.pending = sumOf(p.pending), nil
 	case fault.Is(err, fault.Unavailable) || fault.Is(err, fault.Unknown):
 		p.at["report"] = now.Add(5 * time.Second)
 	case fault.HasReason(err, "agent-suspended"):
@@ -269,10 +281,11 @@ func (p *pusher) target(ctx context.Context) error {
 		return err
 	}
 	p.at["freeze"] = recheck
-	if t.Incarnation != p.x.Incarnation || (p.lastTarget != nil && (t.Generation < p.lastTarget.Generation || proto.Equal(t, p.lastTarget))) {
+	now := sumOf(t)
+	if t.Incarnation != p.x.Incarnation || t.Generation < p.generation || now == p.lastTarget {
 		return nil
 	}
-	p.lastTarget = t
+	p.lastTarget, p.generation = now, t.Generation
 	return p.stream.Send(&agentv1.SyncResponse{Message: &agentv1.SyncResponse_Target{Target: t}})
 }
 
@@ -282,7 +295,10 @@ func (p *pusher) proofs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	open := map[string]bool{}
+	var open map[string]bool
+	if len(tasks) > 0 {
+		open = make(map[string]bool, len(tasks))
+	}
 	for _, t := range tasks {
 		open[t.Task] = true
 		if p.tasks[t.Task] {
@@ -316,24 +332,6 @@ func (p *pusher) agent(ctx context.Context) error {
 		return p.s.dismiss(p.stream, c, err)
 	}
 	return nil
-}
-
-// wave tells a node that was refused that it may ask again.
-func (p *pusher) wave(ctx context.Context) error {
-	delete(p.at, "wave")
-	if !p.waiting {
-		return nil
-	}
-	free, retry, err := p.s.Fleet.WaveFree(ctx, p.x.Node, p.x.Cluster)
-	if err != nil {
-		return err
-	}
-	if !free {
-		p.at["wave"] = retry
-		return nil
-	}
-	p.waiting = false
-	return p.send(&agentv1.Control{ClaimsOpen: true, ServerTime: timestamppb.New(p.s.Clock.Now())})
 }
 
 // due gives the channel of the earliest thing that is due by time alone; nil when there is none.

@@ -55,8 +55,9 @@ func (s *server) seen() {
 		}) (*body[RingHealth], error) {
 			h, err := s.Fleet.Health(ctx, in.name())
 			out := RingHealth{Name: in.name(), RingHealth: h, Held: []Held{}}
+			weighed := h.Weigh(fleet.HealthNeed{Look: h.Look})
 			for _, m := range h.Members {
-				if why := h.Holds(m.Node, fleet.HealthNeed{Look: h.Look}); m.Node != "" && len(why) > 0 {
+				if why := weighed.Holds(m.Node); m.Node != "" && len(why) > 0 {
 					out.Held = append(out.Held, Held{m.Node, why})
 				}
 			}

@@ -37,16 +37,29 @@ func New(ctx context.Context, limit time.Duration, bite func(error)) *Dog {
 
 // Begin says that an operation has begun; call what it returns when it has ended.
 func (d *Dog) Begin(what string) (end func()) {
+	_, end = d.steps(what)
+	return end
+}
+
+// steps is Begin for an operation of many parts: each part has the whole limit. A machine that is short of processors is slow at all of
+// them and hangs at none; to end there would leave its work to the others, which have no more.
+func (d *Dog) steps(what string) (step, end func()) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.next++
 	n := d.next
 	d.work[n] = work{what, time.Now()}
-	d.mu.Unlock()
-	return func() {
+	step = func() {
 		d.mu.Lock()
-		delete(d.work, n)
-		d.mu.Unlock()
+		defer d.mu.Unlock()
+		d.work[n] = work{what, time.Now()}
 	}
+	end = func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.work, n)
+	}
+	return step, end
 }
 
 func (d *Dog) run(ctx context.Context) {
@@ -116,20 +129,27 @@ func (s Stable) SetUint64(key []byte, val uint64) error {
 	return s.StableStore.SetUint64(key, val)
 }
 
+// Stepping is a state machine that says when it goes on to the next entry of a batch.
+type Stepping interface {
+	raft.BatchingFSM
+	ApplySteps(logs []*raft.Log, step func()) []any
+}
+
 // FSM watches the state machine's batches. Restore is not watched: taking in a large snapshot may take its time.
 type FSM struct {
-	raft.BatchingFSM
+	Stepping
 	Dog *Dog
 }
 
 // ApplyBatch is raft.BatchingFSM, watched.
 func (f FSM) ApplyBatch(logs []*raft.Log) []any {
-	defer f.Dog.Begin("applying the raft log")()
-	return f.BatchingFSM.ApplyBatch(logs)
+	step, end := f.Dog.steps("applying the raft log")
+	defer end()
+	return f.ApplySteps(logs, step)
 }
 
 // Apply is raft.FSM, watched.
 func (f FSM) Apply(l *raft.Log) any {
 	defer f.Dog.Begin("applying the raft log")()
-	return f.BatchingFSM.Apply(l)
+	return f.Stepping.Apply(l)
 }

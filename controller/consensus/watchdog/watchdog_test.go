@@ -59,11 +59,32 @@ func TestWorkThatEndsInTimeBitesNobody(t *testing.T) {
 	}
 }
 
+// laborious takes long for a batch, and not for any entry of it.
+type laborious struct{ watchdog.Stepping }
+
+func (laborious) ApplySteps(logs []*raft.Log, step func()) []any {
+	for range logs {
+		step()
+		time.Sleep(limit - time.Second)
+	}
+	return nil
+}
+
+func TestALongBatchIsNoHungDisk(t *testing.T) {
+	bites, _ := watch(t, func(d *watchdog.Dog) {
+		watchdog.FSM{Stepping: laborious{}, Dog: d}.ApplyBatch(make([]*raft.Log, 50))
+		time.Sleep(10 * limit)
+	})
+	if len(bites) > 0 {
+		t.Errorf("bites: %v", bites)
+	}
+}
+
 // hung is a disk that never answers.
 type hung struct {
 	raft.LogStore
 	raft.StableStore
-	raft.BatchingFSM
+	watchdog.Stepping
 	until <-chan struct{}
 }
 
@@ -72,8 +93,9 @@ var errFreed = errors.New("the disk answers again")
 func (h hung) StoreLogs([]*raft.Log) error    { <-h.until; return errFreed }
 func (h hung) Set(_, _ []byte) error          { <-h.until; return errFreed }
 func (h hung) SetUint64([]byte, uint64) error { <-h.until; return errFreed }
-func (h hung) ApplyBatch([]*raft.Log) []any   { <-h.until; return nil }
 func (h hung) Apply(*raft.Log) any            { <-h.until; return nil }
+
+func (h hung) ApplySteps([]*raft.Log, func()) []any { <-h.until; return nil }
 
 func TestEachWriteOfRaftIsWatched(t *testing.T) {
 	for what, do := range map[string]func(*watchdog.Dog, hung){
@@ -81,8 +103,8 @@ func TestEachWriteOfRaftIsWatched(t *testing.T) {
 		"many entries": func(d *watchdog.Dog, h hung) { _ = watchdog.Log{LogStore: h, Dog: d}.StoreLogs(nil) },
 		"the vote":     func(d *watchdog.Dog, h hung) { _ = watchdog.Stable{StableStore: h, Dog: d}.Set(nil, nil) },
 		"the term":     func(d *watchdog.Dog, h hung) { _ = watchdog.Stable{StableStore: h, Dog: d}.SetUint64(nil, 1) },
-		"a batch":      func(d *watchdog.Dog, h hung) { watchdog.FSM{BatchingFSM: h, Dog: d}.ApplyBatch(nil) },
-		"one command":  func(d *watchdog.Dog, h hung) { watchdog.FSM{BatchingFSM: h, Dog: d}.Apply(nil) },
+		"a batch":      func(d *watchdog.Dog, h hung) { watchdog.FSM{Stepping: h, Dog: d}.ApplyBatch(nil) },
+		"one command":  func(d *watchdog.Dog, h hung) { watchdog.FSM{Stepping: h, Dog: d}.Apply(nil) },
 	} {
 		bites, _ := watch(t, func(d *watchdog.Dog) {
 			until := make(chan struct{})

@@ -83,10 +83,11 @@ func begin(a *state.Apply, p Plan) (string, error) {
 		VALUES (?,?,?,?,?,0,?,?,?,'',?,0,'',?,?,?,0,?)`, name, p.Cluster, p.Kind, p.Owner, Running, spec, hash, a.Envelope.GetReason(), a.Envelope.GetActor(), now, now, now, a.Index); err != nil {
 		return "", err
 	}
-	signs, err := standing(a, p.Cluster)
+	nodes, err := fleet.Standings(a.Context(), a.Querier(), p.Cluster, a.Now)
 	if err != nil {
 		return "", err
 	}
+	signs := standing(nodes)
 	for i, w := range p.Waves {
 		if _, err := a.Exec(`INSERT INTO rollout_waves (rollout, wave, title, why) VALUES (?,?,?,?)`, name, i, w.Title, w.Why); err != nil {
 			return "", err
@@ -110,15 +111,14 @@ func begin(a *state.Apply, p Plan) (string, error) {
 }
 
 // standing is how the stores of a cluster stand, by full name.
-func standing(a *state.Apply, cluster string) (map[string]fleet.StoreStanding, error) {
-	nodes, err := fleet.Standings(a.Context(), a.Querier(), cluster, a.Now)
+func standing(nodes []fleet.Standing) map[string]fleet.StoreStanding {
 	out := map[string]fleet.StoreStanding{}
 	for _, n := range nodes {
 		for _, s := range n.Stores {
 			out[resource.Store(n.Node, s.Store)] = s
 		}
 	}
-	return out, err
+	return out
 }
 
 func applyAdvance(a *state.Apply, c *clusterv1.AdvanceRollout) (*clusterv1.RolloutReply, error) {
@@ -134,19 +134,22 @@ func advance(a *state.Apply, r *row) error {
 	if !live(r.state) {
 		return nil
 	}
-	if err := forgetGone(a, r); err != nil {
-		return err
-	}
-	f, stores, err := factsOf(a.Context(), a.Querier(), *r, a.Now)
+	f, from, err := factsOf(a.Context(), a.Querier(), *r, a.Now)
 	if err != nil {
 		return err
+	}
+	if f.gone {
+		if err := forgetGone(a, r, from); err != nil {
+			return err
+		}
+		return advance(a, r)
 	}
 	act, reasons := decide(f)
 	switch act.Do {
 	case Look:
 		return ask(a, r, f)
 	case Open:
-		return open(a, r, stores, act.Nodes)
+		return open(a, r, from, act.Nodes)
 	case Halt:
 		return setState(a, r, Halted, act.Why)
 	case Finish:
@@ -155,7 +158,7 @@ func advance(a *state.Apply, r *row) error {
 			end = RolledBack
 		}
 		// Who failed within the budget keeps what it has: it does not go on trying by itself.
-		for _, x := range stores {
+		for _, x := range from.stores {
 			if x.state == storeFailed {
 				if _, err := fleet.Withdraw(a, x.node, x.store, x.generation, x.before, x.named); err != nil {
 					return err
@@ -203,16 +206,8 @@ func summary(f Facts) string {
 }
 
 // forgetGone lets go of nodes that are no longer what the plan was made for: who joined anew got its certificate there.
-func forgetGone(a *state.Apply, r *row) error {
-	nodes, err := fleet.Standings(a.Context(), a.Querier(), r.spec.Cluster, a.Now)
-	if err != nil {
-		return err
-	}
-	stores, err := storesOf(a.Context(), a.Querier(), r.name)
-	if err != nil {
-		return err
-	}
-	for _, g := range gone(stores, nodes) {
+func forgetGone(a *state.Apply, r *row, from sources) error {
+	for _, g := range gone(from.stores, from.nodes) {
 		if err := setStore(a, r.name, g.storeRow, storeGone, g.why); err != nil {
 			return err
 		}
@@ -263,12 +258,9 @@ var moves = map[string]agentv1.MoveKind{
 }
 
 // open lets nodes begin: their stores' generations are raised.
-func open(a *state.Apply, r *row, stores []storeRow, nodes []string) error {
-	now, err := standing(a, r.spec.Cluster)
-	if err != nil {
-		return err
-	}
-	for _, x := range stores {
+func open(a *state.Apply, r *row, from sources, nodes []string) error {
+	now := standing(from.nodes)
+	for _, x := range from.stores {
 		if x.state != storePending || !contains(nodes, x.node) {
 			continue
 		}
@@ -293,7 +285,7 @@ func open(a *state.Apply, r *row, stores []storeRow, nodes []string) error {
 			return err
 		}
 	}
-	_, err = a.Exec(`UPDATE rollouts SET awaits = '', awaits_ms = ?, revision = ? WHERE name = ?`, a.Now.UnixMilli(), a.Index, r.name)
+	_, err := a.Exec(`UPDATE rollouts SET awaits = '', awaits_ms = ?, revision = ? WHERE name = ?`, a.Now.UnixMilli(), a.Index, r.name)
 	a.Touch(state.Updated, r.name)
 	return err
 }

@@ -12,38 +12,46 @@ import (
 	"github.com/cassandra-security-manager/csm/controller/state"
 )
 
+// sources are the rows behind facts.
+type sources struct {
+	stores []storeRow
+	nodes  []fleet.Standing
+}
+
 // factsOf reads all that the next decision of a rollout depends on.
-func factsOf(ctx context.Context, q state.Querier, r row, now time.Time) (Facts, []storeRow, error) {
+func factsOf(ctx context.Context, q state.Querier, r row, now time.Time) (Facts, sources, error) {
 	f := Facts{Now: now, Spec: r.spec, State: r.state, Note: r.note, Failures: r.failures}
 	stores, err := storesOf(ctx, q, r.name)
 	if err != nil {
-		return f, nil, err
+		return f, sources{}, err
 	}
 	nodes, err := fleet.Standings(ctx, q, r.spec.Cluster, now)
 	if err != nil {
-		return f, nil, err
+		return f, sources{}, err
 	}
 	f.gone = len(gone(stores, nodes)) > 0
 	f.Nodes = nodesOf(stores, nodes, r.spec.Canary > 0 && !r.back)
+	freezes, err := fleet.FreezesAt(ctx, q, now)
+	if err != nil {
+		return f, sources{}, err
+	}
 	for i := range f.Nodes {
 		if n := &f.Nodes[i]; n.Phase == Pending || n.Phase == Told {
-			if z, err := fleet.FrozenAt(ctx, q, n.Name, now); err != nil {
-				return f, nil, err
-			} else if z != nil {
+			if z := freezes.On(n.Name); z != nil {
 				n.Frozen = z.Words()
 			}
 		}
 	}
 	if err := f.look(ctx, q, r); err != nil {
-		return f, nil, err
+		return f, sources{}, err
 	}
 	if err := f.surroundings(ctx, q, nodes); err != nil {
-		return f, nil, err
+		return f, sources{}, err
 	}
 	if f.Spec.Undo || f.State == RollingBack {
 		f.onTheWayBack()
 	}
-	return f, stores, nil
+	return f, sources{stores, nodes}, nil
 }
 
 // onTheWayBack leaves out what the way back may be the cure of: members that are down or away, and a ring whose members see each
@@ -76,8 +84,9 @@ func (f *Facts) look(ctx context.Context, q state.Querier, r row) error {
 	if f.Looked && tells(h) {
 		need.Look = r.look
 	}
+	weighed := h.Weigh(need)
 	for _, n := range next {
-		for _, x := range h.Holds(n.Name, need) {
+		for _, x := range weighed.Holds(n.Name) {
 			switch {
 			case x.Code == "replica-down" || x.Code == "ring-moving": // weighed by the gates, which know how many may be down
 			case x.Code == "health-unknown" && (need.Look == 0 || begun): // nobody tells; or it was looked at when the wave began

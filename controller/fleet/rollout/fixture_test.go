@@ -90,7 +90,7 @@ func newWorld(t testing.TB, racks ...string) *world {
 		t.Fatal(err)
 	}
 	for i, rack := range racks {
-		w.nodes = append(w.nodes, w.join(fmt.Sprintf("n%d", i+1), rack, byte(i+1)))
+		w.nodes = append(w.nodes, w.join(fmt.Sprintf("n%d", i+1), rack, i+1))
 	}
 	for _, m := range w.nodes {
 		c, err := m.claim(agentv1.MoveKind_MOVE_KIND_FIRST)
@@ -113,14 +113,14 @@ func newWorld(t testing.TB, racks ...string) *world {
 	return w
 }
 
-func (w *world) join(node, rack string, id byte) *member {
+func (w *world) join(node, rack string, id int) *member {
 	w.t.Helper()
 	names := fleet.Names{DNS: []string{node + ".example"}, IPs: []string{"10.0.0.1"}}
 	token, _, err := w.fleet.CreateToken(ctx, cluster, fleet.TokenSpec{Node: node, Names: names}, ann)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	m := &member{w: w, id: bytes.Repeat([]byte{id}, 16), agent: &agentv1.AgentFacts{Mode: agentv1.Mode_MODE_MANAGE, GenerationCounter: 1, Machine: []byte(node)}}
+	m := &member{w: w, id: bytes.Repeat([]byte{byte(id >> 8), byte(id)}, 8), agent: &agentv1.AgentFacts{Mode: agentv1.Mode_MODE_MANAGE, GenerationCounter: 1, Machine: []byte(node)}}
 	h := hex.EncodeToString(m.id)
 	m.instance = &agentv1.InstanceFacts{ClusterName: "ring", Datacenter: "dc1", Rack: rack, HostId: h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]}
 	m.store = &agentv1.StoreFacts{Store: "node", State: agentv1.InstallState_INSTALL_STATE_ABSENT, Ports: []*agentv1.Port{{Kind: agentv1.PortKind_PORT_KIND_INTERNODE, Address: "10.0.0.1", Port: 7000}}}
@@ -139,7 +139,7 @@ func (w *world) gossip(change func(id []byte, m *agentv1.RingMember)) {
 	var v agentv1.RingView
 	v.Source = "nodetool"
 	for i, m := range w.nodes {
-		x := &agentv1.RingMember{HostId: m.id, Address: []byte{10, 0, 0, byte(i + 1)}, Up: true, State: agentv1.RingState_RING_STATE_NORMAL}
+		x := &agentv1.RingMember{HostId: m.id, Address: []byte{10, 0, byte((i + 1) >> 8), byte(i + 1)}, Up: true, State: agentv1.RingState_RING_STATE_NORMAL}
 		change(m.id, x)
 		v.Members = append(v.Members, x)
 	}

@@ -70,10 +70,11 @@ func Get(ctx context.Context, q state.Querier, name string, now time.Time) (Roll
 func viewOf(ctx context.Context, q state.Querier, r row, now time.Time) (Rollout, error) {
 	v := Rollout{Name: r.name, Spec: r.spec, BakeSeconds: r.spec.Bake.Seconds(), State: r.state, Note: r.note, PlanHash: hex.EncodeToString(r.hash), Reason: r.reason, Creator: r.creator,
 		Back: r.back, Failures: r.failures, CreateTime: at(r.createdMs), StateTime: at(r.stateMs), EndTime: at(r.endMs), Revision: r.revision}
-	f, stores, err := factsOf(ctx, q, r, now)
+	f, from, err := factsOf(ctx, q, r, now)
 	if err != nil {
 		return v, err
 	}
+	stores := from.stores
 	if live(r.state) {
 		act, reasons := decide(f)
 		v.Awaits = reasons

@@ -26,8 +26,9 @@ type sight struct {
 	r   row
 	// issuers remembers who signed which leaf.
 	issuers map[string]string
-	// standings are what stores has read of the cluster's nodes.
+	// standings are what stores has read of the cluster's nodes, stored what it made of them.
 	standings []fleet.Standing
+	stored    map[string][]Store
 }
 
 func look(ctx context.Context, q state.Querier, now time.Time, r row) *sight {
@@ -155,21 +156,28 @@ func (s *sight) waiting(members []Member, asides []Aside, stores map[string][]St
 }
 
 func (s *sight) stores() (map[string][]Store, error) {
+	if s.stored != nil {
+		return s.stored, nil
+	}
 	standings, err := fleet.Standings(s.ctx, s.q, s.r.cluster, s.now)
 	if err != nil {
 		return nil, err
 	}
 	s.standings = standings
+	all, err := fleet.ProvenIn(s.ctx, s.q, s.r.cluster)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.signed(all); err != nil {
+		return nil, err
+	}
 	out := map[string][]Store{}
 	var back [][]byte // anchors that the leaves of before lead to
 	proven := map[string]fleet.Proven{}
 	for _, n := range standings {
 		for _, st := range n.Stores {
 			x := Store{Name: st.Store, Signer: st.Authority, Behind: !s.r.idle() && (st.Installed < st.Generation || st.Installed < s.r.generation), Moving: st.Unproved || n.Claim != nil && n.Claim.Store == st.Store}
-			p, err := fleet.ProvenOf(s.ctx, s.q, n.Node, st.Store)
-			if err != nil {
-				return nil, err
-			}
+			p := all[resource.Store(n.Node, st.Store)]
 			if x.Leaf, err = s.side(p.Leaf); err != nil {
 				return nil, err
 			}
@@ -190,7 +198,20 @@ func (s *sight) stores() (map[string][]Store, error) {
 			list[i].LacksBefore = untrusted(proven[resource.Store(node, list[i].Name)], back)
 		}
 	}
+	s.stored = out
 	return out, nil
+}
+
+// signed remembers who signed the leaves that were proved.
+func (s *sight) signed(all map[string]fleet.Proven) (err error) {
+	var leaves [][]byte
+	for _, p := range all {
+		if len(p.Leaf) > 0 {
+			leaves = append(leaves, p.Leaf)
+		}
+	}
+	s.issuers, err = ledger.IssuersOf(s.ctx, s.q, leaves)
+	return err
 }
 
 // written is the side of a leaf that is in the files, whether anybody has proved it or not.
