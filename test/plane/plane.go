@@ -294,8 +294,27 @@ func (p *Plane) wait(ctx context.Context, n int) error {
 		if voters < n {
 			return fmt.Errorf("%d of %d controllers vote", voters, n)
 		}
-		return nil
+		return p.answering(ctx, n)
 	})
+}
+
+// answering fails while fewer than n controllers answer at their own REST door, which opens later than raft's.
+func (p *Plane) answering(ctx context.Context, n int) error {
+	var silent []error
+	for _, c := range p.Controllers {
+		if c.process == nil {
+			continue
+		}
+		if err := p.API.On(ctx, c.Address(9640), http.MethodGet, "/v1/system", nil, nil); err != nil {
+			silent = append(silent, fmt.Errorf("%s: %w", c.Name, err))
+			continue
+		}
+		n--
+	}
+	if n > 0 {
+		return fmt.Errorf("%d more controllers must answer: %w", n, errors.Join(silent...))
+	}
+	return nil
 }
 
 // Ready waits until every controller votes and answers.

@@ -80,12 +80,14 @@ func startWith(t *testing.T, extra string) world {
 	t.Cleanup(r.Release)
 	p, err := plane.Start(t.Context(), plane.Options{Dir: t.TempDir(), Bin: bin, Host: r.Host, Regions: []string{"eu-west", "us-east", "ap-south"}, Root: "lab", Extra: extra})
 	if p != nil {
-		t.Cleanup(p.Stop)
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Log(p.Tails(20))
+			}
+			p.Stop()
+		})
 	}
 	if err != nil {
-		if p != nil {
-			t.Log(p.Tails(20))
-		}
 		t.Fatal(err)
 	}
 	return world{p, t}
