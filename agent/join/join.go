@@ -28,6 +28,9 @@ import (
 // maxEvidence bounds the token file, in bytes.
 const maxEvidence = 16 << 10
 
+// joinFor bounds asking one controller. Where thousands join at once it lets each wait for its turn.
+const joinFor = 40 * time.Second
+
 // Options of joining.
 type Options struct {
 	Controllers []string
@@ -142,12 +145,12 @@ func ask(ctx context.Context, address string, conf *tls.Config, through sync.Dia
 		return refused
 	}
 	b := &bound{TransportCredentials: credentials.NewTLS(c)}
-	conn, err := sync.DialWith(address, b, through)
+	conn, err := sync.Dial(address, b, through)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, joinFor)
 	defer cancel()
 	if inUse != nil {
 		if err := prove(ctx, b, conn, req, inUse); err != nil {

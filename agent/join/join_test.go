@@ -278,7 +278,7 @@ func TestARenewalIsForANewKeyAndABadOneChangesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := agentsync.Dial(c.addr, agentsync.IdentityTLS(f.Identity, time.Now), nil)
+	conn, err := agentsync.Dial(c.addr, credentials.NewTLS(identity.ForDial(agentsync.IdentityTLS(f.Identity, time.Now))), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

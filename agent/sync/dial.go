@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
@@ -107,17 +108,14 @@ func nodeOf(id *state.Identity) string {
 type Dialer func(ctx context.Context, address string) (net.Conn, error)
 
 // Dial opens a lazy connection to one controller.
-func Dial(address string, c *tls.Config, through Dialer) (*grpc.ClientConn, error) {
-	return DialWith(address, credentials.NewTLS(identity.ForDial(c)), through)
-}
-
-// DialWith is Dial for who must see the handshake.
-func DialWith(address string, c credentials.TransportCredentials, through Dialer) (*grpc.ClientConn, error) {
+func Dial(address string, c credentials.TransportCredentials, through Dialer) (*grpc.ClientConn, error) {
 	options := []grpc.DialOption{grpc.WithTransportCredentials(c),
 		// A dead path is seen within minutes. Servers of grpc-go close a connection that pings more often than each 5 minutes.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 6 * time.Minute, Timeout: 20 * time.Second}),
 		// What a controller sends is bounded like what is sent to it.
 		grpc.WithUnaryInterceptor(bounds.UnaryClient), grpc.WithStreamInterceptor(bounds.StreamClient),
+		// One attempt each: whoever dials knows when to give up.
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: openFor + answerFor}),
 		grpc.WithDisableServiceConfig(), grpc.WithIdleTimeout(0), grpc.WithUserAgent("csm-agent"),
 		// Small buffers: an agent sends little, and 30 MB is all it may have.
 		grpc.WithReadBufferSize(8 << 10), grpc.WithWriteBufferSize(8 << 10)}

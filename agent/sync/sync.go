@@ -11,15 +11,18 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/jonboulle/clockwork"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	"github.com/cassandra-security-manager/csm/shared/fault"
+	"github.com/cassandra-security-manager/csm/shared/identity"
 )
 
 // Pauses between rounds over the whole list: doubled each round, then jittered to 20-100 %. The longest is short because
@@ -31,8 +34,9 @@ const (
 	lastPause  = 5 * time.Second
 	// settled is how long a stream must live for the next failure to start from the first pause.
 	settled = 30 * time.Second
-	// openFor bounds connecting and the first answer of one controller.
-	openFor = 10 * time.Second
+	// openFor bounds connecting to one controller, and after it all until its first answer: when thousands come at once, a controller lets
+	// each wait for its turn.
+	openFor, answerFor = 10 * time.Second, 30 * time.Second
 	// hopelessPause is between rounds while no stream can open by itself.
 	hopelessPause = 2 * time.Minute
 )
@@ -175,14 +179,13 @@ func (c *Client) Reconnect() {
 func (c *Client) stream(ctx context.Context, address string) (opened bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	conn, err := Dial(address, c.o.TLS, c.o.Dialer)
+	// The stream must open in time, but may then live for hours.
+	conn, tooLate, err := dialOnce(address, c.o.TLS, c.o.Dialer, cancel)
 	if err != nil {
 		return false, err
 	}
-	defer conn.Close()
-	// The stream must open in time, but may then live for hours.
-	tooLate := time.AfterFunc(openFor, cancel)
 	defer tooLate.Stop()
+	defer conn.Close()
 	s, err := agentv1.NewAgentServiceClient(conn).Sync(ctx)
 	if err != nil {
 		return false, fault.FromGRPC(err)
@@ -194,7 +197,7 @@ func (c *Client) stream(ctx context.Context, address string) (opened bool, err e
 	first, err := s.Recv()
 	if err != nil {
 		if ctx.Err() != nil {
-			return false, fault.New(fault.Unavailable, "no-answer", "the controller %s did not answer within %s", address, openFor)
+			return false, noAnswer(address)
 		}
 		return false, fault.FromGRPC(err)
 	}
@@ -218,6 +221,35 @@ func (c *Client) stream(ctx context.Context, address string) (opened bool, err e
 		}
 		c.dispatch(m)
 	}
+}
+
+// dialOnce opens a lazy connection and calls giveUp when it is not there in openFor, or the timer that it returns is not stopped in
+// answerFor after that.
+func dialOnce(address string, t *tls.Config, through Dialer, giveUp func()) (*grpc.ClientConn, *time.Timer, error) {
+	tooLate := time.AfterFunc(openFor, giveUp)
+	conn, err := Dial(address, answered{credentials.NewTLS(identity.ForDial(t)), func() { tooLate.Reset(answerFor) }}, through)
+	if err != nil {
+		tooLate.Stop()
+	}
+	return conn, tooLate, err
+}
+
+// answered says when a connection is there on which the handshake begins.
+type answered struct {
+	credentials.TransportCredentials
+	say func()
+}
+
+// Clone is of credentials.TransportCredentials.
+func (a answered) Clone() credentials.TransportCredentials {
+	a.TransportCredentials = a.TransportCredentials.Clone()
+	return a
+}
+
+// ClientHandshake is of credentials.TransportCredentials.
+func (a answered) ClientHandshake(ctx context.Context, authority string, c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	a.say()
+	return a.TransportCredentials.ClientHandshake(ctx, authority, c)
 }
 
 func (c *Client) send(ctx context.Context, s grpc.BidiStreamingClient[agentv1.SyncRequest, agentv1.SyncResponse]) error {
@@ -296,15 +328,24 @@ func (a Apart) Call(ctx context.Context, call func(context.Context, agentv1.Agen
 	return err
 }
 
-func (a Apart) one(ctx context.Context, address string, call func(context.Context, agentv1.AgentServiceClient) error) error {
-	conn, err := Dial(address, a.TLS, a.Dialer)
+func (a Apart) one(outer context.Context, address string, call func(context.Context, agentv1.AgentServiceClient) error) error {
+	ctx, cancel := context.WithCancel(outer)
+	defer cancel()
+	conn, tooLate, err := dialOnce(address, a.TLS, a.Dialer, cancel)
 	if err != nil {
 		return err
 	}
+	defer tooLate.Stop()
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, openFor)
-	defer cancel()
-	return fault.FromGRPC(call(ctx, agentv1.NewAgentServiceClient(conn)))
+	err = call(ctx, agentv1.NewAgentServiceClient(conn))
+	if err != nil && ctx.Err() != nil && outer.Err() == nil {
+		return noAnswer(address)
+	}
+	return fault.FromGRPC(err)
+}
+
+func noAnswer(address string) error {
+	return fault.New(fault.Unavailable, "no-answer", "the controller %s did not answer in time", address)
 }
 
 // Call runs a call on the connection whose stream lives, and waits for one until ctx ends. Faults come back as they were

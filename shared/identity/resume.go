@@ -113,8 +113,12 @@ func (s ownSessions) Get(string) (*tls.ClientSessionState, bool) {
 	return state, true
 }
 
-// Put is of tls.ClientSessionCache. nil takes the session back.
+// Put is of tls.ClientSessionCache. crypto/tls takes a session back with nil after each handshake that ends in an error, and a controller
+// that has no leader or too much to do ends thousands of them: the session stays, and goes by how often it has been offered.
 func (s ownSessions) Put(_ string, state *tls.ClientSessionState) {
+	if state == nil {
+		return
+	}
 	all := s.all
 	all.mu.Lock()
 	defer all.mu.Unlock()

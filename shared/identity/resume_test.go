@@ -181,8 +181,14 @@ func TestASessionBelongsToWhoTheClientWasWhenItDialed(t *testing.T) {
 		t.Errorf("a session is offered %d times", offered)
 	}
 	s.Put("c1", &tls.ClientSessionState{})
-	s.Put("c1", nil)
-	if _, ok := s.Get("c1"); ok {
-		t.Error("a session that was taken back is used")
+	offered = 0
+	for range 100 {
+		if _, ok := s.Get("c1"); ok {
+			offered++
+		}
+		s.Put("c1", nil) // as crypto/tls does after each handshake that fails
+	}
+	if offered < 3 || offered > 10 {
+		t.Errorf("a session whose handshakes fail is offered %d times", offered)
 	}
 }

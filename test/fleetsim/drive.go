@@ -58,7 +58,8 @@ func again(p *plane.Problem) bool {
 	return p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable || p.Status == http.StatusGatewayTimeout || p.Reason == "token-shown"
 }
 
-// Start starts the program of folder bin over a fleet that is laid out.
+// Start starts the program of folder bin over a fleet that is laid out. Its agents are meant to be on hosts of their own: here they get
+// what the controllers leave them of the processors.
 func Start(s Spec, bin string) (*Fleet, error) {
 	data, err := json.Marshal(s)
 	if err != nil {
@@ -68,7 +69,7 @@ func Start(s Spec, bin string) (*Fleet, error) {
 	if err := os.WriteFile(name, data, 0o600); err != nil {
 		return nil, err
 	}
-	p, err := process.Start(process.Spec{Name: "fleetsim", Path: filepath.Join(bin, "fleetsim"), Args: []string{name}, Dir: s.Dir, Log: name + ".log"})
+	p, err := process.Start(process.Spec{Name: "fleetsim", Path: "nice", Args: []string{"-n", "10", filepath.Join(bin, "fleetsim"), name}, Dir: s.Dir, Log: name + ".log"})
 	return &Fleet{s, p}, err
 }
 

@@ -18,8 +18,13 @@ const (
 	handshakesPerCore = 16
 	// handshakeTurn is how long one counts: a peer that says nothing more stands in the way for no longer.
 	handshakeTurn = 2 * time.Second
-	// handshakeWait is how long a peer waits for its turn; then it is better off with another controller. Agents give up after twice that.
-	handshakeWait = 5 * time.Second
+	// handshakeWait is how long a peer waits for its turn; then it is better off with another controller. Waiting costs nothing, coming
+	// again costs a connection, a ClientHello and a place in the line. Agents give up after thirty seconds.
+	handshakeWait = 20 * time.Second
+	// helloWait is how long a peer may take to send its ClientHello, shakeWait how long for the rest once it is its turn.
+	helloWait, shakeWait = 10 * time.Second, 20 * time.Second
+	// startWait is how long after the start peers wait for a leader: where all controllers were started, they elect one within seconds.
+	startWait, lookAgain = 15 * time.Second, 250 * time.Millisecond
 	// The first record of a TLS connection is a ClientHello (RFC 8446, 5.1).
 	recordHeader, maxHello, handshakeRecord = 5, 1 << 14, 22
 )
@@ -34,15 +39,16 @@ var (
 // sent a whole ClientHello: who says nothing stands in nobody's way.
 type door struct {
 	credentials.TransportCredentials
-	turns chan struct{}
-	ready func() bool
-	done  <-chan struct{}
+	turns  chan struct{}
+	opened time.Time
+	ready  func() bool
+	done   <-chan struct{}
 	// met is told what became of each.
 	met func(result string)
 }
 
 func newDoor(c credentials.TransportCredentials, ready func() bool, done <-chan struct{}, met func(result string)) door {
-	return door{c, make(chan struct{}, handshakesPerCore*runtime.GOMAXPROCS(0)), ready, done, met}
+	return door{c, make(chan struct{}, handshakesPerCore*runtime.GOMAXPROCS(0)), time.Now(), ready, done, met}
 }
 
 // Clone is of credentials.TransportCredentials.
@@ -51,7 +57,7 @@ func (d door) Clone() credentials.TransportCredentials {
 	return d
 }
 
-// ServerHandshake is of credentials.TransportCredentials. gRPC bounds it in time and closes the connection after an error.
+// ServerHandshake is of credentials.TransportCredentials. gRPC closes the connection after an error.
 func (d door) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := d.shake(c)
 	d.met(resultOf(info, err))
@@ -75,8 +81,11 @@ func resultOf(info credentials.AuthInfo, err error) string {
 }
 
 func (d door) shake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	if !d.ready() {
-		return nil, nil, errIdle
+	if err := d.leader(); err != nil {
+		return nil, nil, err
+	}
+	if err := c.SetDeadline(time.Now().Add(helloWait)); err != nil {
+		return nil, nil, err
 	}
 	hello, err := firstRecord(c)
 	if err != nil {
@@ -91,10 +100,28 @@ func (d door) shake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	case <-d.done:
 		return nil, nil, errClosing
 	}
+	if err := c.SetDeadline(time.Now().Add(shakeWait)); err != nil {
+		return nil, nil, err
+	}
 	end := sync.OnceFunc(func() { <-d.turns })
 	defer end()
 	defer time.AfterFunc(handshakeTurn, end).Stop()
 	return d.TransportCredentials.ServerHandshake(&begun{Conn: c, hello: hello})
+}
+
+// leader waits until this controller can do something for a peer: not for long, and only soon after its start.
+func (d door) leader() error {
+	for !d.ready() {
+		if time.Since(d.opened) >= startWait {
+			return errIdle
+		}
+		select {
+		case <-time.After(lookAgain):
+		case <-d.done:
+			return errClosing
+		}
+	}
+	return nil
 }
 
 // firstRecord reads one TLS record.

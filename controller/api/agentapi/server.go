@@ -150,7 +150,7 @@ func (s *Server) GRPCServer(tlsConfig *tls.Config, more ...grpc.ServerOption) *g
 		grpc.Creds(newDoor(credentials.NewTLS(tlsConfig), s.Ready, s.stop, s.Met)),
 		grpc.MaxRecvMsgSize(MaxInventory),
 		grpc.MaxConcurrentStreams(32),
-		grpc.ConnectionTimeout(20 * time.Second),
+		grpc.ConnectionTimeout(startWait + helloWait + handshakeWait + shakeWait),
 		// gRPC's own 32 kB each way would be most of what an agent at rest costs.
 		grpc.ReadBufferSize(4 << 10), grpc.WriteBufferSize(8 << 10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: ConnectionAge, MaxConnectionAgeGrace: 30 * time.Second, Time: 30 * time.Second, Timeout: 15 * time.Second}),
