@@ -29,7 +29,7 @@ import (
 const maxEvidence = 16 << 10
 
 // joinFor bounds asking one controller. Where thousands join at once it lets each wait for its turn.
-const joinFor = 40 * time.Second
+const joinFor = 70 * time.Second
 
 // Options of joining.
 type Options struct {

@@ -151,7 +151,7 @@ func (n *Node) publish() {
 	s := n.status()
 	n.publishMetrics(s)
 	s.Link.LastContact = s.Link.LastContact.Truncate(time.Minute)
-	same, err := json.MarshalIndent(s, "", "  ")
+	same, err := json.Marshal(s)
 	if err != nil || bytes.Equal(same, n.published) {
 		return
 	}

@@ -36,7 +36,7 @@ const (
 	settled = 30 * time.Second
 	// openFor bounds connecting to one controller, and after it all until its first answer: when thousands come at once, a controller lets
 	// each wait for its turn.
-	openFor, answerFor = 10 * time.Second, 30 * time.Second
+	openFor, answerFor = 10 * time.Second, time.Minute
 	// hopelessPause is between rounds while no stream can open by itself.
 	hopelessPause = 2 * time.Minute
 )

@@ -328,9 +328,10 @@ func timeline(ctx context.Context, q state.Querier, name string) ([]SystemTimeli
 
 // Wish is what a controller has to do now about the system CA.
 type Wish struct {
-	// Running: a rotation has not ended; what is seen in handshakes is told.
-	Running bool
-	Phase   Phase
+	// Running: a rotation has not ended; what is seen in handshakes is told. Rotation is its name.
+	Running  bool
+	Rotation string
+	Phase    Phase
 	// Turn is whose turn it is: the full name of a controller, or Agents.
 	Turn string
 	// Signing is the root that signs; Bundle are those that are trusted.
@@ -411,7 +412,7 @@ func wished(ctx context.Context, q state.Querier) (Wish, error) {
 	if err != nil || !ok {
 		return w, err
 	}
-	w.Running, w.Phase, w.Turn = true, x.phase, x.turn
+	w.Running, w.Rotation, w.Phase, w.Turn = true, x.name, x.phase, x.turn
 	agents, err := fleet.Agents(ctx, q)
 	if err != nil {
 		return w, err
@@ -476,21 +477,27 @@ const again = 5 * time.Second
 const batch = 200
 
 // Saw tells the state what differs from what it knows, as long as a rotation runs. keep repeats it each again.
-func (r *Rotations) Saw(ctx context.Context, by string, keep bool, seen []Sighting) error {
+func (r *Rotations) Saw(ctx context.Context, by string, keep bool, saw []Sighting) error {
 	w, err := r.Wish(ctx)
-	if err != nil || !w.Running || len(seen) == 0 {
+	if err != nil || !w.Running || len(saw) == 0 {
 		return err
 	}
-	known, err := view(ctx, r, sightings)
+	known, err := view(ctx, r, func(ctx context.Context, q state.Querier) (map[string]seen, error) {
+		var ids []string
+		for _, s := range saw {
+			ids = append(ids, s.Identity)
+		}
+		return sightingsOf(ctx, q, ids)
+	})
 	if err != nil {
 		return err
 	}
 	now := r.clock.Now()
-	seen = slices.DeleteFunc(slices.Clone(seen), func(s Sighting) bool {
+	saw = slices.DeleteFunc(slices.Clone(saw), func(s Sighting) bool {
 		k, ok := known[s.Identity]
 		return ok && string(k.leaf) == string(s.Leaf[:]) && slices.Equal(k.trusts, hexes(s.Trusts)) && (!keep || now.Sub(k.at) < again)
 	})
-	for part := range slices.Chunk(seen, batch) {
+	for part := range slices.Chunk(saw, batch) {
 		c := &clusterv1.SawIdentities{By: by}
 		for _, s := range part {
 			c.Seen = append(c.Seen, &clusterv1.IdentitySighting{Identity: s.Identity, LeafSha256: s.Leaf[:], Trusts: s.Trusts})

@@ -2,6 +2,7 @@ package systemca
 
 import (
 	"context"
+	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"slices"
@@ -173,8 +174,22 @@ func (s *sight) admins() (out []Identity, err error) {
 
 // sightings are what was seen in this life of the state: what a backup tells of those who went on without it is worth nothing.
 func sightings(ctx context.Context, q state.Querier) (map[string]seen, error) {
-	rows, err := q.QueryContext(ctx, `SELECT identity, issuer, leaf_sha256, trusts, seen_ms FROM identity_sightings
-		WHERE revision > (SELECT coalesce(max(idx), 0) FROM eras) ORDER BY identity`)
+	return readSightings(q.QueryContext(ctx, selectSightings))
+}
+
+// sightingsOf are those of some identities.
+func sightingsOf(ctx context.Context, q state.Querier, ids []string) (map[string]seen, error) {
+	list, err := json.Marshal(ids)
+	if err != nil {
+		return nil, err
+	}
+	return readSightings(q.QueryContext(ctx, selectSightings+` AND identity IN (SELECT value FROM json_each(?))`, string(list)))
+}
+
+const selectSightings = `SELECT identity, issuer, leaf_sha256, trusts, seen_ms FROM identity_sightings
+	WHERE revision > (SELECT coalesce(max(idx), 0) FROM eras)`
+
+func readSightings(rows *sql.Rows, err error) (map[string]seen, error) {
 	if err != nil {
 		return nil, err
 	}

@@ -69,7 +69,7 @@ func Start(s Spec, bin string) (*Fleet, error) {
 	if err := os.WriteFile(name, data, 0o600); err != nil {
 		return nil, err
 	}
-	p, err := process.Start(process.Spec{Name: "fleetsim", Path: "nice", Args: []string{"-n", "10", filepath.Join(bin, "fleetsim"), name}, Dir: s.Dir, Log: name + ".log"})
+	p, err := process.Start(process.Spec{Name: "fleetsim", Path: "nice", Args: []string{"-n", "4", filepath.Join(bin, "fleetsim"), name}, Env: []string{"GOGC=400"}, Dir: s.Dir, Log: name + ".log"})
 	return &Fleet{s, p}, err
 }
 

@@ -19,8 +19,8 @@ const (
 	// handshakeTurn is how long one counts: a peer that says nothing more stands in the way for no longer.
 	handshakeTurn = 2 * time.Second
 	// handshakeWait is how long a peer waits for its turn; then it is better off with another controller. Waiting costs nothing, coming
-	// again costs a connection, a ClientHello and a place in the line. Agents give up after thirty seconds.
-	handshakeWait = 20 * time.Second
+	// again costs a connection, a ClientHello and a place in the line. Agents give up a quarter of a minute later.
+	handshakeWait = 45 * time.Second
 	// helloWait is how long a peer may take to send its ClientHello, shakeWait how long for the rest once it is its turn.
 	helloWait, shakeWait = 10 * time.Second, 20 * time.Second
 	// startWait is how long after the start peers wait for a leader: where all controllers were started, they elect one within seconds.

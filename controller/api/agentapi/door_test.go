@@ -13,7 +13,7 @@ import (
 
 const (
 	// work is how long slow works on a hello.
-	work  = 100 * time.Millisecond
+	work  = time.Second
 	hello = "\x16\x03\x01\x00\x02hi"
 )
 

@@ -153,7 +153,7 @@ func (s *Server) GRPCServer(tlsConfig *tls.Config, more ...grpc.ServerOption) *g
 		grpc.ConnectionTimeout(startWait + helloWait + handshakeWait + shakeWait),
 		// gRPC's own 32 kB each way would be most of what an agent at rest costs.
 		grpc.ReadBufferSize(4 << 10), grpc.WriteBufferSize(8 << 10),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: ConnectionAge, MaxConnectionAgeGrace: 30 * time.Second, Time: 30 * time.Second, Timeout: 15 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: ConnectionAge, MaxConnectionAgeGrace: 30 * time.Second, Time: 30 * time.Second, Timeout: 30 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(s.guardUnary, s.admitUnary, bounds.UnaryServer),
 		grpc.ChainStreamInterceptor(s.guardStream, s.admitStream, bounds.StreamServer),

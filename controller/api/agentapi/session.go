@@ -33,6 +33,8 @@ type session struct {
 	told   told
 	// checked names the roots under which the identity was found good last; under the server's lock.
 	checked string
+	// noted is what was last told the state of it; under the server's lock.
+	noted note
 	// retired is closed when the root of its identity is trusted no more.
 	retired chan struct{}
 }

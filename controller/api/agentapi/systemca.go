@@ -27,6 +27,16 @@ type told struct {
 	signer string
 }
 
+// note is what of a session was told the state: what it said of its roots, during which rotation.
+type note struct {
+	rotation string
+	trusts   *[][]byte
+	at       time.Time
+}
+
+// noteAgain is when a session is looked up in the state again, should that have lost it.
+const noteAgain = 30 * time.Second
+
 // renewalPause is the time that each agent adds to the span over which all of them renew: 50 a second.
 const renewalPause = 20 * time.Millisecond
 
@@ -38,6 +48,8 @@ const shortestSpan = 2 * time.Second
 func (s *Server) Succeed(ctx context.Context, w systemca.Wish) error {
 	s.mu.Lock()
 	var seen []systemca.Sighting
+	noted := map[*session]note{}
+	now := s.Clock.Now()
 	for node, x := range s.sessions {
 		if x.checked != w.Signers && s.current(x.cert) != nil {
 			close(x.retired)
@@ -45,8 +57,10 @@ func (s *Server) Succeed(ctx context.Context, w systemca.Wish) error {
 			continue
 		}
 		x.checked = w.Signers
-		trusts := *x.trusts.Load()
-		if w.Running {
+		said := x.trusts.Load()
+		trusts := *said
+		if w.Running && (x.noted.rotation != w.Rotation || x.noted.trusts != said || now.Sub(x.noted.at) > noteAgain) {
+			noted[x] = note{w.Rotation, said, now}
 			seen = append(seen, systemca.Sighting{Identity: x.id.String(), Leaf: sha256.Sum256(x.cert.Raw), Trusts: trusts})
 		}
 		if !same(trusts, w.Sums) || asked(x, w) {
@@ -57,7 +71,15 @@ func (s *Server) Succeed(ctx context.Context, w systemca.Wish) error {
 	if s.SystemCA == nil {
 		return nil
 	}
-	return s.SystemCA.Saw(ctx, s.Controller, false, seen)
+	if err := s.SystemCA.Saw(ctx, s.Controller, false, seen); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for x, n := range noted {
+		x.noted = n
+	}
+	return nil
 }
 
 // system tells the agent which roots to trust, and to renew when another one signs.
