@@ -60,10 +60,31 @@ func (s *server) admitted(ctx huma.Context, r *http.Request, w http.ResponseWrit
 	if err := s.People.Allowed(r.Context(), q.caller.Actor, permission, scopeOf(r.URL.Path)); err != nil {
 		return err
 	}
+	if err := s.readBody(q, r); err != nil {
+		return err
+	}
 	if err := q.identify(r); err != nil {
 		return err
 	}
+	if isWatch(r) {
+		q.leave()
+	}
 	return s.freshness(r, w)
+}
+
+// readBody reads the body of a caller who is known, in his own time.
+func (s *server) readBody(q *request, r *http.Request) error {
+	if r.ContentLength == 0 || r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
+	q.leave()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return fault.New(fault.Invalid, "too-large", "the request is too large or broken").Do("send less")
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	q.body = sha256.Sum256(body)
+	return s.reenter(r.Context(), q)
 }
 
 // identify reads the Idempotency-Key. A repeat of a command must have the same body too: another body is another command.
@@ -76,14 +97,8 @@ func (q *request) identify(r *http.Request) error {
 	if len(k) > 128 {
 		return fault.New(fault.Invalid, "bad-idempotency-key", "the Idempotency-Key is longer than 128 bytes").Do("use a random UUID")
 	}
-	body, err := io.ReadAll(r.Body)
-	if err != nil {
-		return fault.New(fault.Invalid, "too-large", "the request is too large or broken").Do("send less")
-	}
-	r.Body = io.NopCloser(bytes.NewReader(body))
 	sum := sha256.Sum256([]byte(strings.Join([]string{q.caller.Actor, r.Method, r.URL.Path, k}, "\x00")))
 	q.idempotency = hex.EncodeToString(sum[:16])
-	q.body = sha256.Sum256(body)
 	return nil
 }
 
@@ -92,6 +107,7 @@ func (s *server) freshness(r *http.Request, w http.ResponseWriter) error {
 	switch c := r.URL.Query().Get("consistency"); c {
 	case "", "stale":
 	case "linearizable":
+		requestOf(r.Context()).leave()
 		if err := s.linearize(r.Context()); err != nil {
 			return err
 		}
@@ -127,6 +143,7 @@ func (s *server) authenticate(r *http.Request) (caller, error) {
 	a, err := s.People.Authenticate(r.Context(), r.TLS.PeerCertificates[0], id)
 	if fault.HasReason(err, "unknown-admin") {
 		// A controller that has just joined knows nobody yet: it is no refusal before its state is that of the others.
+		requestOf(r.Context()).leave()
 		if err := s.linearize(r.Context()); err != nil {
 			return caller{}, err
 		}

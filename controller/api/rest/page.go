@@ -151,6 +151,9 @@ func handle[I, O any](s *server, op huma.Operation, permission string, fn func(c
 	}
 	op.MaxBodyBytes = s.Limits.Body
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
+		if q := requestOf(ctx); q != nil && q.leave != nil {
+			q.leave()
+		}
 		var behind error
 		if permission != "" && op.OperationID != issueCertificate { // who was given a certificate by this controller finds it there
 			behind = s.Quorum.CatchUp(ctx)

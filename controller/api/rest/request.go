@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +41,8 @@ type request struct {
 	proposals atomic.Int64
 	// repeated is set when a command was answered from the recorded outcome.
 	repeated atomic.Bool
+	// leave gives the place in the room to the next; more than once does nothing. nil where there is no room to be in.
+	leave func()
 }
 
 // caller is who asks. Actor is empty where no certificate is needed.
@@ -113,6 +116,35 @@ func (s *server) bound(next http.Handler) http.Handler {
 		defer cancel()
 		next.ServeHTTP(w, r.WithContext(ctx))
 	})
+}
+
+// enter lets few requests at a time find out who asks and what for. When thousands come at once and all are worked on, what applies the log
+// finds no processor. Who waits for something else (a body, the log, the signer) leaves the room before that.
+func (s *server) enter(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.URL.Path, "/v1/") { // who asks how this controller is waits for nobody
+			next.ServeHTTP(w, r)
+			return
+		}
+		q := requestOf(r.Context())
+		if err := s.reenter(r.Context(), q); err != nil {
+			writeProblem(w, r, err)
+			return
+		}
+		defer func() { q.leave() }()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// reenter waits for a place in the room.
+func (s *server) reenter(ctx context.Context, q *request) error {
+	select {
+	case s.room <- struct{}{}:
+		q.leave = sync.OnceFunc(func() { <-s.room })
+		return nil
+	case <-ctx.Done():
+		return fault.New(fault.Unavailable, "crowded", "so many requests wait here that this one was not read").Do("ask again later, or another controller")
+	}
 }
 
 func isWatch(r *http.Request) bool {

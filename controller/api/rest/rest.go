@@ -13,6 +13,7 @@ import (
 	"crypto/x509"
 	"log/slog"
 	"net/http"
+	"runtime"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -139,7 +140,11 @@ type server struct {
 	api      huma.API
 	verifier *identity.Remembering
 	callers  *callers
+	room     chan struct{}
 }
+
+// roomPerCore is how many requests are read at a time for each core.
+const roomPerCore = 8
 
 // New makes the handler of the API port. Serve it with TLSConfig.
 func New(d Deps) http.Handler {
@@ -161,10 +166,10 @@ func build(d Deps) (http.Handler, huma.API) {
 		d.Logger = slog.New(slog.DiscardHandler)
 	}
 	d.Limits = d.Limits.fill()
-	s := &server{Deps: d, callers: newCallers(d.Limits, d.Clock)}
+	s := &server{Deps: d, callers: newCallers(d.Limits, d.Clock), room: make(chan struct{}, roomPerCore*runtime.GOMAXPROCS(0))}
 	s.verifier = &identity.Remembering{Verifier: identity.Verifier{Roots: d.Roots, TrustDomain: d.TrustDomain, Kinds: []identity.Kind{identity.Admin}, Now: d.Clock.Now}}
 	r := chi.NewRouter()
-	r.Use(s.begin, s.recoverPanic, s.bound)
+	r.Use(s.begin, s.recoverPanic, s.bound, s.enter)
 	r.NotFound(s.notFound)
 	r.MethodNotAllowed(s.methodNotAllowed)
 	s.api = humachi.New(r, apiConfig())
