@@ -22,7 +22,7 @@ type wish struct {
 
 // examine reads a request from outside: size, form, proof of possession, key floor, names in normal form.
 func (s *Issuance) examine(csr []byte) (*wish, error) {
-	r, err := certificate.ParseRequest(csr)
+	r, err := s.requests.Parse(csr)
 	if err != nil {
 		return nil, err
 	}

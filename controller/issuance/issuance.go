@@ -118,7 +118,8 @@ type Issuance struct {
 	// verified holds the fingerprints of issuer certificates whose chain was verified on this controller.
 	verified sync.Map
 	// room is for who examines a request: thousands that come at once must not take the processor from what applies the log.
-	room chan struct{}
+	room     chan struct{}
+	requests certificate.Requests
 }
 
 // New makes the door. rand gives serial numbers and renewal times.

@@ -3,9 +3,11 @@ package certificate
 import (
 	"crypto"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"net"
 	"net/url"
+	"sync"
 
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -54,7 +56,38 @@ func (n Names) X509() ([]net.IP, []*url.URL, error) {
 
 // ParseRequest reads a PKCS#10 request and refuses one that is too long, broken, not signed by its own key (proof of
 // possession), signed by MD5 or SHA-1, or of a key below the floor. Its names are wishes: who issues decides.
-func ParseRequest(der []byte) (*x509.CertificateRequest, error) {
+func ParseRequest(der []byte) (*x509.CertificateRequest, error) { return parseRequest(der, false) }
+
+// Requests reads requests and remembers which of them their own keys have signed: that is arithmetic on bytes and stays true, and who is
+// told to come back asks with the same one. The zero value is ready; it is safe for concurrent use.
+type Requests struct {
+	mu     sync.Mutex
+	proved map[[sha256.Size]byte]struct{}
+}
+
+// maxProved bounds what is remembered, to some 3 MB.
+const maxProved = 1 << 16
+
+// Parse is ParseRequest.
+func (q *Requests) Parse(der []byte) (*x509.CertificateRequest, error) {
+	sum := sha256.Sum256(der)
+	q.mu.Lock()
+	_, proved := q.proved[sum]
+	q.mu.Unlock()
+	r, err := parseRequest(der, proved)
+	if err != nil || proved {
+		return r, err
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.proved == nil || len(q.proved) >= maxProved {
+		q.proved = map[[sha256.Size]byte]struct{}{}
+	}
+	q.proved[sum] = struct{}{}
+	return r, nil
+}
+
+func parseRequest(der []byte, proved bool) (*x509.CertificateRequest, error) {
 	if len(der) > MaxRequest {
 		return nil, fault.New(fault.Invalid, "csr-too-large", "the certificate request has %d bytes, at most %d are taken", len(der), MaxRequest)
 	}
@@ -68,6 +101,9 @@ func ParseRequest(der []byte) (*x509.CertificateRequest, error) {
 	switch r.SignatureAlgorithm {
 	case x509.MD2WithRSA, x509.MD5WithRSA, x509.SHA1WithRSA, x509.DSAWithSHA1, x509.ECDSAWithSHA1:
 		return nil, fault.New(fault.Refused, "weak-signature", "the certificate request is signed with %s", r.SignatureAlgorithm).Do("sign it with SHA-384")
+	}
+	if proved {
+		return r, nil
 	}
 	if err := r.CheckSignature(); err != nil {
 		return nil, fault.Wrap(err, fault.Invalid, "bad-csr-signature", "the certificate request is not signed by its own key").
