@@ -150,6 +150,9 @@ func handle[I, O any](s *server, op huma.Operation, permission string, fn func(c
 		op.Errors = append(op.Errors, http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests)
 	}
 	op.MaxBodyBytes = s.Limits.Body
+	// The body was read before this (readBody), within the server's ReadTimeout. huma's own limit, 5 s by default, would be set on a connection
+	// whose next byte net/http waits for already: over HTTP/1.1 it would end a request that works for longer, and all that follow on it.
+	op.BodyReadTimeout = -1
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
 		if q := requestOf(ctx); q != nil && q.leave != nil {
 			q.leave()
