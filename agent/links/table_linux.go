@@ -23,6 +23,7 @@ const (
 	requestSize      = 56
 	messageSize      = 72
 	bytecode         = 1 // INET_DIAG_REQ_BYTECODE
+	noCookie         = 1<<64 - 1
 
 	established = 1
 	synSent     = 2
@@ -80,6 +81,31 @@ func (k kernel) Links(p Port) ([]Link, error) {
 		}
 	}
 	return pick(all, p, owned("/proc", p.PID))
+}
+
+// Listens says whether something takes connections to an address of this host. The kernel looks it up as it does for a connection that
+// comes in, wildcard and dual-stack sockets too. To read its whole table would not do: it is handed out piece by piece, and who listens
+// is left out of it while others begin and end to listen (/proc/net/tcp more than a dump).
+func Listens(address netip.Addr, port uint16) (bool, error) {
+	c, err := kernel{}.dial()
+	if err != nil {
+		return false, unread(err)
+	}
+	defer c.Close()
+	address = address.Unmap()
+	q := question{family: unix.AF_INET, states: 1 << listening, link: Link{Local: netip.AddrPortFrom(address, port), Cookie: noCookie}}
+	if address.Is6() {
+		q.family = unix.AF_INET6
+	}
+	answers, err := c.Execute(netlink.Message{Header: netlink.Header{Type: sockDiagByFamily, Flags: netlink.Request}, Data: q.encode()})
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil || len(answers) != 1 {
+		return false, unread(err)
+	}
+	s, ok := parse(answers[0].Data)
+	return ok && s.listening, nil
 }
 
 // Cuttable asks the kernel to end a connection that cannot be: one that knows how looks for it, another says that it does not know how.
