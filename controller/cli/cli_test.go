@@ -43,14 +43,30 @@ func (u user) run(args ...string) result { u.t.Helper(); return u.runIn(context.
 
 func (u user) runIn(ctx context.Context, args ...string) result {
 	u.t.Helper()
+	return u.runUntil(ctx, func(string) bool { return false }, args...)
+}
+
+// runUntil interrupts when what was printed says so.
+func (u user) runUntil(ctx context.Context, enough func(printed string) bool, args ...string) result {
+	u.t.Helper()
+	ctx, interrupt := context.WithCancel(ctx)
+	defer interrupt()
 	root := cli.Root()
 	g := ui.Of(root)
 	var out, errs bytes.Buffer
-	g.In, g.Out, g.Err, g.Now = strings.NewReader(""), &out, &errs, u.w.Log.Clock.Now
+	g.In, g.Out, g.Err, g.Now = strings.NewReader(""), writer(func(b []byte) {
+		if out.Write(b); enough(out.String()) {
+			interrupt()
+		}
+	}), &errs, u.w.Log.Clock.Now
 	g.Env = func(k string) string { return u.env[k] }
 	code := ui.Run(ctx, root, args)
 	return result{code, out.String(), errs.String()}
 }
+
+type writer func([]byte)
+
+func (w writer) Write(b []byte) (int, error) { w(b); return len(b), nil }
 
 func (u user) ok(r result) result { u.t.Helper(); return u.exits(0, r) }
 

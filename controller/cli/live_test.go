@@ -1,7 +1,6 @@
 package cli_test
 
 import (
-	"context"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -180,9 +179,8 @@ func TestAViewSaysWhenNoControllerAnswersAndWhenItIsInterrupted(t *testing.T) {
 	if r := u.exits(9, u.run("rollout", "status", "-c", "prod", "--wait", "--timeout", "500ms")); !strings.Contains(r.out, "no controller answers") {
 		t.Errorf("%s", r.out)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	time.AfterFunc(300*time.Millisecond, cancel)
-	if r := u.exits(130, u.runIn(ctx, "rollout", "status", "-c", "prod", "--wait")); !strings.Contains(r.err, "csm rollout status renew-") || !strings.Contains(r.err, "goes on where it runs") {
+	seen := func(printed string) bool { return strings.Contains(printed, "no controller answers") }
+	if r := u.exits(130, u.runUntil(t.Context(), seen, "rollout", "status", "-c", "prod", "--wait")); !strings.Contains(r.err, "csm rollout status renew-") || !strings.Contains(r.err, "goes on where it runs") {
 		t.Errorf("%s", r.err)
 	}
 }
