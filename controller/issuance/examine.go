@@ -11,8 +11,9 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
-// wish is what a certificate request asks for, once everything about it was checked that needs no state.
+// wish is what a certificate request asks for, once everything about it was checked that needs no state but its proof of possession.
 type wish struct {
+	request   *x509.CertificateRequest
 	public    crypto.PublicKey
 	spki      []byte
 	algorithm algorithm.Key
@@ -20,9 +21,9 @@ type wish struct {
 	subject   string
 }
 
-// examine reads a request from outside: size, form, proof of possession, key floor, names in normal form.
+// examine reads a request from outside: size, form, key floor, names in normal form.
 func (s *Issuance) examine(csr []byte) (*wish, error) {
-	r, err := s.requests.Parse(csr)
+	r, err := certificate.ReadRequest(csr)
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +41,7 @@ func (s *Issuance) examine(csr []byte) (*wish, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &wish{public: r.PublicKey, spki: r.RawSubjectPublicKeyInfo, algorithm: alg, names: names, subject: r.Subject.CommonName}, nil
+	return &wish{request: r, public: r.PublicKey, spki: r.RawSubjectPublicKeyInfo, algorithm: alg, names: names, subject: r.Subject.CommonName}, nil
 }
 
 // grant decides the names of the certificate: exactly the allowed ones, and a request may not ask for any other.

@@ -118,8 +118,7 @@ type Issuance struct {
 	// verified holds the fingerprints of issuer certificates whose chain was verified on this controller.
 	verified sync.Map
 	// room is for who examines a request: thousands that come at once must not take the processor from what applies the log.
-	room     chan struct{}
-	requests certificate.Requests
+	room chan struct{}
 }
 
 // New makes the door. rand gives serial numbers and renewal times.

@@ -46,12 +46,25 @@ func (s *Issuance) issue(ctx context.Context, r Request) (*Issued, error) {
 	case <-ctx.Done():
 		return nil, fault.From(ctx.Err())
 	}
-	o, err := s.order(r)
+	o, err := s.admit(ctx, r)
 	<-s.room
 	if err != nil {
 		return nil, err
 	}
 	return s.produce(ctx, o)
+}
+
+// admit is order and the proof of possession. Who will be told by the signer's line to come back is told before he is proved: of all that a
+// storm asks for only what can be signed soon costs that much, once.
+func (s *Issuance) admit(ctx context.Context, r Request) (order, error) {
+	o, err := s.order(r)
+	if err != nil {
+		return order{}, err
+	}
+	if err := s.options.Turns.Ask(ctx, o.turn()); err != nil {
+		return order{}, err
+	}
+	return o, certificate.ProveRequest(o.wish.request)
 }
 
 // Preview is what a request would be given.
@@ -67,6 +80,9 @@ func (s *Issuance) Validate(ctx context.Context, r Request) (*Preview, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := certificate.ProveRequest(o.wish.request); err != nil {
+		return nil, err
+	}
 	i, err := s.authorities.IssuerFor(ctx, o.authority, o.region)
 	if err != nil {
 		return nil, err
@@ -75,7 +91,7 @@ func (s *Issuance) Validate(ctx context.Context, r Request) (*Preview, error) {
 	return &Preview{Names: o.names, Subject: o.subject.CommonName, Issuer: i.Name}, err
 }
 
-// order checks all that needs neither issuer nor state.
+// order checks all that needs neither issuer nor state, but the proof of possession.
 func (s *Issuance) order(r Request) (order, error) {
 	t, err := templateOf(r.Template)
 	if err != nil {
@@ -149,7 +165,7 @@ func (s *Issuance) attempt(ctx context.Context, o order) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	done, err := s.options.Turns.Take(ctx, turns.Request{ID: turnOf(o.record), Due: o.due})
+	done, err := s.options.Turns.Take(ctx, o.turn())
 	if err != nil {
 		return nil, err
 	}
@@ -195,12 +211,13 @@ func (s *Issuance) attempt(ctx context.Context, o order) (*Issued, error) {
 		NotAfter: out.NotAfter, RenewAt: out.RenewAt, Record: out}, nil
 }
 
-// turnOf is under which id the place of a request is kept; empty for who cannot repeat it.
-func turnOf(c *clusterv1.RecordCertificate) string {
-	if c.RequestId == "" {
-		return ""
+// turn is its place in the signer's line; who cannot repeat the request is kept none.
+func (o order) turn() turns.Request {
+	r := turns.Request{Due: o.due}
+	if o.record.RequestId != "" {
+		r.ID = o.record.Scope + " " + o.record.RequestId
 	}
-	return c.Scope + " " + c.RequestId
+	return r
 }
 
 func (s *Issuance) cap(t Template) uint32 {

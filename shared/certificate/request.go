@@ -3,11 +3,9 @@ package certificate
 import (
 	"crypto"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"net"
 	"net/url"
-	"sync"
 
 	"github.com/cassandra-security-manager/csm/shared/algorithm"
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -56,38 +54,16 @@ func (n Names) X509() ([]net.IP, []*url.URL, error) {
 
 // ParseRequest reads a PKCS#10 request and refuses one that is too long, broken, not signed by its own key (proof of
 // possession), signed by MD5 or SHA-1, or of a key below the floor. Its names are wishes: who issues decides.
-func ParseRequest(der []byte) (*x509.CertificateRequest, error) { return parseRequest(der, false) }
-
-// Requests reads requests and remembers which of them their own keys have signed: that is arithmetic on bytes and stays true, and who is
-// told to come back asks with the same one. The zero value is ready; it is safe for concurrent use.
-type Requests struct {
-	mu     sync.Mutex
-	proved map[[sha256.Size]byte]struct{}
+func ParseRequest(der []byte) (*x509.CertificateRequest, error) {
+	r, err := ReadRequest(der)
+	if err != nil {
+		return nil, err
+	}
+	return r, ProveRequest(r)
 }
 
-// maxProved bounds what is remembered, to some 3 MB.
-const maxProved = 1 << 16
-
-// Parse is ParseRequest.
-func (q *Requests) Parse(der []byte) (*x509.CertificateRequest, error) {
-	sum := sha256.Sum256(der)
-	q.mu.Lock()
-	_, proved := q.proved[sum]
-	q.mu.Unlock()
-	r, err := parseRequest(der, proved)
-	if err != nil || proved {
-		return r, err
-	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.proved == nil || len(q.proved) >= maxProved {
-		q.proved = map[[sha256.Size]byte]struct{}{}
-	}
-	q.proved[sum] = struct{}{}
-	return r, nil
-}
-
-func parseRequest(der []byte, proved bool) (*x509.CertificateRequest, error) {
+// ReadRequest is ParseRequest without the proof of possession, which costs as much as a signature: for who may be sent away before it.
+func ReadRequest(der []byte) (*x509.CertificateRequest, error) {
 	if len(der) > MaxRequest {
 		return nil, fault.New(fault.Invalid, "csr-too-large", "the certificate request has %d bytes, at most %d are taken", len(der), MaxRequest)
 	}
@@ -102,12 +78,14 @@ func parseRequest(der []byte, proved bool) (*x509.CertificateRequest, error) {
 	case x509.MD2WithRSA, x509.MD5WithRSA, x509.SHA1WithRSA, x509.DSAWithSHA1, x509.ECDSAWithSHA1:
 		return nil, fault.New(fault.Refused, "weak-signature", "the certificate request is signed with %s", r.SignatureAlgorithm).Do("sign it with SHA-384")
 	}
-	if proved {
-		return r, nil
-	}
+	return r, nil
+}
+
+// ProveRequest refuses a request that its own key has not signed. Nothing may be issued for one that did not pass.
+func ProveRequest(r *x509.CertificateRequest) error {
 	if err := r.CheckSignature(); err != nil {
-		return nil, fault.Wrap(err, fault.Invalid, "bad-csr-signature", "the certificate request is not signed by its own key").
+		return fault.Wrap(err, fault.Invalid, "bad-csr-signature", "the certificate request is not signed by its own key").
 			Do("make the request again with the key that it is for")
 	}
-	return r, nil
+	return nil
 }

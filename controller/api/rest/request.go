@@ -136,6 +136,9 @@ func (s *server) enter(next http.Handler) http.Handler {
 	})
 }
 
+// crowdedFor is when who found no place may come again.
+const crowdedFor = 5 * time.Second
+
 // reenter waits for a place in the room.
 func (s *server) reenter(ctx context.Context, q *request) error {
 	select {
@@ -143,7 +146,7 @@ func (s *server) reenter(ctx context.Context, q *request) error {
 		q.leave = sync.OnceFunc(func() { <-s.room })
 		return nil
 	case <-ctx.Done():
-		return fault.New(fault.Unavailable, "crowded", "so many requests wait here that this one was not read").Do("ask again later, or another controller")
+		return fault.New(fault.Unavailable, "crowded", "so many requests wait here that this one was not read").Do("ask again later, or another controller").After(crowdedFor)
 	}
 }
 
