@@ -14,6 +14,7 @@ import (
 // wish is what a certificate request asks for, once everything about it was checked that needs no state but its proof of possession.
 type wish struct {
 	request   *x509.CertificateRequest
+	proved    bool
 	public    crypto.PublicKey
 	spki      []byte
 	algorithm algorithm.Key
@@ -42,6 +43,16 @@ func (s *Issuance) examine(csr []byte) (*wish, error) {
 		return nil, err
 	}
 	return &wish{request: r, public: r.PublicKey, spki: r.RawSubjectPublicKeyInfo, algorithm: alg, names: names, subject: r.Subject.CommonName}, nil
+}
+
+// prove refuses a request that its own key has not signed. It does so once, whatever is tried again.
+func (w *wish) prove() error {
+	if w.proved {
+		return nil
+	}
+	err := certificate.ProveRequest(w.request)
+	w.proved = err == nil
+	return err
 }
 
 // grant decides the names of the certificate: exactly the allowed ones, and a request may not ask for any other.

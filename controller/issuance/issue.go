@@ -41,30 +41,26 @@ func (s *Issuance) observe(template string, err error, began time.Time) {
 }
 
 func (s *Issuance) issue(ctx context.Context, r Request) (*Issued, error) {
-	select {
-	case s.room <- struct{}{}:
-	case <-ctx.Done():
-		return nil, fault.From(ctx.Err())
-	}
-	o, err := s.admit(ctx, r)
-	<-s.room
+	var o order
+	err := s.examining(ctx, func() (err error) {
+		o, err = s.order(r)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
 	return s.produce(ctx, o)
 }
 
-// admit is order and the proof of possession. Who will be told by the signer's line to come back is told before he is proved: of all that a
-// storm asks for only what can be signed soon costs that much, once.
-func (s *Issuance) admit(ctx context.Context, r Request) (order, error) {
-	o, err := s.order(r)
-	if err != nil {
-		return order{}, err
+// examining does what costs a processor; few do at a time.
+func (s *Issuance) examining(ctx context.Context, do func() error) error {
+	select {
+	case s.room <- struct{}{}:
+	case <-ctx.Done():
+		return fault.From(ctx.Err())
 	}
-	if err := s.options.Turns.Ask(ctx, o.turn()); err != nil {
-		return order{}, err
-	}
-	return o, certificate.ProveRequest(o.wish.request)
+	defer func() { <-s.room }()
+	return do()
 }
 
 // Preview is what a request would be given.
@@ -80,7 +76,7 @@ func (s *Issuance) Validate(ctx context.Context, r Request) (*Preview, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := certificate.ProveRequest(o.wish.request); err != nil {
+	if err := o.wish.prove(); err != nil {
 		return nil, err
 	}
 	i, err := s.authorities.IssuerFor(ctx, o.authority, o.region)
@@ -170,6 +166,10 @@ func (s *Issuance) attempt(ctx context.Context, o order) (*Issued, error) {
 		return nil, err
 	}
 	defer done()
+	// Not before its turn: of a storm most are told to come back, and to prove each of them then would cost what signing it does.
+	if err := s.examining(ctx, o.wish.prove); err != nil {
+		return nil, err
+	}
 	now := s.clock.Now().UTC().Truncate(time.Second)
 	end, err := o.template.lifetime(o.validity, now, issuer.Certificate.NotAfter)
 	if err != nil {
@@ -249,6 +249,9 @@ type made struct{ raw, serial []byte }
 
 // make builds, rehearses, lints and signs.
 func (s *Issuance) make(ctx context.Context, o order, i *authority.Issuer, now, end time.Time) (made, error) {
+	if !o.wish.proved {
+		return made{}, fault.New(fault.Internal, "unproved", "nothing is signed for a request that its own key has not signed")
+	}
 	sig, err := algorithm.Signature(i.Certificate.PublicKey)
 	if err != nil {
 		return made{}, err

@@ -127,7 +127,7 @@ func (s *server) enter(next http.Handler) http.Handler {
 			return
 		}
 		q := requestOf(r.Context())
-		if err := s.reenter(r.Context(), q); err != nil {
+		if err := s.comeIn(r.Context(), q); err != nil {
 			writeProblem(w, r, err)
 			return
 		}
@@ -139,6 +139,17 @@ func (s *server) enter(next http.Handler) http.Handler {
 // crowdedFor is when who found no place may come again.
 const crowdedFor = 5 * time.Second
 
+// comeIn waits for a place in the room behind all who were in it before: one waits in its door, the others outside.
+func (s *server) comeIn(ctx context.Context, q *request) error {
+	select {
+	case s.door <- struct{}{}:
+		defer func() { <-s.door }()
+		return s.reenter(ctx, q)
+	case <-ctx.Done():
+		return crowded()
+	}
+}
+
 // reenter waits for a place in the room.
 func (s *server) reenter(ctx context.Context, q *request) error {
 	select {
@@ -146,8 +157,12 @@ func (s *server) reenter(ctx context.Context, q *request) error {
 		q.leave = sync.OnceFunc(func() { <-s.room })
 		return nil
 	case <-ctx.Done():
-		return fault.New(fault.Unavailable, "crowded", "so many requests wait here that this one was not read").Do("ask again later, or another controller").After(crowdedFor)
+		return crowded()
 	}
+}
+
+func crowded() error {
+	return fault.New(fault.Unavailable, "crowded", "so many requests wait here that this one was not read").Do("ask again later, or another controller").After(crowdedFor)
 }
 
 func isWatch(r *http.Request) bool {

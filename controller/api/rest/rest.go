@@ -140,7 +140,8 @@ type server struct {
 	api      huma.API
 	verifier *identity.Remembering
 	callers  *callers
-	room     chan struct{}
+	// door and room are of enter.
+	door, room chan struct{}
 }
 
 // roomPerCore is how many requests are read at a time for each core.
@@ -166,7 +167,7 @@ func build(d Deps) (http.Handler, huma.API) {
 		d.Logger = slog.New(slog.DiscardHandler)
 	}
 	d.Limits = d.Limits.fill()
-	s := &server{Deps: d, callers: newCallers(d.Limits, d.Clock), room: make(chan struct{}, roomPerCore*runtime.GOMAXPROCS(0))}
+	s := &server{Deps: d, callers: newCallers(d.Limits, d.Clock), door: make(chan struct{}, 1), room: make(chan struct{}, roomPerCore*runtime.GOMAXPROCS(0))}
 	s.verifier = &identity.Remembering{Verifier: identity.Verifier{Roots: d.Roots, TrustDomain: d.TrustDomain, Kinds: []identity.Kind{identity.Admin}, Now: d.Clock.Now}}
 	r := chi.NewRouter()
 	r.Use(s.begin, s.recoverPanic, s.bound, s.enter)

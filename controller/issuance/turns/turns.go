@@ -84,11 +84,15 @@ func (q *Queue) Take(ctx context.Context, r Request) (done func(), err error) {
 		return func() {}, nil
 	}
 	began := q.o.Clock.Now()
-	end := began.Add(bears(ctx))
+	end := began.Add(patience)
+	if d, ok := ctx.Deadline(); ok {
+		// The deadline is the system's time, the line's may be another.
+		end = began.Add(min(patience, time.Until(d)-afterwards))
+	}
 	q.mu.Lock()
 	p := q.enter(r, began)
 	wait := q.waitFor(p, began)
-	if !q.inTime(wait, began, end) {
+	if len(q.here) >= mostHere || wait > 0 && began.Add(wait).After(end) {
 		defer q.mu.Unlock()
 		return nil, q.turnAway(p, wait, began)
 	}
@@ -114,35 +118,6 @@ func (q *Queue) Take(ctx context.Context, r Request) (done func(), err error) {
 	return sync.OnceFunc(q.end), nil
 }
 
-// Ask refuses who would be refused by Take now, and keeps his place; nobody else is given one. It is for before the work that a turn needs.
-func (q *Queue) Ask(ctx context.Context, r Request) error {
-	if q == nil {
-		return nil
-	}
-	now := q.o.Clock.Now()
-	end := now.Add(bears(ctx))
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.inTime(q.waitFor(q.place(r, now), now), now, end) {
-		return nil
-	}
-	p := q.enter(r, now)
-	return q.turnAway(p, q.waitFor(p, now), now)
-}
-
-// bears is how long a call may wait in the line. Its deadline is the system's time, the line's may be another.
-func bears(ctx context.Context) time.Duration {
-	if d, ok := ctx.Deadline(); ok {
-		return min(patience, time.Until(d)-afterwards)
-	}
-	return patience
-}
-
-// inTime says whether who must wait that long from now on may stay until the end.
-func (q *Queue) inTime(wait time.Duration, now, end time.Time) bool {
-	return len(q.here) < mostHere && (wait == 0 || !now.Add(wait).After(end))
-}
-
 // Len is how many wait here, and for how many who were told to come back a place is kept.
 func (q *Queue) Len() (here, away int) {
 	if q == nil {
@@ -154,24 +129,16 @@ func (q *Queue) Len() (here, away int) {
 	return len(q.here), len(q.away)
 }
 
-// enter makes the place of a request, and gives up the one that was kept for it.
+// enter makes the place of a request, the one that it was given before if it comes back.
 func (q *Queue) enter(r Request, now time.Time) *place {
-	p := q.place(r, now)
-	if old := q.known[r.ID]; old != nil {
-		q.drop(old)
-	}
-	return p
-}
-
-// place is where a request belongs, where it was before if it comes back.
-func (q *Queue) place(r Request, now time.Time) *place {
 	q.forget(now)
 	q.seq++
 	p := &place{id: r.ID, due: r.Due, seq: q.seq, turn: make(chan struct{})}
 	if p.due.IsZero() {
 		p.due = now
 	}
-	if old := q.known[r.ID]; old != nil {
+	if old := q.known[r.ID]; old != nil && r.ID != "" {
+		q.drop(old)
 		p.seq = old.seq
 		if r.Due.IsZero() {
 			p.due = old.due

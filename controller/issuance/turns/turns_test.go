@@ -158,16 +158,6 @@ func TestWhoCannotHaveATurnInTimeIsToldAtOnceWhenToComeBackAndKeepsItsPlace(t *t
 		if _, again := q.Len(); again != away || fault.From(err).RetryAfter > back[len(back)-1] {
 			t.Errorf("it stands in the line twice: %d, then %d; %v", away, again, err)
 		}
-		// Who only asks is told the same, and keeps the same place; who could have a turn gets none by asking.
-		if err := q.Ask(t.Context(), turns.Request{ID: "19", Due: now.Add(2 * time.Hour)}); !fault.HasReason(err, "signer-busy") || fault.From(err).RetryAfter > back[len(back)-1] {
-			t.Errorf("who asks: %v", err)
-		}
-		if err := q.Ask(t.Context(), turns.Request{ID: "now"}); err != nil {
-			t.Errorf("who is in time: %v", err)
-		}
-		if here, again := q.Len(); here != 10 || again != away {
-			t.Errorf("asking made %d of 10 and %d of %d places", here, again, away)
-		}
 		// Those who never come back are forgotten.
 		time.Sleep(5 * time.Minute)
 		if _, away := q.Len(); away != 0 {
