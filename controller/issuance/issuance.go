@@ -61,6 +61,8 @@ type Request struct {
 	// Due is when the certificate that this one replaces ends, for its place before a signer of known rate; zero: it is needed now,
 	// because there is none or it must not be relied on.
 	Due time.Time
+	// Examined is called, if it is not nil, when the request was found lawful: what follows may wait, for a turn, a key, the log.
+	Examined func()
 }
 
 // Issued is a recorded certificate.

@@ -49,6 +49,9 @@ func (s *Issuance) issue(ctx context.Context, r Request) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r.Examined != nil {
+		r.Examined()
+	}
 	return s.produce(ctx, o)
 }
 

@@ -67,6 +67,7 @@ func (s *server) issuing() {
 				return &One[Certificate]{Body: Certificate{State: "active", DNS: p.Names.DNS, IPs: p.Names.IPStrings(), URIs: p.Names.URIs,
 					Template: req.Template, Subject: p.Subject, Issuer: p.Issuer}}, nil
 			}
+			req.Examined = requestOf(ctx).leave
 			issued, err := s.Issuance.Issue(ctx, req)
 			if err != nil {
 				return nil, err

@@ -154,12 +154,14 @@ func handle[I, O any](s *server, op huma.Operation, permission string, fn func(c
 	// whose next byte net/http waits for already: over HTTP/1.1 it would end a request that works for longer, and all that follow on it.
 	op.BodyReadTimeout = -1
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
-		if q := requestOf(ctx); q != nil && q.leave != nil {
-			q.leave()
-		}
 		var behind error
-		if permission != "" && op.OperationID != issueCertificate { // who was given a certificate by this controller finds it there
-			behind = s.Quorum.CatchUp(ctx)
+		if op.OperationID != issueCertificate { // that comes by the thousand, and says itself when it begins to wait
+			if q := requestOf(ctx); q != nil && q.leave != nil {
+				q.leave()
+			}
+			if permission != "" { // who was given a certificate by this controller finds it there
+				behind = s.Quorum.CatchUp(ctx)
+			}
 		}
 		out, err := fn(ctx, in)
 		if behind != nil && fault.Is(err, fault.NotFound) {
