@@ -84,7 +84,12 @@ func (s *server) readBody(q *request, r *http.Request) error {
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	q.body = sha256.Sum256(body)
-	return s.reenter(r.Context(), q)
+	leave, err := s.room.enter(r.Context(), true)
+	if err != nil {
+		return err
+	}
+	q.leave = leave
+	return nil
 }
 
 // identify reads the Idempotency-Key. A repeat of a command must have the same body too: another body is another command.

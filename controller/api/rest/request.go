@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -118,8 +117,7 @@ func (s *server) bound(next http.Handler) http.Handler {
 	})
 }
 
-// enter lets few requests at a time find out who asks and what for. When thousands come at once and all are worked on, what applies the log
-// finds no processor. Who waits for something else (a body, the log, the signer) leaves the room before that.
+// enter lets a request into the room.
 func (s *server) enter(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !strings.HasPrefix(r.URL.Path, "/v1/") { // who asks how this controller is waits for nobody
@@ -127,42 +125,14 @@ func (s *server) enter(next http.Handler) http.Handler {
 			return
 		}
 		q := requestOf(r.Context())
-		if err := s.comeIn(r.Context(), q); err != nil {
+		var err error
+		if q.leave, err = s.room.enter(r.Context(), false); err != nil {
 			writeProblem(w, r, err)
 			return
 		}
 		defer func() { q.leave() }()
 		next.ServeHTTP(w, r)
 	})
-}
-
-// crowdedFor is when who found no place may come again.
-const crowdedFor = 5 * time.Second
-
-// comeIn waits for a place in the room behind all who were in it before: one waits in its door, the others outside.
-func (s *server) comeIn(ctx context.Context, q *request) error {
-	select {
-	case s.door <- struct{}{}:
-		defer func() { <-s.door }()
-		return s.reenter(ctx, q)
-	case <-ctx.Done():
-		return crowded()
-	}
-}
-
-// reenter waits for a place in the room.
-func (s *server) reenter(ctx context.Context, q *request) error {
-	select {
-	case s.room <- struct{}{}:
-		q.leave = sync.OnceFunc(func() { <-s.room })
-		return nil
-	case <-ctx.Done():
-		return crowded()
-	}
-}
-
-func crowded() error {
-	return fault.New(fault.Unavailable, "crowded", "so many requests wait here that this one was not read").Do("ask again later, or another controller").After(crowdedFor)
 }
 
 func isWatch(r *http.Request) bool {

@@ -140,12 +140,8 @@ type server struct {
 	api      huma.API
 	verifier *identity.Remembering
 	callers  *callers
-	// door and room are of enter.
-	door, room chan struct{}
+	room     room
 }
-
-// roomPerCore is how many requests are read at a time for each core.
-const roomPerCore = 8
 
 // New makes the handler of the API port. Serve it with TLSConfig.
 func New(d Deps) http.Handler {
@@ -167,7 +163,7 @@ func build(d Deps) (http.Handler, huma.API) {
 		d.Logger = slog.New(slog.DiscardHandler)
 	}
 	d.Limits = d.Limits.fill()
-	s := &server{Deps: d, callers: newCallers(d.Limits, d.Clock), door: make(chan struct{}, 1), room: make(chan struct{}, roomPerCore*runtime.GOMAXPROCS(0))}
+	s := &server{Deps: d, callers: newCallers(d.Limits, d.Clock), room: room{free: roomPerCore * runtime.GOMAXPROCS(0)}}
 	s.verifier = &identity.Remembering{Verifier: identity.Verifier{Roots: d.Roots, TrustDomain: d.TrustDomain, Kinds: []identity.Kind{identity.Admin}, Now: d.Clock.Now}}
 	r := chi.NewRouter()
 	r.Use(s.begin, s.recoverPanic, s.bound, s.enter)
