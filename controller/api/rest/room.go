@@ -3,6 +3,7 @@ package rest
 import (
 	"container/list"
 	"context"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -12,8 +13,12 @@ import (
 // roomPerCore is how many requests are read at a time for each core.
 const roomPerCore = 8
 
-// crowdedFor is when who found no place may come again.
-const crowdedFor = 5 * time.Second
+// Who found no place may come again after crowdedFor and up to crowdedSpread more, drawn anew for each: those who came together do not do so
+// again, before who is on time.
+const (
+	crowdedFor    = 5 * time.Second
+	crowdedSpread = 25 * time.Second
+)
 
 // room lets few requests at a time be worked on: when thousands come at once and all are, what applies the log finds no processor. Who waits
 // for something else (a body, the log, the signer) leaves it, and goes before all who were not in yet when he comes back.
@@ -54,7 +59,8 @@ func (r *room) enter(ctx context.Context, again bool) (leave func(), err error) 
 	default:
 		line.Remove(place)
 	}
-	return nil, fault.New(fault.Unavailable, "crowded", "so many requests wait here that this one was not read").Do("ask again later, or another controller").After(crowdedFor)
+	return nil, fault.New(fault.Unavailable, "crowded", "so many requests wait here that this one was not read").Do("ask again later, or another controller").
+		After(crowdedFor + rand.N(crowdedSpread))
 }
 
 func (r *room) leave() {
