@@ -103,7 +103,7 @@ func takenBack(t *testing.T, w *world, a *host, stopped *atomic.Pointer[time.Tim
 		t.Error("the old pair is not back")
 	}
 	w.await("it says why it waits", func() bool { n := a.next(); return n.Wants == "install" && n.Reason == reason })
-	w.leap(time.Minute) // a move that failed is tried again after a while
+	w.leap(50 * time.Second) // a move that failed is tried again after a while
 	again()
 	a.await("renewed once it may", func(s fleet.Store) bool {
 		return s.State == "proven" && s.Leaf != certificate.Hex(certificate.Fingerprint(before.Raw))
