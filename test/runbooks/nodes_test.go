@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/cassandra-security-manager/csm/test/clock"
@@ -175,6 +176,11 @@ func (o operator) clone(a *plane.Agent) *process.Process {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		o.t.Fatal(err)
 	}
+	// An image is of one moment: nothing is written while it is taken.
+	if err := a.Process.Signal(syscall.SIGSTOP); err != nil {
+		o.t.Fatal(err)
+	}
+	defer a.Process.Signal(syscall.SIGCONT)
 	for to, from := range map[string]string{filepath.Join(dir, "state"): a.State, etc: "/etc"} {
 		if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {
 			o.t.Fatalf("%v: %s", err, out)
