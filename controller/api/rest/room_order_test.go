@@ -6,11 +6,44 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
-func TestWhoWasInTheRoomGoesFirstAndThenTheNewest(t *testing.T) {
+func (r *room) waiting() int { return r.inside.Len() + r.fresh.Len() + r.stale.Len() }
+
+func TestACrowdIsNotSentAwayAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := room{free: 1}
+		if _, err := r.enter(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		const crowd = 1000
+		gone := make(chan time.Duration, crowd)
+		for range crowd {
+			go func() {
+				_, err := r.enter(t.Context(), false)
+				if f := fault.From(err); f == nil || f.Reason != "crowded" || f.RetryAfter < crowdedFor || f.RetryAfter > crowdedFor+crowdedSpread {
+					t.Errorf("%v", err)
+				}
+				gone <- time.Since(began)
+			}()
+		}
+		first, half := <-gone, time.Duration(0)
+		for n := range crowd - 1 {
+			if at := <-gone; n == crowd/2 {
+				half = at
+			}
+		}
+		if last := time.Since(began); first < waitFor/2 || last > waitFor || half-first < waitFor/8 || last-half < waitFor/8 {
+			t.Errorf("they went after %s, %s and %s", first, half, last)
+		}
+	})
+}
+
+func TestWhoWasInTheRoomGoesFirstAndThenTheFreshAndTheNewest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := room{free: 1}
 		leave, err := r.enter(t.Context(), false)
@@ -38,20 +71,23 @@ func TestWhoWasInTheRoomGoesFirstAndThenTheNewest(t *testing.T) {
 			synctest.Wait()
 		}
 		impatient, away := context.WithCancel(t.Context())
-		come(t.Context(), "old", false)
+		come(t.Context(), "oldest", false)
 		come(impatient, "impatient", false)
+		come(t.Context(), "old", false)
+		time.Sleep(2 * freshFor)
 		come(t.Context(), "new", false)
+		come(t.Context(), "newer", false)
 		come(t.Context(), "first again", true)
 		come(t.Context(), "second again", true)
 		away()
 		synctest.Wait()
 		leave()
 		synctest.Wait()
-		if want := []string{"impatient gone", "first again", "second again", "new", "old"}; !slices.Equal(order, want) {
+		if want := []string{"impatient gone", "first again", "second again", "new", "newer", "old", "oldest"}; !slices.Equal(order, want) {
 			t.Errorf("%q, want %q", order, want)
 		}
-		if r.free != 1 || r.inside.Len()+r.outside.Len() != 0 {
-			t.Errorf("%d places, %d and %d wait", r.free, r.inside.Len(), r.outside.Len())
+		if r.free != 1 || r.waiting() != 0 {
+			t.Errorf("%d places, %d wait", r.free, r.waiting())
 		}
 	})
 }
@@ -70,8 +106,8 @@ func TestAPlaceThatNobodyWaitsForAnyMoreGoesToTheNext(t *testing.T) {
 		wg.Go(cancel)
 		leave()
 		wg.Wait()
-		if r.free != 1 || r.outside.Len() != 0 {
-			t.Fatalf("%d places, %d wait", r.free, r.outside.Len())
+		if r.free != 1 || r.waiting() != 0 {
+			t.Fatalf("%d places, %d wait", r.free, r.waiting())
 		}
 	}
 }
