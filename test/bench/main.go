@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -35,13 +36,15 @@ type figure struct {
 type bench struct {
 	bin, work string
 	short     bool
+	// command is what makes the figures.
+	command string
 	// agents of the simulated fleet; 0 is all of them.
 	agents  int
 	figures []figure
 }
 
 func (b *bench) add(f figure) {
-	f.Command = "make bench"
+	f.Command = b.command
 	b.figures = append(b.figures, f)
 	fmt.Fprintf(os.Stderr, "  %s: %.4g %s\n", f.Name, f.Value, f.Unit)
 }
@@ -54,13 +57,16 @@ func main() {
 	out := flag.String("out", "build/bench.json", "file for the figures")
 	flag.StringVar(&b.bin, "bin", "build/bin", "folder of the programs")
 	flag.BoolVar(&b.short, "short", false, "a tenth of the time: to see that it works, not to quote")
-	only := flag.String("only", "", "issue, failover, agent, backup (or start: its first figures), report, observe, rotation, fleet or storm; all but start and storm when empty")
+	only := flag.String("only", "", "issue, failover, agent, backup (or start: its first figures), report, observe, rotation, fleet or storm, several with commas; all but start and storm when empty")
 	flag.IntVar(&b.agents, "agents", 0, fmt.Sprintf("agents of the simulated fleet, in rings of %d (default %d)", ringNodes, fleetAgents))
 	bare := flag.String("bare", "", "be the server of bare streams that another of these measures, on this host:port")
 	flag.Parse()
 	if *bare != "" {
 		fmt.Fprintln(os.Stderr, "bench:", serveBare(*bare))
 		os.Exit(1)
+	}
+	if b.command = "make bench"; flag.NFlag() > 0 && (*only != "" || b.short || b.agents > 0) {
+		b.command = strings.Join(append([]string{"bench"}, os.Args[1:]...), " ")
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -78,12 +84,22 @@ func (b *bench) run(ctx context.Context, only, out string) (err error) {
 		return err
 	}
 	defer os.RemoveAll(b.work)
-	parts := []struct {
+	type part struct {
 		name string
 		run  func(context.Context) error
-	}{{"issue", b.issuing}, {"failover", b.failover}, {"agent", b.agent}, {"backup", b.backup}, {"start", b.starts}, {"report", b.report}, {"observe", b.observe}, {"rotation", b.rotation}, {"fleet", b.fleet}, {"storm", b.storm}}
+	}
+	parts := []part{{"issue", b.issuing}, {"failover", b.failover}, {"agent", b.agent}, {"backup", b.backup}, {"start", b.starts}, {"report", b.report}, {"observe", b.observe}, {"rotation", b.rotation}, {"fleet", b.fleet}, {"storm", b.storm}}
+	var wanted []string
+	if only != "" {
+		wanted = strings.Split(only, ",")
+	}
+	for _, name := range wanted {
+		if !slices.ContainsFunc(parts, func(p part) bool { return p.name == name }) {
+			return fmt.Errorf("there is nothing called %q to measure; see -help", name)
+		}
+	}
 	for _, p := range parts {
-		if only == p.name || only == "" && p.name != "start" && p.name != "storm" {
+		if slices.Contains(wanted, p.name) || only == "" && p.name != "start" && p.name != "storm" {
 			fmt.Fprintf(os.Stderr, "%s ...\n", p.name)
 			if err := p.run(ctx); err != nil {
 				return fmt.Errorf("%s: %w", p.name, err)

@@ -203,15 +203,21 @@ func (e *estate) planAll(r fleetsim.Ring, flags ...string) plan {
 }
 
 // moved wants every agent to have its stream and to have moved so often.
+// moved waits until each agent counts so many moves: the controllers know of the last one before its agent has heard that they do.
 func (e *estate) moved(times int) {
 	e.t.Helper()
-	agents, err := e.f.Agents(e.t.Context())
-	e.must(err)
-	for _, a := range agents {
-		if !a.Open || a.Moves < times {
-			e.t.Errorf("%+v", a)
+	e.must(plane.Eventually(e.t.Context(), time.Minute, func() error {
+		agents, err := e.f.Agents(e.t.Context())
+		if err != nil {
+			return err
 		}
-	}
+		for _, a := range agents {
+			if !a.Open || a.Moves < times {
+				return fmt.Errorf("%+v", a)
+			}
+		}
+		return nil
+	}))
 }
 
 func TestASimulatedRingIsRenewedByAPlan(t *testing.T) {
