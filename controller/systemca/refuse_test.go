@@ -1,6 +1,7 @@
 package systemca_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -9,8 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 
+	"github.com/cassandra-security-manager/csm/controller/authority"
 	"github.com/cassandra-security-manager/csm/controller/fleet"
 	"github.com/cassandra-security-manager/csm/controller/systemca"
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -178,6 +182,63 @@ func (k *beings) whole() {
 	k.t.Helper()
 	if b := k.broken(); b != "" {
 		k.t.Error(b)
+	}
+}
+
+// What cannot be taken back, and who is not waited for, is written down with a reason or not done.
+func TestNothingIsWithdrawnOrLeftBehindWithoutAReason(t *testing.T) {
+	k := newBeings(t)
+	k.begin()
+	k.ready(systemca.Reissued)
+	k.admin()
+	p, err := k.PlanRetire(ctx, k.rotation)
+	k.must(err)
+	hash, err := hex.DecodeString(p.Hash)
+	k.must(err)
+	before := k.now()
+	for what, c := range map[string]proto.Message{
+		"retire":   &clusterv1.RetireSystemRotation{Name: k.rotation, PlanHash: hash},
+		"rollback": &clusterv1.ControlSystemRotation{Name: k.rotation, Verb: "rollback"},
+		"resume":   &clusterv1.ControlSystemRotation{Name: k.rotation, Verb: "resume", Exceptions: []string{cluster + "/nodes/n2"}},
+	} {
+		if err := k.propose(c); !fault.HasReason(err, "no-reason") {
+			t.Errorf("%s without a reason: %v", what, err)
+		}
+	}
+	if after := k.now(); after.Revision != before.Revision || after.Agents.Named != before.Agents.Named {
+		t.Errorf("something was changed: %+v, before %+v", after, before)
+	}
+	k.must(k.propose(&clusterv1.RetireSystemRotation{Name: k.rotation, PlanHash: hash, Reason: "raw"}))
+}
+
+// A leaf that the ledger does not know is one of a life that a backup has not seen: its owner gets another, and is told so at once.
+func TestWhoShowsALeafThatTheLedgerDoesNotKnowIsToldToRenew(t *testing.T) {
+	k := newBeings(t)
+	k.begin()
+	b := k.by("n1")
+	foreign := sha256.Sum256([]byte("signed after the backup"))
+	for _, known := range []bool{true, false} {
+		leaf := sha256.Sum256(b.leaf.Raw)
+		if !known {
+			leaf = foreign
+		}
+		told := k.log.Store.Watch(authority.SystemName)
+		k.must(k.Saw(ctx, "csm1", false, []systemca.Sighting{{Identity: b.id.String(), Leaf: leaf, Trusts: sums(b.roots)}}))
+		woken := false
+		select {
+		case <-told.C():
+			woken = true
+		default:
+		}
+		told.Close()
+		if woken == known {
+			t.Errorf("a leaf is known (%v), and who waits for news of the system's roots was woken: %v", known, woken)
+		}
+	}
+	w, err := k.Wish(ctx)
+	k.must(err)
+	if !bytes.Equal(w.Foreign[b.id.String()], foreign[:]) {
+		t.Errorf("it is not asked for: %x", w.Foreign)
 	}
 }
 
