@@ -175,7 +175,7 @@ func (f *Fleet) Revoke(ctx context.Context, node, reason, actor string) error {
 
 func (f *Fleet) setState(ctx context.Context, node, to, reason, actor string) error {
 	if reason == "" && to != Active {
-		return fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
+		return fault.NoReason()
 	}
 	_, err := f.propose(ctx, node, actor, reason, &clusterv1.SetAgentState{Node: node, State: to, Reason: reason})
 	return err

@@ -96,7 +96,7 @@ func (s AnchorSpec) check(now time.Time) error {
 	case s.Owner == "":
 		return fault.New(fault.Invalid, "no-owner", "an anchor that is not ours needs an owner").Do("add --owner: the team or person who runs that CA")
 	case s.Reason == "":
-		return fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
+		return fault.NoReason()
 	case !s.Expires.After(now):
 		return fault.New(fault.Invalid, "bad-expiry", "the registration needs an end that lies ahead").Do("add --expires, like 720h or 2027-01-31")
 	}

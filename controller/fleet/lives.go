@@ -45,7 +45,7 @@ CREATE TABLE agent_copies (
 // a token for it is made. All of it happens in one command or not at all.
 func (f *Fleet) Replace(ctx context.Context, node string, names Names, ttl time.Duration, reason, actor string) (secret string, t Token, err error) {
 	if reason == "" {
-		return "", Token{}, fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
+		return "", Token{}, fault.NoReason()
 	}
 	names, err = names.Normalise()
 	if err != nil {

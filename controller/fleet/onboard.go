@@ -14,7 +14,7 @@ import (
 // leaves stay in service, and the anchors that others put there stay too.
 func (f *Fleet) Onboard(ctx context.Context, cluster, reason, actor string) error {
 	if reason == "" {
-		return fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
+		return fault.NoReason()
 	}
 	_, err := f.propose(ctx, cluster, actor, reason, &clusterv1.OnboardCluster{Cluster: cluster, Reason: reason})
 	return err
@@ -24,7 +24,7 @@ func (f *Fleet) Onboard(ctx context.Context, cluster, reason, actor string) erro
 // It is final for the cluster of this name.
 func (f *Fleet) Release(ctx context.Context, cluster, reason, actor string) error {
 	if reason == "" {
-		return fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
+		return fault.NoReason()
 	}
 	_, err := f.propose(ctx, cluster, actor, reason, &clusterv1.ReleaseCluster{Cluster: cluster, Reason: reason})
 	return err

@@ -72,7 +72,7 @@ func (g *Grace) End(ctx context.Context, reason, actor string) error {
 
 func (g *Grace) set(ctx context.Context, untilMs int64, reason, actor string) error {
 	if reason == "" {
-		return fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
+		return fault.NoReason()
 	}
 	_, err := g.log.Propose(ctx, state.Proposal{Actor: actor, Reason: reason, Command: &clusterv1.SetGrace{UntilMs: untilMs, Reason: reason}})
 	g.last.Store(nil)

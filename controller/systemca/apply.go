@@ -17,14 +17,10 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/identity"
 )
 
-func noReason() error {
-	return fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
-}
-
 // applyStart makes the plan again from the state, compares it with the one that a person has read, and brings the root that comes.
 func (m machine) applyStart(a *state.Apply, c *clusterv1.StartSystemRotation) (*clusterv1.SystemRotationReply, error) {
 	if c.Reason == "" {
-		return nil, noReason()
+		return nil, fault.NoReason()
 	}
 	p, err := plan(a.Context(), a.Querier(), a.Now)
 	if err != nil {
@@ -158,7 +154,7 @@ func rollback(a *state.Apply, r row, reason string) error {
 	case r.phase.Undo():
 		return fault.New(fault.Conflict, "undoing", "the rotation is on its way back already")
 	case reason == "":
-		return noReason()
+		return fault.NoReason()
 	}
 	if err := r.set(a, r.before, r.after, authority.Trusted); err != nil {
 		return err
@@ -180,7 +176,7 @@ func (m machine) applyRetire(a *state.Apply, c *clusterv1.RetireSystemRotation) 
 	case r.phase != Reissued:
 		return nil, fault.New(fault.Refused, "rotation-phase", "the rotation is in phase %s: the root before goes only when every identity is proved without it", r.phase).Do("see `csm rotation explain --system`")
 	case c.Reason == "":
-		return nil, noReason()
+		return nil, fault.NoReason()
 	}
 	v, err := look(a.Context(), a.Querier(), a.Now, r)
 	if err != nil {
@@ -207,7 +203,7 @@ func (m machine) applyRetire(a *state.Apply, c *clusterv1.RetireSystemRotation) 
 // except writes down who is not waited for, by the names that the reasons give. A controller cannot be named: it is removed.
 func except(a *state.Apply, r row, v View, names []string, reason string) error {
 	if len(names) > 0 && reason == "" {
-		return noReason()
+		return fault.NoReason()
 	}
 	for _, n := range names {
 		i := slices.IndexFunc(v.Identities, func(x Identity) bool { return x.Name == n })

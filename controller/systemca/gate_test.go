@@ -103,7 +103,7 @@ func TestEachGateNoticesItsFault(t *testing.T) {
 }
 
 func TestWhoIsNamedIsNotWaitedForButAControllerAlwaysIs(t *testing.T) {
-	for _, step := range []systemca.Step{systemca.StepReissued, systemca.StepRetire, systemca.StepDone} {
+	for step, gate := range map[systemca.Step]string{systemca.StepReissued: "controller-leaf", systemca.StepRetire: "controller-leaf", systemca.StepDone: "forgotten"} {
 		v := good(phaseOf[step])
 		for i := range v.Identities {
 			x := &v.Identities[i]
@@ -115,8 +115,11 @@ func TestWhoIsNamedIsNotWaitedForButAControllerAlwaysIs(t *testing.T) {
 			t.Errorf("%s: %+v", step, got)
 		}
 		v.Identities[0].Named, v.Identities[0].Leaf, v.Identities[0].Seen, v.Identities[0].TrustsBefore = "gone", systemca.Unknown, time.Time{}, true
-		if got := systemca.All().Ask(step, v); len(got) == 0 {
-			t.Errorf("%s: a controller was given up", step)
+		got := systemca.All().Ask(step, v)
+		for _, code := range []string{"controller-seen", gate} {
+			if !slices.ContainsFunc(got, func(r systemca.Reason) bool { return r.Code == code }) {
+				t.Errorf("%s: a controller was given up by %s: %+v", step, code, got)
+			}
 		}
 	}
 }

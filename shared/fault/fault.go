@@ -70,6 +70,11 @@ func New(code Code, reason, format string, args ...any) *Error {
 	return &Error{Code: code, Reason: reason, Message: fmt.Sprintf(format, args...)}
 }
 
+// NoReason refuses what a person does without words for the audit log.
+func NoReason() *Error {
+	return New(Invalid, "no-reason", "say why").Do("add --reason")
+}
+
 // Wrap builds a fault around a cause that stays inside (errors.Is and As see it; the message names it).
 func Wrap(cause error, code Code, reason, format string, args ...any) *Error {
 	e := New(code, reason, format, args...)

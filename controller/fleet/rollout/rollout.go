@@ -170,7 +170,7 @@ func (r *Rollouts) Plan(ctx context.Context, s Spec) (Plan, error) {
 // Start begins the rollout of a plan; hash is that of the plan, and a plan that the state has left behind is refused as stale.
 func (r *Rollouts) Start(ctx context.Context, s Spec, hash []byte, reason, actor string) (name string, err error) {
 	if reason == "" {
-		return "", fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
+		return "", fault.NoReason()
 	}
 	if err := s.check(); err != nil {
 		return "", err
@@ -182,7 +182,7 @@ func (r *Rollouts) Start(ctx context.Context, s Spec, hash []byte, reason, actor
 // Set pauses, resumes, aborts or rolls back.
 func (r *Rollouts) Set(ctx context.Context, name, verb, reason, actor string) error {
 	if reason == "" {
-		return fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
+		return fault.NoReason()
 	}
 	_, err := r.propose(ctx, name, actor, reason, &clusterv1.SetRollout{Rollout: name, Verb: verb, Reason: reason})
 	return err

@@ -17,7 +17,7 @@ import (
 // applyStart makes the plan again from the state, compares it with the one that a person has read, and begins.
 func (m machine) applyStart(a *state.Apply, c *clusterv1.StartRotation) (*clusterv1.StartRotationReply, error) {
 	if c.Reason == "" {
-		return nil, fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
+		return nil, fault.NoReason()
 	}
 	w := Wanted{Cluster: c.Cluster, Authority: c.Authority, Emergency: c.Emergency, Keep: c.Keep}
 	p, r, err := look(a.Context(), a.Querier(), a.Now, row{cluster: c.Cluster}).plan(w, m.gates)
@@ -275,7 +275,7 @@ func (m machine) rollback(a *state.Apply, r row, c *clusterv1.ControlRotation) e
 	case r.phase.Undo():
 		return fault.New(fault.Conflict, "undoing", "the rotation is on its way back already")
 	case reason == "":
-		return fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
+		return fault.NoReason()
 	}
 	s := look(a.Context(), a.Querier(), a.Now, r)
 	v, err := s.view(m.waves)
@@ -319,7 +319,7 @@ func (m machine) applyRetire(a *state.Apply, c *clusterv1.RetireRotation) (*clus
 	case r.phase != Reissued:
 		return nil, fault.New(fault.Refused, "rotation-phase", "the rotation is in phase %s: the CA before goes only when every member is proved without it", r.phase).Do("see `csm rotation explain`")
 	case c.Reason == "":
-		return nil, fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
+		return nil, fault.NoReason()
 	}
 	s := look(a.Context(), a.Querier(), a.Now, r)
 	v, err := s.view(m.waves)
@@ -367,7 +367,7 @@ func except(a *state.Apply, r row, v View, names []string, reason string) error 
 		return nil
 	}
 	if reason == "" {
-		return fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
+		return fault.NoReason()
 	}
 	if _, err := nameExceptions(v, names); err != nil {
 		return err

@@ -64,7 +64,7 @@ func (m machine) applySetAside(a *state.Apply, c *clusterv1.SetAsideMember) (*cl
 	case r.phase.Ended():
 		return nil, ended(r)
 	case c.Reason == "":
-		return nil, fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason")
+		return nil, fault.NoReason()
 	}
 	members, _, err := look(a.Context(), a.Querier(), a.Now, r).members()
 	if err != nil {
