@@ -42,6 +42,9 @@ func TestFilesOfAnotherCATakeTrustAndNothingElse(t *testing.T) {
 	one.must(err)
 	_, err = two.claim(trustOnly)
 	wantReason(t, err, "wave-busy")
+	if s := one.view().Stores[0]; !s.Unproved { // it needs no certificate: from now on its truststore may be another one
+		t.Errorf("a claim of trust is open, and the store counts as proved: %+v", s)
+	}
 	wantReason(t, one.report(c, agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN), "not-proved")
 	one.prove(map[string]*member{one.name: one, two.name: two}, c)
 	one.store.TruststoreSha256 = leafOf("theirs and ours")

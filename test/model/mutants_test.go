@@ -124,6 +124,7 @@ const (
 	seenFile   = "controller/fleet/rotation/seen.go"
 	applyFile  = "controller/fleet/rotation/apply.go"
 	rowFile    = "controller/fleet/rotation/row.go"
+	planFile   = "controller/fleet/rotation/plan.go"
 	asideFile  = "controller/fleet/rotation/aside.go"
 	askedFile  = "controller/fleet/rotation/asked.go"
 	turnFile   = "controller/fleet/rotation/back.go"
@@ -211,7 +212,9 @@ var mutants = []mutant{
 	{applyFile, `case reason == "":`, `case false:`},
 	{rowFile, `return r.sumsAfter`, `return r.sumsBefore`},
 	{rowFile, `return r.sumsBefore`, `return r.sumsAfter`},
-	{rowFile, `r.kind != Takeover && r.kind != Rekey &&`, ``},
+	{rowFile, `phase == Withdrawing && len(r.sumsBefore) > 0`, `phase == Withdrawing`},
+	{planFile, `if draft.kind != Rekey && draft.kind != Takeover {`, `if draft.kind != Rekey {`},
+	{planFile, `if draft.kind != Rekey && draft.kind != Takeover {`, `if draft.kind != Takeover {`},
 	{applyFile, `w.Kind, w.Authority, w.Undo = waveLeaf, r.before, true`, `w.Kind, w.Authority, w.Undo = waveLeaf, r.before, false`},
 	{applyFile, `fleet.SetClusterAuthority(a, r.cluster, r.after)`, `fleet.SetClusterAuthority(a, r.cluster, r.before)`},
 
@@ -274,7 +277,7 @@ var mutants = []mutant{
 	{claimFile, `case s.state == agentv1.InstallState_INSTALL_STATE_CONTESTED:`, `case false:`},
 	{claimFile, `if failed < maxFailures {`, `if true {`},
 	{claimFile, `if counter >= n.agent.counter {`, `if false {`},
-	{claimFile, `if alone && !owned {`, `if false {`},
+	{claimFile, `if alone && !owned {`, `if false && alone && !owned {`},
 	{claimFile, `case n.agent.mode != agentv1.Mode_MODE_MANAGE:`, `case false:`},
 	{claimFile, `case n.agent.hold != "":`, `case false:`},
 	{claimFile, `if err != nil || z == nil {`, `if err != nil || true {`},
@@ -284,11 +287,11 @@ var mutants = []mutant{
 	{guardFile, `case c.Incarnation != n.incarnation || m.incarnation != n.incarnation:`, `case false:`},
 	{guardFile, `case m.state != moveOpen || m.expires <= a.Now.UnixMilli():`, `case false:`},
 	{guardFile, `if err := authorityFits(a, m, c.Issuer); err != nil {`, `if err := authorityFits(a, m, c.Issuer); false && err != nil {`},
-	{guardFile, `if !ok {`, `if false {`},
+	{guardFile, `if !ok {`, `if false && !ok {`},
 
 	{backFile, `if !alike(t.new, previous) {`, `if false && !alike(t.new, previous) {`},
-	{backFile, `return root != "" && root == b.root() && slices.Equal(ids(a), ids(b))`, `return root != "" && root == b.root()`},
-	{backFile, `return root != "" && root == b.root() && slices.Equal(ids(a), ids(b))`, `return slices.Equal(ids(a), ids(b))`},
+	{backFile, `return root != "" && root == b.root() && slices.Equal(ids(a), ids(b))`, `return root != "" && root == b.root() && (true || slices.Equal(ids(a), ids(b)))`},
+	{backFile, `return root != "" && root == b.root() && slices.Equal(ids(a), ids(b))`, `return (true || root != "" && root == b.root()) && slices.Equal(ids(a), ids(b))`},
 	{eyesFile, `if s.Fresh > 0 && len(f.LeafSha256) > 0 {`, `if len(f.LeafSha256) > 0 {`},
 	{eyesFile, `if s.Fresh > 0 && len(f.LeafSha256) > 0 {`, `if false {`},
 

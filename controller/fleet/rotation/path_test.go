@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
+	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
+	"github.com/cassandra-security-manager/csm/shared/certificate"
 )
 
 func phaseIs(t *testing.T, r rotation.Rotation, want rotation.Phase) {
@@ -65,6 +67,30 @@ func TestARetireThatTakesNothingAwayEndsWithoutAMove(t *testing.T) {
 	for _, m := range w.nodes {
 		if m.behind() || !m.trusted[old] {
 			t.Errorf("%s is asked for a move, or lost its anchor: %v", m.name, m.trusted)
+		}
+	}
+}
+
+// Anchors that the ring trusts besides are not part of a change that leaves the root, or that replaces leaves of another CA: who
+// put them there takes them away.
+func TestWhereTheRootStaysNoOtherAnchorGoes(t *testing.T) {
+	for kind, w := range map[rotation.Kind]*world{rotation.Rekey: newWorld(t, 3), rotation.Takeover: adopted(t, 3, "")} {
+		var all [][]byte
+		for _, name := range []string{old, young} {
+			anchors, err := w.authorities.Anchors(ctx, name)
+			w.must(err)
+			all = append(all, certificate.Raw(anchors)...)
+		}
+		w.must(w.raw(&clusterv1.GrowTrust{Cluster: cluster, Anchors: all}))
+		if kind == rotation.Rekey {
+			w.tick()
+			_, err := w.authorities.CreateIssuer(ctx, old, "eu", "test")
+			w.must(err)
+		}
+		p, err := w.rotations.Plan(ctx, w.wanted(old))
+		w.must(err)
+		if p.Kind != kind || len(p.Withdraw) > 0 {
+			t.Errorf("%s: the plan is of kind %s and withdraws %v", kind, p.Kind, p.Withdraw)
 		}
 	}
 }

@@ -1,15 +1,19 @@
 package rotation_test
 
 import (
+	"encoding/hex"
 	"testing"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
 	"github.com/cassandra-security-manager/csm/controller/state"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
+	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
 // raw sends a command as nobody's client would.
-func (w *world) raw(c *clusterv1.RetireRotation) error {
+func (w *world) raw(c proto.Message) error {
 	_, err := w.log.Propose(ctx, state.Proposal{Command: c, Actor: ann})
 	return err
 }
@@ -49,6 +53,32 @@ func TestARetireBeforeItsTimeIsRefusedHoweverItIsAsked(t *testing.T) {
 	wantReason(t, w.retire(r.Name), "gate-up")
 }
 
+// What cannot be taken back, and who may break, is written down with a reason or not done.
+func TestNothingIsWithdrawnTurnedRoundOrGivenUpWithoutAReason(t *testing.T) {
+	w := newWorld(t, 3)
+	r := w.start(young)
+	w.run(12)
+	phaseIs(t, w.get(r.Name), rotation.Reissued)
+	p, err := w.rotations.PlanRetire(ctx, r.Name)
+	w.must(err)
+	hash, err := hex.DecodeString(p.Hash)
+	w.must(err)
+	before := w.get(r.Name)
+	for what, c := range map[string]proto.Message{
+		"retire":   &clusterv1.RetireRotation{Name: r.Name, PlanHash: hash},
+		"rollback": &clusterv1.ControlRotation{Name: r.Name, Verb: "rollback"},
+		"resume":   &clusterv1.ControlRotation{Name: r.Name, Verb: "resume", Exceptions: []string{"seen"}},
+	} {
+		if err := w.raw(c); !fault.HasReason(err, "no-reason") {
+			t.Errorf("%s without a reason: %v", what, err)
+		}
+	}
+	if after := w.get(r.Name); after.Revision != before.Revision {
+		t.Errorf("something was changed: %+v, before %+v", after, before)
+	}
+	w.must(w.raw(&clusterv1.RetireRotation{Name: r.Name, PlanHash: hash, Reason: "raw", Exceptions: []string{"links"}}))
+}
+
 func TestALiveMemberCannotBeSetAside(t *testing.T) {
 	w := newWorld(t, 3)
 	r := w.start(young)
@@ -69,6 +99,8 @@ func TestRollbackTurnsRoundUntilTheRetire(t *testing.T) {
 	if _, err := w.rotations.Control(ctx, r.Name, "rollback", "clients complain", ann); err != nil {
 		t.Fatal(err)
 	}
+	_, err := w.rotations.Control(ctx, r.Name, "rollback", "they complain still", ann)
+	wantReason(t, err, "undoing")
 	w.run(14)
 	phaseIs(t, w.get(r.Name), rotation.RolledBack)
 	for _, m := range w.nodes {
@@ -79,7 +111,7 @@ func TestRollbackTurnsRoundUntilTheRetire(t *testing.T) {
 	r = w.start(young) // and the same again
 	w.run(14)
 	w.must(w.retire(r.Name))
-	_, err := w.rotations.Control(ctx, r.Name, "rollback", "too late", ann)
+	_, err = w.rotations.Control(ctx, r.Name, "rollback", "too late", ann)
 	wantReason(t, err, "retired")
 }
 

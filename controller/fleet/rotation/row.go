@@ -153,12 +153,13 @@ func event(a *state.Apply, r row, message string) error {
 	return nil
 }
 
-// goes are the anchors that a phase takes away, by their SHA-256; none where the root stays, or the anchors are not ours, or were there before.
+// goes are the anchors that a phase takes away, by their SHA-256. None where none are to go at the end, forward or back: the root
+// stays, or the anchors of before are not ours to take.
 func (r row) goes(phase Phase) [][]byte {
 	switch {
 	case phase == Retire:
 		return r.sumsBefore
-	case phase == Withdrawing && r.kind != Takeover && r.kind != Rekey && len(r.sumsBefore) > 0:
+	case phase == Withdrawing && len(r.sumsBefore) > 0:
 		return r.sumsAfter
 	}
 	return nil
