@@ -9,14 +9,47 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
 	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
 	"github.com/cassandra-security-manager/csm/controller/systemca"
 )
 
+// source is where codes of reasons are written: the first group of a pattern, after a prefix, in the files of a glob.
+type source struct {
+	glob, prefix string
+	pattern      *regexp.Regexp
+}
+
 var (
-	written = regexp.MustCompile(`Code:\s*"([a-z-]+)"[,}]`)
+	written = regexp.MustCompile(`(?:Code:\s*|r\.Code, r\.Message = )"([a-z-]+[a-z])"`)
 	quoted  = regexp.MustCompile("`([a-z-]+)`")
 )
+
+// table is one of a document, whose first column has one of these heads.
+type table struct {
+	name, document string
+	heads          []string
+	sources        []source
+	// codes that are made otherwise: gates, states, or put together of pieces.
+	codes []string
+	// hidden are never told to people.
+	hidden []string
+	least  int
+}
+
+var tables = []table{
+	{"rollouts", "rollouts.md", []string{"Code"}, []source{
+		{"fleet/rollout/*.go", "", written},
+		{"fleet/ringof.go", "ring-", regexp.MustCompile(`RingDoubt\{"([a-z-]+)"`)},
+		{"fleet/ringhealth.go", "", regexp.MustCompile(`say\("([a-z-]+)"`)},
+	}, []string{rollout.Paused, rollout.Halted, rollout.Aborting, "ring-joining", "ring-leaving", "ring-moving"},
+		[]string{"replica-down"}, // the gates count it: they know how many may be down
+		25},
+	{"rotations", "rotation.md", []string{"Gate", "Refused"}, []source{{"fleet/rotation/*.go", "", written}},
+		gates(rotation.All(), func(g rotation.Gate) string { return g.Code }), nil, 20},
+	{"the system CA", "rotation.md", []string{"System gate"}, []source{{"systemca/*.go", "", written}},
+		gates(systemca.All(), func(g systemca.Gate) string { return g.Code }), nil, 12},
+}
 
 func gates[G any](all []G, code func(G) string) (out []string) {
 	for _, g := range all {
@@ -25,34 +58,36 @@ func gates[G any](all []G, code func(G) string) (out []string) {
 	return out
 }
 
-// reasons are the codes of a package's gates, and those that are written in it beside them.
-func reasons(t *testing.T, folder string, gates []string) []string {
+// reasons are all codes that people may be told.
+func (x table) reasons(t *testing.T) []string {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join("../..", folder, "*.go"))
-	if err != nil || len(files) == 0 {
-		t.Fatal(folder, err)
-	}
-	out := slices.Clone(gates)
-	for _, f := range files {
-		if strings.HasSuffix(f, "_test.go") {
-			continue
+	out := slices.Clone(x.codes)
+	for _, s := range x.sources {
+		files, err := filepath.Glob(filepath.Join("../../controller", s.glob))
+		if err != nil || len(files) == 0 {
+			t.Fatal(s.glob, err)
 		}
-		text, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range written.FindAllStringSubmatch(string(text), -1) {
-			out = append(out, m[1])
+		for _, f := range files {
+			if strings.HasSuffix(f, "_test.go") {
+				continue
+			}
+			text, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range s.pattern.FindAllStringSubmatch(string(text), -1) {
+				out = append(out, s.prefix+m[1])
+			}
 		}
 	}
 	slices.Sort(out)
-	return slices.Compact(out)
+	return slices.DeleteFunc(slices.Compact(out), func(c string) bool { return slices.Contains(x.hidden, c) })
 }
 
-// rows are the cells of the tables of a document whose first column is one of these, by each code that the first cell names.
-func rows(t *testing.T, document string, heads []string) map[string][]string {
+// rows are the cells of the table by each code that the first cell names.
+func (x table) rows(t *testing.T) map[string][]string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("../../docs", document))
+	text, err := os.ReadFile(filepath.Join("../../docs", x.document))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,11 +97,8 @@ func rows(t *testing.T, document string, heads []string) map[string][]string {
 			in = false
 			continue
 		}
-		cells := strings.Split(strings.Trim(line, "|"), "|")
-		for i := range cells {
-			cells[i] = strings.TrimSpace(cells[i])
-		}
-		in = in || slices.Contains(heads, cells[0])
+		cells := strings.Split(strings.Trim(line, "| "), " | ")
+		in = in || slices.Contains(x.heads, strings.TrimSpace(cells[0]))
 		for _, m := range quoted.FindAllStringSubmatch(cells[0], -1) {
 			if in {
 				out[m[1]] = cells
@@ -77,31 +109,20 @@ func rows(t *testing.T, document string, heads []string) map[string][]string {
 }
 
 func TestEachReasonStandsInTheDocumentsWithWhatToDo(t *testing.T) {
-	for _, tt := range []struct {
-		folder, document string
-		heads            []string
-		gates            []string
-		least            int
-		// pieces: some of its codes are put together from pieces, or are those of other packages.
-		pieces bool
-	}{
-		{"controller/fleet/rollout", "rollouts.md", []string{"Code"}, nil, 12, true},
-		{"controller/fleet/rotation", "rotation.md", []string{"Gate", "Refused"}, gates(rotation.All(), func(g rotation.Gate) string { return g.Code }), 20, false},
-		{"controller/systemca", "rotation.md", []string{"System gate"}, gates(systemca.All(), func(g systemca.Gate) string { return g.Code }), 12, false},
-	} {
-		t.Run(tt.folder, func(t *testing.T) {
-			told, all := rows(t, tt.document, tt.heads), reasons(t, tt.folder, tt.gates)
-			if len(all) < tt.least {
+	for _, x := range tables {
+		t.Run(x.name, func(t *testing.T) {
+			told, all := x.rows(t), x.reasons(t)
+			if len(all) < x.least {
 				t.Fatalf("only %d codes were found: %v", len(all), all)
 			}
 			for _, code := range all {
-				if cells := told[code]; len(cells) < 3 || slices.Contains(cells, "") {
-					t.Errorf("docs/%s does not say of %s what it means, why, and what to do: %q", tt.document, code, cells)
+				if cells := told[code]; len(cells) != 4 || slices.Contains(cells, "") {
+					t.Errorf("docs/%s does not say of %s what it means, why it is there, and what to do: %q", x.document, code, cells)
 				}
 			}
 			for code := range told {
-				if !tt.pieces && !slices.Contains(all, code) {
-					t.Errorf("docs/%s tells of %s, which nothing says", tt.document, code)
+				if !slices.Contains(all, code) {
+					t.Errorf("docs/%s tells of %s, which nothing says", x.document, code)
 				}
 			}
 		})
