@@ -210,6 +210,7 @@ var mutants = []mutant{
 	{askedFile, `if err == nil && !ok && (mv.Kind ==`, `if err == nil && false && (mv.Kind ==`},
 	{applyFile, `return enter(a, r, Undoing, "turned round: "+reason)`, `return enter(a, r, Withdrawing, "turned round: "+reason)`},
 	{applyFile, `case reason == "":`, `case false:`},
+	{applyFile, `case c.Reason == "":`, `case false:`},
 	{rowFile, `return r.sumsAfter`, `return r.sumsBefore`},
 	{rowFile, `return r.sumsBefore`, `return r.sumsAfter`},
 	{rowFile, `phase == Withdrawing && len(r.sumsBefore) > 0`, `phase == Withdrawing`},

@@ -63,8 +63,10 @@ func TestNothingIsWithdrawnTurnedRoundOrGivenUpWithoutAReason(t *testing.T) {
 	w.must(err)
 	hash, err := hex.DecodeString(p.Hash)
 	w.must(err)
-	before := w.get(r.Name)
+	before, gone := w.get(r.Name), w.nodes[2]
+	w.stop(gone)
 	for what, c := range map[string]proto.Message{
+		"set aside": &clusterv1.SetAsideMember{Name: r.Name, Member: gone.name, Incarnation: gone.incarnation},
 		"retire":   &clusterv1.RetireRotation{Name: r.Name, PlanHash: hash},
 		"rollback": &clusterv1.ControlRotation{Name: r.Name, Verb: "rollback"},
 		"resume":   &clusterv1.ControlRotation{Name: r.Name, Verb: "resume", Exceptions: []string{"seen"}},
@@ -73,7 +75,8 @@ func TestNothingIsWithdrawnTurnedRoundOrGivenUpWithoutAReason(t *testing.T) {
 			t.Errorf("%s without a reason: %v", what, err)
 		}
 	}
-	if after := w.get(r.Name); after.Revision != before.Revision {
+	w.startCassandra(gone)
+	if after := w.get(r.Name); after.Revision != before.Revision || len(after.Asides) > 0 {
 		t.Errorf("something was changed: %+v, before %+v", after, before)
 	}
 	w.must(w.raw(&clusterv1.RetireRotation{Name: r.Name, PlanHash: hash, Reason: "raw", Exceptions: []string{"links"}}))
