@@ -52,8 +52,9 @@ func (b *Budget) Take() error {
 	now := b.clock.Now()
 	used := within(b.load(), now)
 	if len(used) >= BudgetReloads {
+		next := used[len(used)-BudgetReloads].Add(BudgetWindow)
 		return fault.New(fault.Exhausted, "reload-budget", "this node was reloaded %d times within %s", len(used), BudgetWindow).
-			Do("the next one is free at %s", used[len(used)-BudgetReloads].Add(BudgetWindow).UTC().Format(time.RFC3339))
+			Do("the next one is free at %s", next.UTC().Format(time.RFC3339)).After(next.Sub(now))
 	}
 	data, err := json.Marshal(append(used, now))
 	if err == nil {

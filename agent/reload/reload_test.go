@@ -217,8 +217,8 @@ func TestTheBudgetIsSixAnHourAndSurvivesARestart(t *testing.T) {
 		clock.Advance(time.Minute)
 	}
 	b := reload.NewBudget(path, clock)
-	if err := b.Take(); !fault.HasReason(err, "reload-budget") || !fault.Is(err, fault.Exhausted) {
-		t.Error(err)
+	if err := b.Take(); !fault.HasReason(err, "reload-budget") || !fault.Is(err, fault.Exhausted) || fault.From(err).RetryAfter != time.Hour-6*time.Minute {
+		t.Errorf("%v, again after %s", err, fault.From(err).RetryAfter)
 	}
 	left, next := b.Left()
 	if left != 0 || next.Sub(clock.Now()) != time.Hour-6*time.Minute {

@@ -46,7 +46,6 @@ type demo struct {
 	plane    *plane.Plane
 	agents   []*plane.Agent
 	roots    []string // files of the roots that were made
-	root     string   // of them, the one that the ring's leaves lead to
 	client   *client
 	ring     *ring.Ring
 	ready    []ring.Mark               // place in each node's log when the ring had come up
@@ -116,9 +115,6 @@ func tellRenewal(ctx context.Context, d *demo) bool {
 		if ctx.Err() == nil && strings.Contains(s.name, d.only) {
 			d.show(ctx, s)
 		}
-	}
-	if ctx.Err() == nil && strings.Contains("root", d.only) {
-		changeRoot(ctx, d)
 	}
 	if ctx.Err() != nil {
 		d.screen.failed("interrupted")

@@ -134,26 +134,18 @@ func (d *drill) wrongOrder(ctx context.Context, _ *demo) (string, error) {
 	return "neither a start without its plan nor a retire before the start", nil
 }
 
-// start begins the rotation with the plan of this moment.
-func (d *drill) start(ctx context.Context) error {
+func (d *drill) distribute(ctx context.Context, _ *demo) (string, error) {
 	hash, err := d.hash(ctx, "plan", "--to", nextShort)
 	if err != nil {
-		return err
+		return "", err
 	}
 	d.Began, d.began = time.Now(), d.marks()
 	started, err := mustJSON[rotation.Rotation](ctx, d.demo, "csm", "rotation", "start", "-c", clusterShort, "--to", nextShort, "--plan", hash, "--bake", "0s", "--reason", "drill")
 	if err != nil {
-		return err
+		return "", err
 	}
 	d.name = started.Name
 	d.saw("begun: %s", resource.Last(d.name))
-	return nil
-}
-
-func (d *drill) distribute(ctx context.Context, _ *demo) (string, error) {
-	if err := d.start(ctx); err != nil {
-		return "", err
-	}
 	leader, err := d.leader(ctx)
 	if err != nil {
 		return "", err

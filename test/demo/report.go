@@ -172,8 +172,8 @@ func (d *demo) openssl(ctx context.Context) error {
 		return err
 	}
 	at := netip.AddrPortFrom(n.Address, ring.NativePort)
-	script := fmt.Sprintf("openssl s_client -connect %s -CAfile %s -cert %s -key %s -verify_return_error </dev/null 2>/dev/null | openssl x509 -noout -sha256 -fingerprint -enddate",
-		at, d.root, d.appFile(), d.appFile())
+	script := fmt.Sprintf("openssl s_client -connect %s -CAfile %s -cert %s -cert_chain %s -key %s -verify_return_error </dev/null 2>/dev/null | openssl x509 -noout -sha256 -fingerprint -enddate",
+		at, d.rootFile(), d.appFile(), d.appFile(), d.appFile())
 	out, err := shell(ctx, script)
 	if err != nil {
 		return fmt.Errorf("%s: %w", script, err)
@@ -200,8 +200,8 @@ func (d *demo) play(ctx context.Context) {
 	if rel, err := filepath.Rel(must(os.Getwd()), wrapper); err == nil {
 		wrapper = rel
 	}
-	d.screen.title("It stays up until Ctrl-C. Four commands to try in another terminal:")
-	d.screen.text(fmt.Sprintf("  %[1]s status\n  %[1]s certificate list --limit 10\n  %[1]s why %[2]s/%[3]s\n  %[1]s rotation retire -c %[2]s --dry-run\n", wrapper, clusterShort, d.agents[1].Node.Name))
+	d.screen.title("It stays up until Ctrl-C. Three commands to try in another terminal:")
+	d.screen.text(fmt.Sprintf("  %[1]s status\n  %[1]s node renew %[2]s/%[3]s --wait\n  %[1]s certificate list --limit 10\n", wrapper, clusterShort, d.agents[1].Node.Name))
 	d.screen.step("running; Ctrl-C stops all of it")
 	d.screen.watch(func() string {
 		r := d.load.Since(d.load.Begin())

@@ -96,7 +96,6 @@ func makeAuthorities(ctx context.Context, d *demo) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	d.root = d.roots[0]
 	var list []string
 	for _, i := range a.Issuers {
 		list = append(list, strings.TrimSpace(i.Kind+" "+i.Region+" "+brief(i.SHA256)))
@@ -125,6 +124,8 @@ func (d *demo) makeAuthority(ctx context.Context, name string) (rest.Authority, 
 	}
 	return a, errors.New("it has no root")
 }
+
+func (d *demo) rootFile() string { return d.roots[0] }
 
 // makeCluster makes the cluster, and for each node a token that works once.
 func makeCluster(ctx context.Context, d *demo) (string, error) {

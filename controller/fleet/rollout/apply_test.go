@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -241,18 +242,28 @@ func TestAFailureHaltsAndAResumeTriesAgain(t *testing.T) {
 	w.want(name, rollout.Done, "proved", "proved", "proved")
 }
 
-func TestWhoHadNoTurnAtTheSignerHasNotFailed(t *testing.T) {
-	w := newWorld(t, "r1", "r2")
-	name := w.start(w.spec())
-	for range 5 {
-		c, err := w.nodes[0].claim(renew)
+func TestWhoHasNoTurnYetHasNotFailed(t *testing.T) {
+	for _, why := range []string{
+		"signer-busy: the signer makes 2 signatures a second, and 4000 requests that end sooner are before this one",
+		"reload-budget: this node was reloaded 6 times within 1h0m0s; the next one is free at 2026-11-23T13:21:22Z",
+	} {
+		w := newWorld(t, "r1", "r2")
+		name := w.start(w.spec())
+		for range 5 {
+			c, err := w.nodes[0].claim(renew)
+			w.nodes[0].must(err)
+			w.nodes[0].must(w.nodes[0].reportBecause(c, refused, why))
+			w.want(name, rollout.Running, "told", "pending")
+		}
+		r, err := w.rollouts.Get(ctx, name)
 		w.nodes[0].must(err)
-		w.nodes[0].must(w.nodes[0].reportBecause(c, refused, "signer-busy: the signer makes 2 signatures a second, and 4000 requests that end sooner are before this one"))
-		w.want(name, rollout.Running, "told", "pending")
+		if !slices.ContainsFunc(r.Awaits, func(x rollout.Reason) bool { return x.Code == "told" && strings.Contains(x.Message, why) }) {
+			t.Errorf("people are not told why: %+v", r.Awaits)
+		}
+		w.nodes[0].move()
+		w.nodes[1].move()
+		w.want(name, rollout.Done, "proved", "proved")
 	}
-	w.nodes[0].move()
-	w.nodes[1].move()
-	w.want(name, rollout.Done, "proved", "proved")
 }
 
 func TestFailuresWithinTheBudgetGoOnAndStayBehind(t *testing.T) {

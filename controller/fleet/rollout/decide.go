@@ -245,6 +245,8 @@ func (f Facts) underWay() (out []Reason) {
 			r.Code, r.Message = "told", fmt.Sprintf("%s has been told and has not claimed its move yet", fleet.Short(n.Name))
 			if n.Unable != "" {
 				r.Message += ": " + n.Unable
+			} else if n.Detail != "" {
+				r.Message += "; the last time: " + n.Detail
 			}
 		case Moving:
 			r.Code, r.Message = "moving", fleet.Short(n.Name)+" is on the move"

@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"slices"
 	"strings"
 
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
@@ -17,8 +18,9 @@ type Gate struct{}
 // refusalsBorne: a move refused by its node before anything was written is tried again so often before it is a failure.
 const refusalsBorne = 3
 
-// signerBusy begins the detail of a move that had no turn at the signer.
-const signerBusy = "signer-busy: "
+// notYet begin the details of moves that were refused by nobody's failure, and that come again by themselves: one that had no turn at
+// the signer, and one whose node was reloaded as often as it may be in an hour.
+var notYet = []string{"signer-busy: ", "reload-budget: "}
 
 // MayMove lets a store of a rollout move when its wave is open, and asks every gate again at that moment. A renewal that is
 // due by its time needs no wave.
@@ -125,7 +127,7 @@ func settle(a *state.Apply, r *row, x storeRow, m fleet.Moving) error {
 	case agentv1.MoveOutcome_MOVE_OUTCOME_FAILED:
 		to = storeBroken
 	case agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED:
-		if strings.HasPrefix(m.Detail, signerBusy) { // nobody's failure: its turn comes
+		if slices.ContainsFunc(notYet, func(p string) bool { return strings.HasPrefix(m.Detail, p) }) {
 			_, err := a.Exec(`UPDATE rollout_stores SET detail = ? WHERE rollout = ? AND node = ? AND store = ?`, m.Detail, r.name, x.node, x.store)
 			return err
 		}

@@ -67,9 +67,9 @@ func TestNothingIsWithdrawnTurnedRoundOrGivenUpWithoutAReason(t *testing.T) {
 	w.stop(gone)
 	for what, c := range map[string]proto.Message{
 		"set aside": &clusterv1.SetAsideMember{Name: r.Name, Member: gone.name, Incarnation: gone.incarnation},
-		"retire":   &clusterv1.RetireRotation{Name: r.Name, PlanHash: hash},
-		"rollback": &clusterv1.ControlRotation{Name: r.Name, Verb: "rollback"},
-		"resume":   &clusterv1.ControlRotation{Name: r.Name, Verb: "resume", Exceptions: []string{"seen"}},
+		"retire":    &clusterv1.RetireRotation{Name: r.Name, PlanHash: hash},
+		"rollback":  &clusterv1.ControlRotation{Name: r.Name, Verb: "rollback"},
+		"resume":    &clusterv1.ControlRotation{Name: r.Name, Verb: "resume", Exceptions: []string{"seen"}},
 	} {
 		if err := w.raw(c); !fault.HasReason(err, "no-reason") {
 			t.Errorf("%s without a reason: %v", what, err)
