@@ -155,7 +155,9 @@ func (d dialer) DialHost(ctx context.Context, h *gocql.HostInfo) (*gocql.DialedH
 		host, err = gocql.WrapTLS(ctx, conn, h.ConnectAddressAndPort(), d.l.o.TLS())
 	}
 	if err != nil {
-		d.l.fail(fmt.Errorf("connection to %s: %w", h.ConnectAddress(), err))
+		if !errors.Is(ctx.Err(), context.Canceled) { // the session that wanted it was closed by us meanwhile: nobody's failure
+			d.l.fail(fmt.Errorf("connection to %s: %w", h.ConnectAddress(), err))
+		}
 		return nil, err
 	}
 	d.l.mu.Lock()
