@@ -43,6 +43,14 @@ func (d dataDir) socket() string { return d.path("admin.sock") }
 
 // claim makes the folder for a new installation and refuses one that is in use.
 func (d dataDir) claim() error {
+	if err := d.free(); err != nil {
+		return err
+	}
+	return d.furnish()
+}
+
+// free refuses a folder that is in use, or that an installation has begun to fill.
+func (d dataDir) free() error {
 	if err := owner.Check(string(d)); err != nil {
 		return err
 	}
@@ -60,6 +68,11 @@ func (d dataDir) claim() error {
 				Do("remove the contents of %s and run the command again", d)
 		}
 	}
+	return nil
+}
+
+// furnish makes the folder, and those in it that an installation begins with.
+func (d dataDir) furnish() error {
 	for _, sub := range []string{"", "identity", "kek"} {
 		if err := os.MkdirAll(d.path(sub), 0o700); err != nil {
 			return fault.Wrap(err, fault.Invalid, "data-dir", "cannot make %s", d.path(sub)).Do("check the owner of the folder above")
