@@ -124,7 +124,7 @@ bench: setup ## the figures, as a table and build/bench.json
 bench-full: bench ## bench, and the figures of 10,000 agents and 30,000 renewals at once: 20 minutes more, into build/bench-full.json
 	@$(BIN)/bench -bin $(BIN) -out build/bench-full.json -only fleet,storm -agents 10000
 
-drill-rotation: setup ## replace the root of a real ring of two data centres under load while things break (ten minutes)
+drill-rotation: setup ## replace the root of a real ring of two data centres under load while things break (17 minutes)
 	@mkdir -p $(BIN)
 	@$(BUILD) -o $(BIN)/ ./controller/cmd/csm-controller ./controller/cmd/csm ./agent/cmd/csm-agent ./test/demo
 	@exec $(BIN)/demo -bin $(BIN) -story rotation -dir build/drill

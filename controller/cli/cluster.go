@@ -97,7 +97,7 @@ func (a *app) clusterCreate() *cobra.Command {
 
 func (s *session) needReason() error {
 	if s.reason == "" {
-		return fault.New(fault.Invalid, "no-reason", "say why").Do("add --reason 'words for the audit log'")
+		return fault.NoReason()
 	}
 	return nil
 }

@@ -46,7 +46,7 @@ func (d dataDir) claim() error {
 	if err := d.free(); err != nil {
 		return err
 	}
-	return d.furnish()
+	return d.furnish("", "identity", "kek")
 }
 
 // free refuses a folder that is in use, or that an installation has begun to fill.
@@ -71,9 +71,9 @@ func (d dataDir) free() error {
 	return nil
 }
 
-// furnish makes the folder, and those in it that an installation begins with.
-func (d dataDir) furnish() error {
-	for _, sub := range []string{"", "identity", "kek"} {
+// furnish makes folders; "" is the folder itself.
+func (d dataDir) furnish(subs ...string) error {
+	for _, sub := range subs {
 		if err := os.MkdirAll(d.path(sub), 0o700); err != nil {
 			return fault.Wrap(err, fault.Invalid, "data-dir", "cannot make %s", d.path(sub)).Do("check the owner of the folder above")
 		}

@@ -124,13 +124,13 @@ func (d dataDir) claimForRestore() error {
 		return err
 	}
 	// The mark comes before all that it speaks of: a restore that is killed right here begins again too.
-	if err := os.MkdirAll(string(d), 0o700); err != nil {
-		return fault.Wrap(err, fault.Invalid, "data-dir", "cannot make %s", d).Do("check the owner of the folder above")
+	if err := d.furnish(""); err != nil {
+		return err
 	}
 	if err := atomicfile.Replace(d.path(restoringFile), nil, 0o600); err != nil {
 		return err
 	}
-	return d.furnish()
+	return d.furnish("identity", "kek")
 }
 
 // abandon empties a folder that a restore had begun to fill: nothing in it was ever used.

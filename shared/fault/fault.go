@@ -72,7 +72,7 @@ func New(code Code, reason, format string, args ...any) *Error {
 
 // NoReason refuses what a person does without words for the audit log.
 func NoReason() *Error {
-	return New(Invalid, "no-reason", "say why").Do("add --reason")
+	return New(Invalid, "no-reason", "say why").Do("add --reason 'words for the audit log'")
 }
 
 // Wrap builds a fault around a cause that stays inside (errors.Is and As see it; the message names it).
