@@ -183,6 +183,7 @@ func TestNoOrderOfEventsMovesTwoNodesOrTurnsAGenerationBack(t *testing.T) {
 	}
 	rapid.Check(t, func(r *rapid.T) {
 		k := &walk{world: newWorld(t), claims: map[*member]string{}, generations: map[string]uint64{}}
+		defer k.log.Close()
 		ring := k.ring("n1", "n2", "n3")
 		for _, n := range []string{"n1", "n2", "n3"} {
 			k.nodes = append(k.nodes, ring[n])

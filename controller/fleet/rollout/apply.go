@@ -157,16 +157,14 @@ func advance(a *state.Apply, r *row) error {
 		if r.back {
 			end = RolledBack
 		}
-		// Who failed within the budget keeps what it has: it does not go on trying by itself.
-		for _, x := range from.stores {
-			if x.state == storeFailed {
-				if _, err := fleet.Withdraw(a, x.node, x.store, x.generation, x.before, x.named); err != nil {
-					return err
-				}
-			}
+		if err := forgetFailed(a, from.stores); err != nil {
+			return err
 		}
 		return setState(a, r, end, summary(f))
 	case Abort:
+		if err := forgetFailed(a, from.stores); err != nil {
+			return err
+		}
 		return setState(a, r, Aborted, r.note)
 	}
 	if k := key(reasons); k != r.awaits {
@@ -205,10 +203,29 @@ func summary(f Facts) string {
 	return out
 }
 
-// forgetGone lets go of nodes that are no longer what the plan was made for: who joined anew got its certificate there.
+// forgetGone lets go of nodes that are no longer what the plan was made for (who joined anew got its certificate there), and of
+// those that have nothing to do any more.
 func forgetGone(a *state.Apply, r *row, from sources) error {
-	for _, g := range gone(from.stores, from.nodes) {
+	for _, g := range gone(*r, from.stores, from.nodes) {
+		if g.idle {
+			if _, err := fleet.Withdraw(a, g.node, g.store, g.generation, g.before, g.named); err != nil {
+				return err
+			}
+		}
 		if err := setStore(a, r.name, g.storeRow, storeGone, g.why); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forgetFailed takes back what stores that failed were told: they keep what they have, and do not go on trying by themselves.
+func forgetFailed(a *state.Apply, stores []storeRow) error {
+	for _, x := range stores {
+		if x.state != storeFailed && x.state != storeBroken {
+			continue
+		}
+		if _, err := fleet.Withdraw(a, x.node, x.store, x.generation, x.before, x.named); err != nil {
 			return err
 		}
 	}
@@ -218,28 +235,46 @@ func forgetGone(a *state.Apply, r *row, from sources) error {
 type goneStore struct {
 	storeRow
 	why string
+	// idle: the node is what it was, and what it was told is taken back.
+	idle bool
 }
 
-// gone are the stores whose node is another by now. Pure.
-func gone(stores []storeRow, nodes []fleet.Standing) (out []goneStore) {
-	byName := make(map[string]fleet.Standing, len(nodes))
-	for _, n := range nodes {
-		byName[n.Node] = n
-	}
+// gone are the stores whose node is another by now, and those that had claimed their move when it was called off and ended the
+// claim without moving. Pure.
+func gone(r row, stores []storeRow, nodes []fleet.Standing) (out []goneStore) {
+	byName := standingOf(nodes)
 	for _, x := range stores {
 		if x.state != storePending && x.state != storeOpen {
 			continue
 		}
 		switch n := byName[x.node]; {
 		case n.Incarnation != x.incarnation:
-			out = append(out, goneStore{x, fmt.Sprintf("joined anew as incarnation %d", n.Incarnation)})
+			out = append(out, goneStore{x, fmt.Sprintf("joined anew as incarnation %d", n.Incarnation), false})
 		case n.Agent == fleet.Revoked:
-			out = append(out, goneStore{x, "its agent was revoked"})
+			out = append(out, goneStore{x, "its agent was revoked", false})
 		case !has(n, x.store):
-			out = append(out, goneStore{x, "its cassandra.yaml no longer names store " + x.store})
+			out = append(out, goneStore{x, "its cassandra.yaml no longer names store " + x.store, false})
+		case r.state == Aborting && x.state == storeOpen && waits(x, n):
+			out = append(out, goneStore{x, "not begun: it was aborted", true})
+		case r.back && x.state == storePending && asked(n, x) && waits(x, n):
+			out = append(out, goneStore{x, "not begun: it has nothing to take back", true})
 		}
 	}
 	return out
+}
+
+// waits says whether a node has neither begun nor done what it was told. Pure.
+func waits(x storeRow, n fleet.Standing) bool {
+	x.state = storeOpen
+	phase, _ := phaseOf(x, n)
+	return phase == Told
+}
+
+// asked says whether what a store is to do is still what this rollout asked it for last, and is not done. Pure.
+func asked(n fleet.Standing, x storeRow) bool {
+	return slices.ContainsFunc(n.Stores, func(s fleet.StoreStanding) bool {
+		return s.Store == x.store && s.Generation == x.generation && s.Installed < x.generation
+	})
 }
 
 func has(n fleet.Standing, store string) bool {
@@ -353,13 +388,8 @@ func resume(a *state.Apply, r *row) error {
 	if err != nil {
 		return err
 	}
-	for _, x := range stores {
-		if x.state != storeFailed && x.state != storeBroken {
-			continue
-		}
-		if _, err := fleet.Withdraw(a, x.node, x.store, x.generation, x.before, x.named); err != nil {
-			return err
-		}
+	if err := forgetFailed(a, stores); err != nil {
+		return err
 	}
 	if _, err := a.Exec(`UPDATE rollout_stores SET state = ?, detail = '', refusals = 0, since_ms = ? WHERE rollout = ? AND state IN (?,?)`,
 		storePending, a.Now.UnixMilli(), r.name, storeFailed, storeBroken); err != nil {
@@ -387,27 +417,32 @@ func forgetLook(a *state.Apply, r *row) error {
 	return err
 }
 
-// withdraw takes back what no node has taken up: pending stores are let go, told ones are as if they had never been.
+// withdraw takes back what no node has taken up: pending stores are let go, told ones are as if they had never been. Who is on the
+// move ends that first.
 func withdraw(a *state.Apply, r *row) error {
 	stores, err := storesOf(a.Context(), a.Querier(), r.name)
 	if err != nil {
 		return err
 	}
+	nodes, err := fleet.Standings(a.Context(), a.Querier(), r.spec.Cluster, a.Now)
+	if err != nil {
+		return err
+	}
+	byName := standingOf(nodes)
 	for _, x := range stores {
-		switch x.state {
-		case storeOpen, storeFailed, storeBroken:
-			back, err := fleet.Withdraw(a, x.node, x.store, x.generation, x.before, x.named)
-			if err != nil {
-				return err
-			}
-			if !back || x.state != storeOpen {
-				continue
-			}
-		case storePending:
-		default:
+		if x.state == storeDone || x.state == storeGone {
 			continue
 		}
-		if err := setStore(a, r.name, x, storeGone, "not begun: it was aborted"); err != nil {
+		back, err := fleet.Withdraw(a, x.node, x.store, x.generation, x.before, x.named)
+		switch {
+		case err != nil:
+			return err
+		case x.state == storePending && asked(byName[x.node], x) && !back: // it had begun before its turn to go back came
+			err = setStore(a, r.name, x, storeOpen, x.detail)
+		case x.state == storePending || x.state == storeOpen && back:
+			err = setStore(a, r.name, x, storeGone, "not begun: it was aborted")
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -407,6 +407,55 @@ func TestAnAbortAfterAResumeLeavesNothingToDoBehind(t *testing.T) {
 	}
 }
 
+func TestWhatBeganBeforeAnAbortAndDidNotMoveIsNotToldToMoveAgain(t *testing.T) {
+	ended := map[string]func(w *world, m *member, claim string){
+		"refused":     func(_ *world, m *member, c string) { m.must(m.report(c, refused)) },
+		"rolled back": func(_ *world, m *member, c string) { m.must(m.report(c, rolledBack)) },
+		"never told":  func(w *world, _ *member, _ string) { w.log.Clock.Advance(time.Hour); w.tick() },
+	}
+	for how, end := range ended {
+		for _, verbs := range [][]string{{rollout.AbortIt}, {rollout.Rollback, rollout.AbortIt}} {
+			w := newWorld(t, "r1", "r2")
+			name := w.start(w.spec())
+			m := w.nodes[0]
+			claim, err := m.claim(renew)
+			m.must(err)
+			for _, v := range verbs {
+				m.must(w.rollouts.Set(ctx, name, v, "a person", ann))
+			}
+			if got := w.get(name); got.State != rollout.Aborting {
+				t.Errorf("%v, a node on the move: it is %s", verbs, got.State)
+			}
+			end(w, m, claim)
+			if got := w.get(name); got.State != rollout.Aborted {
+				t.Errorf("%v, then %s: it is %s", verbs, how, got.State)
+			}
+			for _, n := range w.nodes {
+				if n.wants() {
+					t.Errorf("%v, then %s: %s is told to move by a rollout that was aborted", verbs, how, n.name)
+				}
+			}
+		}
+	}
+}
+
+func TestARollbackAsksNothingOfWhoDidNotMove(t *testing.T) {
+	w := newWorld(t, "r1", "r2")
+	name := w.start(w.spec())
+	w.nodes[0].move()
+	claim, err := w.nodes[1].claim(renew)
+	w.nodes[1].must(err)
+	w.nodes[1].must(w.rollouts.Set(ctx, name, rollout.Rollback, "a person", ann))
+	w.want(name, rollout.RollingBack, "pending", "pending")
+	w.nodes[1].must(w.nodes[1].report(claim, refused))
+	w.want(name, rollout.RollingBack, "told", "gone")
+	if w.nodes[1].wants() {
+		t.Error("who had not moved is told to move by a rollback")
+	}
+	w.nodes[0].move()
+	w.want(name, rollout.RolledBack, "proved", "gone")
+}
+
 func TestAPlanCountsANodeFromBeingToldUntilItIsProved(t *testing.T) {
 	w := newWorld(t, "r1", "r2", "r3")
 	name := w.start(w.spec())

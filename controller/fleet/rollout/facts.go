@@ -29,7 +29,7 @@ func factsOf(ctx context.Context, q state.Querier, r row, now time.Time) (Facts,
 	if err != nil {
 		return f, sources{}, err
 	}
-	f.gone = len(gone(stores, nodes)) > 0
+	f.gone = len(gone(r, stores, nodes)) > 0
 	f.Nodes = nodesOf(stores, nodes, r.spec.Canary > 0 && !r.back)
 	freezes, err := fleet.FreezesAt(ctx, q, now)
 	if err != nil {
@@ -129,10 +129,7 @@ func tells(h fleet.RingHealth) bool {
 
 // nodesOf joins the stores of a rollout with how they stand: a node is as far as the store of it that is least so. Pure.
 func nodesOf(stores []storeRow, standings []fleet.Standing, canary bool) (out []Node) {
-	byName := make(map[string]fleet.Standing, len(standings))
-	for _, s := range standings {
-		byName[s.Node] = s
-	}
+	byName := standingOf(standings)
 	for _, x := range stores {
 		p, fallen := phaseOf(x, byName[x.node])
 		n := Node{Name: x.node, Wave: x.wave, Phase: p, Since: at(x.sinceMs), Detail: x.detail, Broken: x.state == storeBroken, Fallen: fallen, Canary: canary && x.wave == 0}
@@ -147,6 +144,15 @@ func nodesOf(stores []storeRow, standings []fleet.Standing, canary bool) (out []
 			continue
 		}
 		out = append(out, n)
+	}
+	return out
+}
+
+// standingOf finds nodes by name.
+func standingOf(nodes []fleet.Standing) map[string]fleet.Standing {
+	out := make(map[string]fleet.Standing, len(nodes))
+	for _, n := range nodes {
+		out[n.Node] = n
 	}
 	return out
 }
@@ -217,10 +223,7 @@ func (f *Facts) ring(r fleet.Ring, nodes []fleet.Standing) {
 	for _, d := range r.Doubts {
 		f.Unknown = append(f.Unknown, Reason{Code: "ring-" + d.Code, Message: d.Message, Remedy: "agents list the ring by nodetool: `csm node list` shows who is connected"})
 	}
-	byName := make(map[string]fleet.Standing, len(nodes))
-	for _, n := range nodes {
-		byName[n.Node] = n
-	}
+	byName := standingOf(nodes)
 	for _, m := range r.Members {
 		name := m.Node
 		who := m.Address

@@ -83,6 +83,9 @@ func (m machine) applyAdvance(a *state.Apply, c *clusterv1.AdvanceRotation) (*cl
 	if err != nil {
 		return nil, err
 	}
+	if err := welcome(a, r, &v); err != nil {
+		return nil, err
+	}
 	d := m.gates.Decide(v)
 	switch d.Action {
 	case Begin:

@@ -90,6 +90,27 @@ func (m machine) applySetAside(a *state.Apply, c *clusterv1.SetAsideMember) (*cl
 	return nil, fault.New(fault.NotFound, "no-member", "the ring has no member %.200q", c.Member).Do("see `csm rotation explain`")
 }
 
+// back says whether a member that was set aside is up again.
+func (m Member) back() bool { return m.Aside != "" && m.Up }
+
+// welcome ends the setting aside of members that are up again: who goes down once more after that is waited for, as before.
+func welcome(a *state.Apply, r row, v *View) error {
+	for i := range v.Members {
+		m := &v.Members[i]
+		if !m.back() || r.phase.Ended() {
+			continue
+		}
+		if _, err := a.Exec(`DELETE FROM rotation_asides WHERE rotation = ? AND host_id = ?`, r.name, m.HostID); err != nil {
+			return err
+		}
+		m.Aside = ""
+		if err := event(a, r, m.Name+", which was set aside, is up: it counts again"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func ended(r row) error {
 	return fault.New(fault.Conflict, "rotation-ended", "the rotation %s has ended: %s", short(r.name), r.phase).Do("see `csm rotation list`")
 }

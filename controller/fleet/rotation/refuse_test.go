@@ -95,6 +95,28 @@ func TestALiveMemberCannotBeSetAside(t *testing.T) {
 	w.must(err)
 }
 
+func TestWhoWasSetAsideAndCameBackIsWaitedForWhenItGoesAgain(t *testing.T) {
+	w := newWorld(t, 3)
+	r := w.start(young)
+	m := w.nodes[2]
+	w.stop(m)
+	_, err := w.rotations.SetAside(ctx, r.Name, m.name, m.incarnation, "its board is broken", ann)
+	w.must(err)
+	w.run(12)
+	phaseIs(t, w.get(r.Name), rotation.Reissued)
+	w.must(m.move())
+	w.startCassandra(m)
+	w.tick()
+	if got := w.get(r.Name); len(got.Asides) > 0 {
+		t.Errorf("it is up, and still set aside: %+v", got.Asides)
+	}
+	w.stop(m)
+	wantReason(t, w.retire(r.Name), "gate-up")
+	w.startCassandra(m)
+	w.run(3)
+	w.must(w.retire(r.Name))
+}
+
 func TestRollbackTurnsRoundUntilTheRetire(t *testing.T) {
 	w := newWorld(t, 3)
 	r := w.start(young)

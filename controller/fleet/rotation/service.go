@@ -212,7 +212,7 @@ func (r *Rotations) due(ctx context.Context, q state.Querier) (out []due, err er
 			return nil, err
 		}
 		d := r.gates.Decide(v)
-		if d.Action == Begin || d.Action == Enter || d.Action == Cycle {
+		if d.Action == Begin || d.Action == Enter || d.Action == Cycle || slices.ContainsFunc(v.Members, Member.back) {
 			out = append(out, due{x.name, &clusterv1.AdvanceRotation{Name: x.name}})
 			continue
 		}

@@ -26,6 +26,7 @@ var Start = time.Date(2026, time.March, 1, 12, 0, 0, 0, time.UTC)
 type Log struct {
 	Store *state.Store
 	Clock *clockwork.FakeClock
+	close func()
 
 	mu    sync.Mutex
 	index uint64
@@ -47,13 +48,18 @@ func New(t testing.TB, modules ...state.Module) *Log {
 	if err != nil {
 		t.Fatalf("open the state: %v", err)
 	}
-	t.Cleanup(func() {
+	l := &Log{Store: store, Clock: clock}
+	l.close = sync.OnceFunc(func() {
 		if err := store.Close(); err != nil {
 			t.Errorf("close the state: %v", err)
 		}
 	})
-	return &Log{Store: store, Clock: clock}
+	t.Cleanup(l.close)
+	return l
 }
+
+// Close closes the state before the test ends, for tests that open hundreds.
+func (l *Log) Close() { l.close() }
 
 // Fail makes the next proposals fail with these errors, one each, before anything is applied: a log that is rude.
 func (l *Log) Fail(errs ...error) {
