@@ -77,7 +77,7 @@ mutants: ## take each gate of the code out in turn: the tests of its package mus
 	CSM_TEST_MUTANTS=all $(GO) test -timeout 4h -count=1 -v -run Mutants ./test/model
 
 test-full: test test-packages ## also what takes longer: Cassandra's own polls, the lives of nodes on a real ring, long soaks
-	CSM_TEST_FULL=1 $(TEST) -timeout 60m -p 1 -count=1 ./test/... ./agent/...
+	CSM_TEST_FULL=1 $(TEST) -timeout 60m -p 1 -count=1 ./test/... ./agent/... ./controller/fleet/... ./controller/systemca
 	@test/fuzz.sh 30s all
 
 # Left out of `make race`: packages whose tests live by raft's timers or replay thousands of transactions, which the

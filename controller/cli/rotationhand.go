@@ -14,8 +14,9 @@ import (
 
 func (a *app) rotationSetAside() *cobra.Command {
 	c := &cobra.Command{Use: "set-aside MEMBER", Short: "Leave a member that is down out of the count, while it is down", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeWith(a.nodeNames),
-		Long: "MEMBER is a node, or the host id of a member that CSM does not know. A member that is up cannot be set aside. When it comes back it counts\n" +
-			"again: its agent must bring its stores up to date before Cassandra starts (csm-agent ensure --before-start).",
+		Long: "MEMBER is a node, or the host id of a member that CSM does not know. A member that is up cannot be set aside. While it is\n" +
+			"down neither gates nor waves wait for it. When it is up again it counts again, at once and for good: its agent brings its stores up to date, anchors\n" +
+			"first and then the leaf, at best before Cassandra starts (csm-agent ensure --before-start).",
 		Example: "  csm rotation set-aside prod-eu/n7 --reason 'board is broken, INC-4711' --yes"}
 	return a.run(c, func(s *session, args []string) error {
 		if err := s.needReason(); err != nil {

@@ -143,6 +143,19 @@ func withdrawn(ctx context.Context, q state.Querier, trust string) ([][]byte, er
 	return collect(ctx, q, scanBytes, `SELECT sha256 FROM withdrawn_anchors WHERE trust_domain = ? ORDER BY withdrawn DESC, sha256 LIMIT ?`, trust, maxWithdrawn)
 }
 
+// Withdrawn are the SHA-256 of the anchors of a trust domain that must go, the newest first.
+func Withdrawn(ctx context.Context, q state.Querier, trust string) ([][]byte, error) {
+	return withdrawn(ctx, q, trust)
+}
+
+// Shrunk says whether a store has made a move that takes anchors away since a generation. What it holds still is somebody else's.
+func Shrunk(ctx context.Context, q state.Querier, node, store string, since uint64) (bool, error) {
+	var n int
+	err := q.QueryRowContext(ctx, `SELECT count(*) FROM moves WHERE node = ? AND store = ? AND kind = ? AND outcome IN (?,?) AND generation >= ?`, node, store,
+		int(agentv1.MoveKind_MOVE_KIND_SHRINK), int(agentv1.MoveOutcome_MOVE_OUTCOME_PROVEN), int(agentv1.MoveOutcome_MOVE_OUTCOME_UNPROVEN), since).Scan(&n)
+	return n > 0, err
+}
+
 // trustAlone says whether a move leaves the leaf as it is.
 func trustAlone(k agentv1.MoveKind) bool {
 	return k == agentv1.MoveKind_MOVE_KIND_TRUST || k == agentv1.MoveKind_MOVE_KIND_SHRINK

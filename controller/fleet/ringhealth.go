@@ -284,13 +284,22 @@ type HealthNeed struct {
 	After time.Time
 	// Probe asks that ranges were read. Without it a node whose Cassandra nobody can log in to is judged by gossip alone.
 	Probe bool
+	// Without are members, by host id, that need not tell: they are down, and who asks bears that.
+	Without []string
+}
+
+func (n HealthNeed) any() bool { return n.Look > 0 || !n.After.IsZero() || n.Probe }
+
+// tells says whether a member is asked what it sees of the others.
+func (n HealthNeed) tells(m *MemberHealth) bool {
+	return !m.unborn() && !slices.Contains(n.Without, m.HostID)
 }
 
 // Weighed is what holds any node of a ring, worked out once for those who ask about many.
 type Weighed struct {
 	need  HealthNeed
 	nodes map[string]*MemberHealth
-	born  int
+	tell  int // members that tell of the others
 	ring  []HealthReason
 }
 
@@ -302,8 +311,10 @@ func (h RingHealth) Weigh(need HealthNeed) Weighed {
 		if m.Node != "" {
 			w.nodes[m.Node] = m
 		}
+		if need.tells(m) {
+			w.tell++
+		}
 		if !m.unborn() {
-			w.born++
 			w.ring = append(w.ring, m.held(need)...)
 		}
 	}
@@ -318,12 +329,12 @@ func (w Weighed) Holds(node string) (out []HealthReason) {
 	say := func(code, text string, args ...any) {
 		out = append(out, HealthReason{code, fmt.Sprintf(text, args...)})
 	}
-	self, others, need := w.nodes[node], w.born, w.need
+	self, others, need := w.nodes[node], w.tell, w.need
 	if self == nil {
 		say("health-unknown", "%s is not enrolled in this ring", short(node))
 		return out
 	}
-	if !self.unborn() {
+	if need.tells(self) {
 		others--
 	}
 	wanted := min(2, others) // witnesses
@@ -340,7 +351,7 @@ func (w Weighed) Holds(node string) (out []HealthReason) {
 	if need.Probe && probed < wanted {
 		say("health-unprobed", "%d of %d other nodes could read a range that %s owns%s", probed, wanted, short(node), because(fresh))
 	}
-	if need != (HealthNeed{}) && (self.Look < need.Look || self.Seen.Before(need.After) || self.Seen.IsZero()) {
+	if need.any() && (self.Look < need.Look || self.Seen.Before(need.After) || self.Seen.IsZero()) {
 		say("health-unknown", "%s has not told yet what it is at work on", short(node))
 	}
 	out = append(out, w.ring...)

@@ -164,6 +164,27 @@ func TestWhatHoldsANode(t *testing.T) {
 	}
 }
 
+func TestWhoIsDownAndBorneNeedNotTell(t *testing.T) {
+	w, nodes, _ := threeHealthy(t)
+	look, err := w.AskHealth(ctx, cluster, ann)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes["n1"].tells(look, map[int]string{2: ""})
+	nodes["n2"].tells(look, map[int]string{1: ""}) // n3 answers no more
+	h := w.health()
+	if why := h.Weigh(fleet.HealthNeed{Look: look}).Holds(cluster + "/nodes/n1"); !slices.Contains(codesOf(why), "health-unknown") {
+		t.Errorf("one of two others has told, and: %v", why)
+	}
+	need := fleet.HealthNeed{Look: look, Without: []string{h.Members[2].HostID}}
+	if why := h.Weigh(need).Holds(cluster + "/nodes/n1"); len(why) > 0 {
+		t.Errorf("the only other one that is up has told, and: %v", why)
+	}
+	if why := h.Weigh(need).Holds(cluster + "/nodes/n3"); !slices.Contains(codesOf(why), "health-unknown") {
+		t.Errorf("who is down has told nothing itself, and: %v", why)
+	}
+}
+
 func TestWhatNobodyCouldReadHoldsNothingUnlessAskedFor(t *testing.T) {
 	w, nodes, look := threeHealthy(t)
 	for _, n := range nodes {

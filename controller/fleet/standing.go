@@ -40,6 +40,8 @@ type StoreStanding struct {
 	Store                 string
 	Generation, Installed uint64
 	State                 agentv1.InstallState
+	// Move is what the newest generation asks for while it is not installed; unspecified: the agent decides.
+	Move agentv1.MoveKind
 	// Theirs: the leaf is another CA's.
 	Theirs bool
 	// Unproved: it may serve what nobody has proved yet.
@@ -60,6 +62,13 @@ type ClaimStanding struct {
 	Since, Until time.Time
 }
 
+// Connected says whether the agent of a node, as this incarnation, is connected to a controller.
+func Connected(ctx context.Context, q state.Querier, node string, incarnation uint64) (bool, error) {
+	var n int
+	err := q.QueryRowContext(ctx, `SELECT count(*) FROM nodes n JOIN agents g ON g.uid = n.uid AND g.incarnation = n.incarnation WHERE n.name = ? AND n.incarnation = ? AND g.connected = 1`, node, incarnation).Scan(&n)
+	return n > 0, err
+}
+
 // Standings reads how the nodes of a cluster stand, by name.
 func Standings(ctx context.Context, q state.Querier, cluster string, now time.Time) ([]Standing, error) {
 	out, err := collect(ctx, q, scanStanding, `SELECT n.name, n.incarnation, n.running, n.instance, coalesce(g.state, ?), coalesce(g.mode, 0), coalesce(g.hold, ''), coalesce(g.connected, 0),
@@ -78,17 +87,20 @@ func Standings(ctx context.Context, q state.Querier, cluster string, now time.Ti
 	stores, err := collect(ctx, q, func(r *sql.Rows) (s storeOf, err error) {
 		row := storeRow{}
 		var ends int64
-		if err := r.Scan(&s.node, &row.store, &row.generation, &row.installed, &row.state, &row.wanted, &row.leaf, &row.proven, &row.unproved, &s.Authority, &s.Named, &row.kept, &row.keptDone, &ends); err != nil {
+		if err := r.Scan(&s.node, &row.store, &row.generation, &row.installed, &row.state, &row.wanted, &row.leaf, &row.proven, &row.unproved, &s.Authority, &s.Named, &row.kept, &row.keptDone, &ends, &row.move); err != nil {
 			return s, err
 		}
 		s.Store, s.Generation, s.Installed, s.State, s.Theirs, s.Unproved = row.store, row.generation, row.installed, row.state, row.theirs(), row.unproved
+		if s.Installed < s.Generation {
+			s.Move = row.move
+		}
 		s.Kept = len(row.kept) > 0 && !row.keptDone && !s.Theirs
 		if ends > 0 {
 			s.NotAfter = at(ends)
 		}
 		s.Proven = len(row.leaf) > 0 && bytes.Equal(row.leaf, row.proven)
 		return s, nil
-	}, `SELECT s.node, s.store, s.generation, s.installed, s.state, s.wanted_sha256, s.leaf_sha256, s.proven_sha256, s.unproved, `+authorityOf+`, s.wish_authority, s.kept_sha256, s.kept_done, s.not_after_ms
+	}, `SELECT s.node, s.store, s.generation, s.installed, s.state, s.wanted_sha256, s.leaf_sha256, s.proven_sha256, s.unproved, `+authorityOf+`, s.wish_authority, s.kept_sha256, s.kept_done, s.not_after_ms, s.wish_move
 		FROM stores s JOIN nodes n ON n.name = s.node JOIN clusters c ON c.name = n.cluster WHERE n.cluster = ? ORDER BY s.node, s.store`, cluster)
 	if err != nil {
 		return nil, err

@@ -1,7 +1,6 @@
 package fleet_test
 
 import (
-	"flag"
 	"fmt"
 	"testing"
 	"time"
@@ -11,6 +10,7 @@ import (
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 
 	"github.com/cassandra-security-manager/csm/controller/fleet"
+	"github.com/cassandra-security-manager/csm/controller/state/statetest"
 	"github.com/cassandra-security-manager/csm/shared/fault"
 )
 
@@ -175,12 +175,8 @@ func (k *walk) check(t *rapid.T) {
 }
 
 func TestNoOrderOfEventsMovesTwoNodesOrTurnsAGenerationBack(t *testing.T) {
-	// Each walk has a state machine of its own; -rapid.checks asks for more of them.
-	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
-		if err := f.Value.Set("20"); err != nil {
-			t.Fatal(err)
-		}
-	}
+	// Each walk has a state machine of its own.
+	statetest.Walks(t, 20, 0)
 	rapid.Check(t, func(r *rapid.T) {
 		k := &walk{world: newWorld(t), claims: map[*member]string{}, generations: map[string]uint64{}}
 		defer k.log.Close()

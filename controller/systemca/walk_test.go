@@ -2,7 +2,6 @@ package systemca_test
 
 import (
 	"crypto/sha256"
-	"flag"
 	"slices"
 	"testing"
 	"time"
@@ -11,6 +10,7 @@ import (
 
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 
+	"github.com/cassandra-security-manager/csm/controller/state/statetest"
 	"github.com/cassandra-security-manager/csm/controller/systemca"
 	"github.com/cassandra-security-manager/csm/shared/identity"
 	"github.com/cassandra-security-manager/csm/shared/resource"
@@ -202,14 +202,8 @@ func (k *walk) heal(t *rapid.T) {
 }
 
 func TestNoOrderOfEventsCutsAnybodyOff(t *testing.T) {
-	// Each walk has a state machine and a CA of its own; -rapid.checks asks for more of them.
-	for name, usual := range map[string]string{"rapid.checks": "8", "rapid.steps": "50"} {
-		if f := flag.Lookup(name); f.Value.String() == f.DefValue {
-			if err := f.Value.Set(usual); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
+	// Each walk has a state machine and a CA of its own.
+	statetest.Walks(t, 8, 50)
 	reached, ends := map[systemca.Phase]int{}, map[systemca.Phase]int{}
 	rapid.Check(t, func(r *rapid.T) {
 		k := &walk{beings: newBeings(t), ends: ends}

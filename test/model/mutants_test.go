@@ -133,6 +133,7 @@ const (
 	waveFile   = "controller/fleet/rollout/decide.go"
 	openFile   = "controller/fleet/rollout/gate.go"
 	setFile    = "controller/fleet/rollout/apply.go"
+	factsFile  = "controller/fleet/rollout/facts.go"
 	claimFile  = "controller/fleet/claims.go"
 	backFile   = "agent/install/reprove.go"
 	eyesFile   = "controller/fleet/clients.go"
@@ -227,12 +228,32 @@ var mutants = []mutant{
 	{asideFile, `case x.Up:`, `case false:`},
 	{asideFile, `case x.Incarnation != c.Incarnation:`, `case false:`},
 	{asideFile, `case c.Reason == "":`, `case false:`},
+	{asideFile, `return m.Aside != "" && m.Up }`, `return false }`},
+	{asideFile, `if !m.left() {`, `if m.Aside == "" {`},
+	{asideFile, `w.Move == s.Move && (w.Authority`, `true || (w.Authority`},
+	{asideFile, `(w.Authority == "" || w.Authority == s.Signer)`, `true`},
+	{asideFile, `if !held {`, `if true {`},
+	{asideFile, `case leaves && s.Lacks && (m.Up || alone):`, `case false:`},
+	{asideFile, `s.Lacks && (m.Up || alone):`, `s.Lacks && m.Up:`},
+	{asideFile, `s.Lacks && (m.Up || alone):`, `s.Lacks && alone:`},
+	{asideFile, `case (r.phase == Reissued || r.phase == Retire) && m.Up && s.Leaf == Before:`, `case false:`},
+	{asideFile, `case (r.phase == Retire || r.phase == Withdrawing) && m.Up && s.Stale && !s.Behind:`, `case false:`},
+	{asideFile, `case r.phase == Distribute && (s.Lacks || s.Behind):`, `case false:`},
+	{asideFile, `case leaves && old(After):`, `case false:`},
+	{asideFile, `m.left() || m.Aside != "" && r.phase.Ended()`, `m.left()`},
+	{asideFile, `(r.phase == Retire || r.phase == Done) && r.kind != Takeover`, `r.phase == Retire && r.kind != Takeover`},
+	{asideFile, `r.phase.Undo() && r.kind != Takeover && (old(Before) || s.Signer != r.before):`, `false:`},
+	{asideFile, `(r.phase == Retire || r.phase == Withdrawing) && s.Behind || s.Stale:`, `(r.phase == Retire || r.phase == Withdrawing) && s.Behind:`},
+	{asideFile, `here = here && !s.Moving`, `here = true || here && !s.Moving`},
+	{decideFile, "if v.Phase == Retire && s.Leaf == Before {\n\t\treturn false", "if v.Phase == Retire && s.Leaf == Before {\n\t\treturn s.Behind"},
+	{viewFile, `x.Stale = !done`, `x.Stale = true`},
 
 	{typesFile, `return !m.Waiting && (m.Aside == "" || m.Up)`, `return !m.Waiting && m.Aside == ""`},
 	{typesFile, `return !m.Waiting && (m.Aside == "" || m.Up)`, `return !m.Waiting`},
 	{typesFile, `return !m.Waiting && (m.Aside == "" || m.Up)`, `return m.Aside == "" || m.Up`},
 
-	{decideFile, `m.Node != "" && m.Active && lacks`, `m.Node != "" && lacks`},
+	{decideFile, `m.Node != "" && m.Active && !m.left() && lacks`, `m.Node != "" && !m.left() && lacks`},
+	{decideFile, `m.Node != "" && m.Active && !m.left() && lacks`, `m.Node != "" && m.Active && lacks`},
 	{decideFile, `if v.Paused {`, `if false {`},
 	{decideFile, `if waits := g.waitsForCanary(v); len(waits) > 0 {`, `if waits := g.waitsForCanary(v); false && len(waits) > 0 {`},
 	{decideFile, "case rolloutDone:\n\t\tif len(reasons) == 0 {", "case rolloutDone:\n\t\tif true {"},
@@ -264,6 +285,14 @@ var mutants = []mutant{
 	{openFile, `if f.State != Running && f.State != RollingBack {`, `if false {`},
 	{openFile, `if len(reasons) == 0 && busy >= f.Spec.Width {`, `if false {`},
 
+	{setFile, `case contains(r.spec.Aside, x.node) && !moving(x, n):`, `case false:`},
+	{setFile, `case r.state == Aborting && x.state == storeOpen && waits(x, n):`, `case false:`},
+	{setFile, `case r.back && x.state == storePending && asked(n, x) && waits(x, n):`, `case false:`},
+	{setFile, `asked(byName[x.node], x) && !back:`, `false:`},
+	{setFile, "case Abort:\n\t\tif err := forgetFailed(a, from.stores); err != nil {", "case Abort:\n\t\tif err := error(nil); err != nil {"},
+	{factsFile, `case !m.Up && slices.Contains(f.Spec.Aside, m.HostID):`, `case false:`},
+	{factsFile, `case !m.Up && slices.Contains(f.Spec.Aside, m.HostID):`, `case slices.Contains(f.Spec.Aside, m.HostID):`},
+	{factsFile, `case unproved && !slices.Contains(f.Spec.Aside, n.Node):`, `case unproved:`},
 	{setFile, `case s.Owner != "":`, `case false:`},
 	{setFile, `case s.Kind != Renew:`, `case false:`},
 	{setFile, `if p.Hash != hex.EncodeToString(c.PlanHash) {`, `if false && p.Hash != hex.EncodeToString(c.PlanHash) {`},

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 )
@@ -27,7 +26,7 @@ func TestADrillOnARingOfOnesOwn(t *testing.T) {
 	other := e.loadOf("mine_0", e.root("root")) // somebody's
 	out, said, err = e.run(append(drill, "--keyspace", "mine", "--dry-run")...)
 	e.must(err)
-	hash := regexp.MustCompile(`plan ([0-9a-f]{16})`).FindStringSubmatch(out + said)
+	hash := shownPlan.FindStringSubmatch(out + said)
 	out, said, err = e.run(append(drill, "--keyspace", "mine", "--plan", hash[1])...)
 	if err == nil || !strings.Contains(said, "no keyspace that it has not made") || strings.Contains(e.csm("rotation", "list"), "distribute") {
 		t.Fatalf("a drill takes the keyspace of another: %v %s%s", err, out, said)

@@ -252,12 +252,14 @@ func pool(all ...*x509.Certificate) *x509.CertPool {
 	return p
 }
 
+var shownPlan = regexp.MustCompile(`plan ([0-9a-f]{16})`)
+
 // planned runs a grave command with --dry-run, and then with the hash of its plan.
 func (e *estate) planned(args ...string) {
 	e.t.Helper()
 	out, said, err := e.run(append(args, "--dry-run")...)
 	e.must(err)
-	hash := regexp.MustCompile(`plan ([0-9a-f]{16})`).FindStringSubmatch(out + said)
+	hash := shownPlan.FindStringSubmatch(out + said)
 	if hash == nil {
 		e.t.Fatalf("csm %v shows no plan: %s%s", args, out, said)
 	}

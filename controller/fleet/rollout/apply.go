@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 
@@ -70,9 +68,9 @@ func planOf(a *state.Apply, s Spec) (Plan, error) {
 
 func begin(a *state.Apply, p Plan) (string, error) {
 	name := nameOf(p.Cluster, p.Kind+"-"+strconv.FormatUint(a.Index, 10))
-	spec, err := proto.MarshalOptions{Deterministic: true}.Marshal(p.Spec.wire())
+	spec, err := p.encoded()
 	if err != nil {
-		return "", fault.Wrap(err, fault.Internal, "bad-spec", "the spec cannot be encoded")
+		return "", err
 	}
 	hash, err := hex.DecodeString(p.Hash)
 	if err != nil {
@@ -254,6 +252,8 @@ func gone(r row, stores []storeRow, nodes []fleet.Standing) (out []goneStore) {
 			out = append(out, goneStore{x, "its agent was revoked", false})
 		case !has(n, x.store):
 			out = append(out, goneStore{x, "its cassandra.yaml no longer names store " + x.store, false})
+		case contains(r.spec.Aside, x.node) && !moving(x, n):
+			out = append(out, goneStore{x, "set aside while it is down", true})
 		case r.state == Aborting && x.state == storeOpen && waits(x, n):
 			out = append(out, goneStore{x, "not begun: it was aborted", true})
 		case r.back && x.state == storePending && asked(n, x) && waits(x, n):
@@ -262,6 +262,8 @@ func gone(r row, stores []storeRow, nodes []fleet.Standing) (out []goneStore) {
 	}
 	return out
 }
+
+func moving(x storeRow, n fleet.Standing) bool { return n.Claim != nil && n.Claim.Store == x.store }
 
 // waits says whether a node has neither begun nor done what it was told. Pure.
 func waits(x storeRow, n fleet.Standing) bool {
@@ -408,6 +410,25 @@ func resume(a *state.Apply, r *row) error {
 	}
 	fleet.SignalWave(a, r.spec.Cluster)
 	return advance(a, r)
+}
+
+// Excuse says which members its owner has set aside by now, by host id and by full name of the node. What has ended stays as it
+// is. To be used in Apply only.
+func Excuse(a *state.Apply, name string, members []string) error {
+	r, err := readRow(a.Context(), a.Querier(), name)
+	if err != nil || !live(r.state) || slices.Equal(r.spec.Aside, members) {
+		return err
+	}
+	r.spec.Aside = members
+	spec, err := r.spec.encoded()
+	if err != nil {
+		return err
+	}
+	if _, err := a.Exec(`UPDATE rollouts SET spec = ?, revision = ? WHERE name = ?`, spec, a.Index, r.name); err != nil {
+		return err
+	}
+	a.Touch(state.Updated, r.name)
+	return advance(a, &r)
 }
 
 // forgetLook has the ring looked at again before anything begins.

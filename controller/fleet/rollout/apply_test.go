@@ -220,6 +220,16 @@ func TestAgentsAwayAndCassandraDownHoldTheWaveToo(t *testing.T) {
 	if r := w.get(name); r.Awaits[0].Code != "agent-away" {
 		t.Errorf("it waits for %v", r.Awaits)
 	}
+	health := func() fleet.RingHealth {
+		h, err := w.fleet.Health(ctx, cluster)
+		first.must(err)
+		return h
+	}
+	before := health().Look
+	w.log.Clock.Advance(fleet.LookAgain)
+	if w.tick(); health().Look == before {
+		t.Error("an agent is away, perhaps its host, and nobody is asked whether the member is up")
+	}
 	first.must(first.connect())
 	w.nodes[2].move()
 	w.want(name, rollout.Done, "proved", "proved", "proved")

@@ -26,7 +26,7 @@ type Reason struct {
 
 // OfRing says whether it is about what the members of the ring say of each other: that is as old as their last look.
 func (r Reason) OfRing() bool {
-	return strings.HasPrefix(r.Code, "ring-") || slices.Contains([]string{"member-down", "member-unseen", "up", "settled", "replica-down", "quorum-failed", "busy", "health-unknown", "health-unprobed"}, r.Code)
+	return strings.HasPrefix(r.Code, "ring-") || slices.Contains([]string{"member-down", "agent-away", "member-unseen", "up", "settled", "replica-down", "quorum-failed", "busy", "health-unknown", "health-unprobed"}, r.Code)
 }
 
 // Phases of a node in a rollout.
@@ -77,6 +77,8 @@ type Facts struct {
 	Outside []Reason
 	// Down, Unsettled and Unknown are what the ring's members say of each other.
 	Down, Unsettled, Unknown []Reason
+	// away are the members, by host id, that tell nothing of the ring now: how many of them a plan bears is a gate's question.
+	away []string
 	// Freeze of the cluster or above.
 	Freeze *Reason
 	// Looked: the neighbours were asked how the ring is, for the wave that is about to begin.

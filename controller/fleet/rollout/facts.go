@@ -42,10 +42,10 @@ func factsOf(ctx context.Context, q state.Querier, r row, now time.Time) (Facts,
 			}
 		}
 	}
-	if err := f.look(ctx, q, r); err != nil {
+	if err := f.surroundings(ctx, q, nodes); err != nil {
 		return f, sources{}, err
 	}
-	if err := f.surroundings(ctx, q, nodes); err != nil {
+	if err := f.look(ctx, q, r); err != nil {
 		return f, sources{}, err
 	}
 	if f.Spec.Undo || f.State == RollingBack {
@@ -80,7 +80,7 @@ func (f *Facts) look(ctx context.Context, q state.Querier, r row) error {
 	if err != nil {
 		return err
 	}
-	var need fleet.HealthNeed
+	need := fleet.HealthNeed{Without: f.away}
 	if f.Looked && tells(h) {
 		need.Look = r.look
 	}
@@ -165,19 +165,18 @@ func phaseOf(x storeRow, n fleet.Standing) (phase string, fallen bool) {
 			s = st
 		}
 	}
-	moving := n.Claim != nil && n.Claim.Store == x.store
 	switch x.state {
 	case storePending:
 		return Pending, false
 	case storeDone:
-		return Proved, !s.Proven && !moving && !s.Unproved
+		return Proved, !s.Proven && !moving(x, n) && !s.Unproved
 	case storeFailed, storeBroken:
 		return Failed, false
 	case storeGone:
 		return Gone, false
 	}
 	switch {
-	case moving:
+	case moving(x, n):
 		return Moving, false
 	case s.Unproved || s.Generation == x.generation && s.Installed >= s.Generation:
 		return Unproved, false
@@ -231,7 +230,11 @@ func (f *Facts) ring(r fleet.Ring, nodes []fleet.Standing) {
 			who = fleet.Short(name)
 		}
 		n, known := byName[name]
+		if !m.Up || known && !(n.Running && n.Connected) {
+			f.away = append(f.away, m.HostID)
+		}
 		switch {
+		case !m.Up && slices.Contains(f.Spec.Aside, m.HostID):
 		case m.State != "normal" && m.State != "unknown":
 			f.Unsettled = append(f.Unsettled, Reason{Code: "ring-" + m.State, Node: name, Message: fmt.Sprintf("%s is %s", who, m.State), Remedy: "wait until it is done: `nodetool status` on any node"})
 		case !m.Up:
@@ -262,7 +265,7 @@ func (f *Facts) others(nodes []fleet.Standing) {
 		case n.Claim != nil && !first(n):
 			f.Outside = append(f.Outside, Reason{Code: "other-moves", Node: n.Node, Since: n.Claim.Since, Until: n.Claim.Until,
 				Message: fleet.Short(n.Node) + " is on the move, and not by this rollout", Remedy: "wait: one by one"})
-		case unproved:
+		case unproved && !slices.Contains(f.Spec.Aside, n.Node):
 			f.Outside = append(f.Outside, Reason{Code: "other-unproved", Node: n.Node, Message: fleet.Short(n.Node) + " has moved, not by this rollout, and is not proved",
 				Remedy: fmt.Sprintf("see why with `csm node get %s`", fleet.Short(n.Node))})
 		}

@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"context"
 	"slices"
 	"strings"
 
@@ -162,9 +163,23 @@ func (Gate) MayRaise(a *state.Apply, node, store string) error {
 	if store == "" {
 		return refused
 	}
-	x, err := storeOf(a.Context(), a.Querier(), r.name, node, store)
-	if err != nil || x == nil || x.state == storeGone || x.state == storeDone {
+	if held, err := r.holds(a.Context(), a.Querier(), node, store); err != nil || !held {
 		return err
 	}
 	return refused
+}
+
+// holds says whether a rollout is about to move a store, or moves it.
+func (r row) holds(ctx context.Context, q state.Querier, node, store string) (bool, error) {
+	x, err := storeOf(ctx, q, r.name, node, store)
+	return err == nil && x != nil && x.state != storeGone && x.state != storeDone, err
+}
+
+// Holds says whether a rollout that is under way is about to move a store, or moves it: who raises it meanwhile takes it away.
+func Holds(ctx context.Context, q state.Querier, cluster, node, store string) (bool, error) {
+	r, err := liveRow(ctx, q, cluster)
+	if err != nil || r == nil {
+		return false, err
+	}
+	return r.holds(ctx, q, node, store)
 }

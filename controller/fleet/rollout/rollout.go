@@ -82,6 +82,9 @@ type Spec struct {
 	// Undo: it takes back what its owner has done. Members that are down, and a ring that does not agree on itself, do not hold it:
 	// they may be so because of what is taken back.
 	Undo bool `json:"undo,omitempty"`
+	// Aside are the members that its owner has set aside while they are down, by host id and by full name of the node: nothing
+	// waits for them.
+	Aside []string `json:"setAside,omitempty"`
 }
 
 // Usual gives the figures of a kind: trust may go wide, leaves go one after the other.
@@ -119,17 +122,25 @@ func (s Spec) check() error {
 
 func (s Spec) wire() *clusterv1.RolloutSpec {
 	w := &clusterv1.RolloutSpec{Cluster: s.Cluster, Kind: s.Kind, Nodes: s.Nodes, Width: uint32(s.Width), MaxUnavailable: uint32(s.MaxUnavailable), Canary: uint32(s.Canary),
-		BakeMs: s.Bake.Milliseconds(), FailureBudget: uint32(s.FailureBudget), Windows: s.Windows, Blackouts: s.Blackouts, Authority: s.Authority, Owner: s.Owner, Undo: s.Undo}
+		BakeMs: s.Bake.Milliseconds(), FailureBudget: uint32(s.FailureBudget), Windows: s.Windows, Blackouts: s.Blackouts, Authority: s.Authority, Owner: s.Owner, Undo: s.Undo, Aside: s.Aside}
 	if !s.Start.IsZero() {
 		w.StartMs = s.Start.UnixMilli()
 	}
 	return w
 }
 
+func (s Spec) encoded() ([]byte, error) {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(s.wire())
+	if err != nil {
+		return nil, fault.Wrap(err, fault.Internal, "bad-spec", "the spec cannot be encoded")
+	}
+	return b, nil
+}
+
 func specOf(w *clusterv1.RolloutSpec) Spec {
 	s := Spec{Cluster: w.GetCluster(), Kind: w.GetKind(), Nodes: w.GetNodes(), Width: int(w.GetWidth()), MaxUnavailable: int(w.GetMaxUnavailable()), Canary: int(w.GetCanary()),
 		Bake: time.Duration(w.GetBakeMs()) * time.Millisecond, FailureBudget: int(w.GetFailureBudget()), Windows: w.GetWindows(), Blackouts: w.GetBlackouts(),
-		Authority: w.GetAuthority(), Owner: w.GetOwner(), Undo: w.GetUndo()}
+		Authority: w.GetAuthority(), Owner: w.GetOwner(), Undo: w.GetUndo(), Aside: w.GetAside()}
 	if w.GetStartMs() != 0 {
 		s.Start = time.UnixMilli(w.StartMs).UTC()
 	}

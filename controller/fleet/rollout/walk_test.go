@@ -1,7 +1,6 @@
 package rollout_test
 
 import (
-	"flag"
 	"testing"
 	"time"
 
@@ -9,6 +8,7 @@ import (
 
 	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
 	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/controller/state/statetest"
 	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 	"github.com/cassandra-security-manager/csm/shared/fault"
@@ -183,12 +183,8 @@ func (k *walk) check(t *rapid.T) {
 }
 
 func TestNoOrderOfEventsOpensAWaveTooEarlyOrTooWide(t *testing.T) {
-	// Each walk has a state machine of its own; -rapid.checks asks for more of them.
-	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
-		if err := f.Value.Set("15"); err != nil {
-			t.Fatal(err)
-		}
-	}
+	// Each walk has a state machine of its own.
+	statetest.Walks(t, 15, 0)
 	rapid.Check(t, func(r *rapid.T) {
 		k := &walk{world: newWorld(t, "r1", "r1", "r2"), claims: map[*member]string{}}
 		defer k.log.Close()

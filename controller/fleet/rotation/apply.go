@@ -83,7 +83,13 @@ func (m machine) applyAdvance(a *state.Apply, c *clusterv1.AdvanceRotation) (*cl
 	if err != nil {
 		return nil, err
 	}
-	if err := welcome(a, r, &v); err != nil {
+	if r.phase.Ended() {
+		return &clusterv1.AdvanceRotationReply{Action: string(Rest)}, m.finish(a, r, v)
+	}
+	if err := m.welcome(a, r, &v); err != nil {
+		return nil, err
+	}
+	if err := m.tend(a, r, v); err != nil {
 		return nil, err
 	}
 	d := m.gates.Decide(v)
@@ -120,7 +126,7 @@ func (m machine) begin(a *state.Apply, r row, v View) error {
 			w.Members = append(w.Members, x.Node)
 		}
 	}
-	w.Width = v.width(w.Kind)
+	w.Width, w.Aside = v.width(w.Kind), leftOut(v)
 	first := canary(v, w.Members)
 	if first != "" {
 		w.Members = []string{first}

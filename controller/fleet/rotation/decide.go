@@ -101,8 +101,8 @@ func behind(v View) bool {
 	return slices.ContainsFunc(v.Members, func(m Member) bool { return m.counts() && m.Up && moves(v, m) })
 }
 
-// moves says whether a wave of the phase would take a member in: its agent may act, and it lacks something.
-func moves(v View, m Member) bool { return m.Node != "" && m.Active && lacks(v, m) }
+// moves says whether a wave of the phase would take a member in: its agent may act, it was not set aside, and it lacks something.
+func moves(v View, m Member) bool { return m.Node != "" && m.Active && !m.left() && lacks(v, m) }
 
 // lacking says whether a store would gain by the waves of this phase. One that is on the move is waited for.
 func lacking(v View, s Store) bool {
@@ -117,6 +117,9 @@ func lacking(v View, s Store) bool {
 		return s.Leaf != Before
 	case v.Phase == Distribute:
 		return s.Behind || trustProved(v, s) != ""
+	}
+	if v.Phase == Retire && s.Leaf == Before {
+		return false // it came late: its leaf comes first
 	}
 	return s.Behind
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"testing"
@@ -83,6 +84,12 @@ func newWorld(t testing.TB, size int) *world { return newWorldWith(t, size, "", 
 // eager are waves that care for nothing: they raise every store at once and say that it is done. What is safe under them is
 // safe by the gates of this package alone.
 type eager struct{}
+
+func (eager) Excuse(*state.Apply, string, []string) error { return nil }
+
+func (eager) Holds(context.Context, state.Querier, string, string, string) (bool, error) {
+	return false, nil
+}
 
 func (eager) Begin(a *state.Apply, x rotation.Wave) (string, error) {
 	kinds := map[string]agentv1.MoveKind{"trust": agentv1.MoveKind_MOVE_KIND_TRUST, "leaf": renew, "renew": renew, "shrink": agentv1.MoveKind_MOVE_KIND_SHRINK,
@@ -364,6 +371,11 @@ func (m *member) move() error {
 	case agentv1.MoveKind_MOVE_KIND_GIVE_BACK:
 		m.putBack()
 	default:
+		if o, err := m.w.fleet.OpenClaim(ctx, c); err != nil || !m.trusted[o.Authority] { // trust comes first, as an agent has it
+			m.w.must(err)
+			m.w.must(m.done(c, agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED))
+			return errors.New("trust-not-distributed")
+		}
 		m.trusts(false)
 		m.leaf = m.issue(c)
 	}

@@ -13,6 +13,10 @@ type Waves interface {
 	Begin(a *state.Apply, w Wave) (string, error)
 	// Set pauses, resumes or aborts what has not ended: verb is pause, resume or abort. What has ended stays as it is.
 	Set(a *state.Apply, name, verb, reason string) error
+	// Excuse names the members that are set aside, by host id and by full name of the node. What has ended stays as it is.
+	Excuse(a *state.Apply, name string, members []string) error
+	// Holds says whether waves of a cluster move a store, or are about to.
+	Holds(ctx context.Context, q state.Querier, cluster, node, store string) (bool, error)
 	// Stand says where it stands.
 	Stand(ctx context.Context, q state.Querier, name string, now time.Time) (Rollout, error)
 }
@@ -35,6 +39,8 @@ type Wave struct {
 	Width int
 	// Undo: members that are down do not hold it.
 	Undo bool
+	// Aside are the members that are set aside, by host id and by full name of the node.
+	Aside []string
 }
 
 // The kinds of waves.

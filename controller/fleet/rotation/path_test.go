@@ -9,7 +9,7 @@ import (
 	"github.com/cassandra-security-manager/csm/shared/certificate"
 )
 
-func phaseIs(t *testing.T, r rotation.Rotation, want rotation.Phase) {
+func phaseIs(t testing.TB, r rotation.Rotation, want rotation.Phase) {
 	t.Helper()
 	if r.Phase != want {
 		t.Fatalf("phase %s, want %s: %+v", r.Phase, want, r.Reasons)

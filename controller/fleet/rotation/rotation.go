@@ -9,6 +9,8 @@ package rotation
 import (
 	"time"
 
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+
 	"github.com/cassandra-security-manager/csm/controller/fleet/rollout"
 )
 
@@ -137,6 +139,9 @@ type Member struct {
 // back; of one that never started there is nothing to ask, so it has a gate of its own.
 func (m Member) counts() bool { return !m.Waiting && (m.Aside == "" || m.Up) }
 
+// left says whether it is left out: it was set aside, and is down.
+func (m Member) left() bool { return m.Aside != "" && !m.Up }
+
 // Side is the CA that a leaf chains to.
 type Side string
 
@@ -153,12 +158,16 @@ type Store struct {
 	Name string
 	// Signer is the authority of its next leaf.
 	Signer string
+	// Move is what it was told to do and has not done; unspecified: nothing, or its agent decides.
+	Move agentv1.MoveKind
 	// Behind: the files are older than what this phase asks for.
 	Behind bool
 	// Files is the side of the leaf in the files, proved or not.
 	Files Side
 	// Lacks: an anchor of the CA that comes is not in the truststore.
 	Lacks bool
+	// Stale: its truststore holds an anchor that was withdrawn, and no move has taken any away since.
+	Stale bool
 	// Moving: on the move, or moved and not proved since.
 	Moving bool
 	// Leaf is the side of the leaf that a neighbour saw served; Unknown when nobody proved what is served now.

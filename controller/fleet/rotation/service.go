@@ -63,10 +63,13 @@ type Rotation struct {
 
 // MemberState is how one member stands.
 type MemberState struct {
-	Name  string `json:"name"`
-	Node  string `json:"node,omitempty"`
-	Up    bool   `json:"up"`
-	State string `json:"state"`
+	Name string `json:"name"`
+	Node string `json:"node,omitempty"`
+	// HostID and Incarnation are what `:setAside` asks for; a node that never started has no host id of its own.
+	HostID      string `json:"hostId,omitempty"`
+	Incarnation uint64 `json:"incarnation,omitempty"`
+	Up          bool   `json:"up"`
+	State       string `json:"state"`
 	// Datacenter and Rack are empty for a member that CSM does not know.
 	Datacenter string       `json:"datacenter,omitempty"`
 	Rack       string       `json:"rack,omitempty"`
@@ -198,6 +201,34 @@ func (r *Rotations) Watch(ctx context.Context) error {
 	return err
 }
 
+// comers are what is to be asked for members that come back after the end of the rotation in which they were set aside.
+func (r *Rotations) comers(ctx context.Context, q state.Querier) (out []due, err error) {
+	ended, err := late(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	for _, x := range ended {
+		switch here, err := x.heard(ctx, q); {
+		case err != nil:
+			return nil, err
+		case !here:
+			continue
+		}
+		v, err := look(ctx, q, r.clock.Now(), x).view(r.waves)
+		if err != nil {
+			return nil, err
+		}
+		untold, err := x.untold(ctx, q, r.waves, v)
+		if err != nil {
+			return nil, err
+		}
+		if len(untold)+len(x.arrived(v)) > 0 {
+			out = append(out, due{x.name, &clusterv1.AdvanceRotation{Name: x.name}})
+		}
+	}
+	return out, nil
+}
+
 // due is what is to be asked for now. of names what it is about.
 type due struct {
 	of      string
@@ -206,13 +237,23 @@ type due struct {
 
 func (r *Rotations) due(ctx context.Context, q state.Querier) (out []due, err error) {
 	rows, err := many(ctx, q, `WHERE ended_ms = 0 ORDER BY name`)
+	if err != nil {
+		return nil, err
+	}
+	if out, err = r.comers(ctx, q); err != nil {
+		return nil, err
+	}
 	for _, x := range rows {
 		v, err := look(ctx, q, r.clock.Now(), x).view(r.waves)
 		if err != nil {
 			return nil, err
 		}
 		d := r.gates.Decide(v)
-		if d.Action == Begin || d.Action == Enter || d.Action == Cycle || slices.ContainsFunc(v.Members, Member.back) {
+		untold, err := x.untold(ctx, q, r.waves, v)
+		if err != nil {
+			return nil, err
+		}
+		if d.Action == Begin || d.Action == Enter || d.Action == Cycle || slices.ContainsFunc(v.Members, Member.back) || len(untold) > 0 {
 			out = append(out, due{x.name, &clusterv1.AdvanceRotation{Name: x.name}})
 			continue
 		}
@@ -366,7 +407,7 @@ func (r *Rotations) whole(ctx context.Context, q state.Querier, x row) (Rotation
 }
 
 func (m Member) shown() MemberState {
-	out := MemberState{Name: m.Name, Node: m.Node, Up: m.Up, State: m.State, Datacenter: m.Datacenter, Rack: m.Rack, Aside: m.Aside, OldLinks: m.OldLinks, Links: m.Links}
+	out := MemberState{Name: m.Name, Node: m.Node, HostID: m.HostID, Incarnation: m.Incarnation, Up: m.Up, State: m.State, Datacenter: m.Datacenter, Rack: m.Rack, Aside: m.Aside, OldLinks: m.OldLinks, Links: m.Links}
 	for _, s := range m.Stores {
 		x := StoreState{Name: s.Name, Leaf: s.Leaf, Moving: s.Moving, Behind: s.Behind}
 		for _, p := range s.Ports {

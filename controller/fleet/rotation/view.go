@@ -174,15 +174,28 @@ func (s *sight) stores() (map[string][]Store, error) {
 	out := map[string][]Store{}
 	var back [][]byte // anchors that the leaves of before lead to
 	proven := map[string]fleet.Proven{}
+	var gone [][]byte // anchors that were withdrawn
+	if s.r.phase == Retire || s.r.phase == Withdrawing || s.r.phase.Ended() {
+		if gone, err = fleet.Withdrawn(s.ctx, s.q, s.r.trust); err != nil {
+			return nil, err
+		}
+	}
 	for _, n := range standings {
 		for _, st := range n.Stores {
-			x := Store{Name: st.Store, Signer: st.Authority, Behind: !s.r.idle() && (st.Installed < st.Generation || st.Installed < s.r.generation), Moving: st.Unproved || n.Claim != nil && n.Claim.Store == st.Store}
+			x := Store{Name: st.Store, Signer: st.Authority, Move: st.Move, Behind: !s.r.idle() && (st.Installed < st.Generation || st.Installed < s.r.generation), Moving: st.Unproved || n.Claim != nil && n.Claim.Store == st.Store}
 			p := all[resource.Store(n.Node, st.Store)]
 			if x.Leaf, err = s.side(p.Leaf); err != nil {
 				return nil, err
 			}
 			x.Ports, x.Lacks = s.ports(p)
 			x.Files = s.written(p.Authority)
+			if slices.ContainsFunc(gone, p.Holds) {
+				done, err := fleet.Shrunk(s.ctx, s.q, n.Node, st.Store, s.r.generation)
+				if err != nil {
+					return nil, err
+				}
+				x.Stale = !done
+			}
 			if s.r.kind == Takeover {
 				s.returns(&x, st, p)
 				proven[resource.Store(n.Node, st.Store)] = p

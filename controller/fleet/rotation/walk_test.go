@@ -1,13 +1,13 @@
 package rotation_test
 
 import (
-	"flag"
 	"testing"
 
 	"pgregory.net/rapid"
 
 	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
 	"github.com/cassandra-security-manager/csm/controller/state"
+	"github.com/cassandra-security-manager/csm/controller/state/statetest"
 	clusterv1 "github.com/cassandra-security-manager/csm/protocol/cluster/v1"
 )
 
@@ -55,9 +55,14 @@ func (k *walk) power(t *rapid.T) {
 			aside = aside || a.Node == m.name
 		}
 	}
-	if (aside || rapid.Bool().Draw(t, "ensure")) && m.pending() {
-		if err := m.move(); err != nil && aside {
-			return
+	if aside || rapid.Bool().Draw(t, "ensure") {
+		for range 4 { // trust, then the leaf: the leader tells one after the other
+			if k.tick(); !m.pending() {
+				break
+			}
+			if err := m.move(); err != nil && aside {
+				return
+			}
 		}
 	}
 	k.startCassandra(m)
@@ -100,14 +105,8 @@ func (k *walk) people(t *rapid.T) {
 }
 
 func TestNoOrderOfEventsCutsTwoLiveMembers(t *testing.T) {
-	// Each walk has a state machine and two CAs of its own; -rapid.checks asks for more of them. Short ones do not come to the retire.
-	for name, usual := range map[string]string{"rapid.checks": "12", "rapid.steps": "60"} {
-		if f := flag.Lookup(name); f.Value.String() == f.DefValue {
-			if err := f.Value.Set(usual); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
+	// Each walk has a state machine and two CAs of its own. Short ones do not come to the retire.
+	statetest.Walks(t, 12, 60)
 	phases, urgent := map[rotation.Phase]int{}, map[rotation.Phase]int{}
 	rapid.Check(t, func(r *rapid.T) {
 		var waves rotation.Waves = rotation.Rollouts{}

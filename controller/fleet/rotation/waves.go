@@ -17,7 +17,7 @@ var _ Waves = Rollouts{}
 // Begin starts a rollout that belongs to the rotation.
 func (Rollouts) Begin(a *state.Apply, w Wave) (string, error) {
 	s := rollout.Usual(w.Cluster, w.Kind)
-	s.Owner, s.Authority, s.Bake, s.Undo = w.Owner, w.Authority, w.Bake, w.Undo
+	s.Owner, s.Authority, s.Bake, s.Undo, s.Aside = w.Owner, w.Authority, w.Bake, w.Undo, w.Aside
 	if w.Width > 0 {
 		s.Width = w.Width
 	}
@@ -34,6 +34,16 @@ func (Rollouts) Set(a *state.Apply, name, verb, reason string) error {
 		return err
 	}
 	return rollout.SetState(a, name, verb, reason)
+}
+
+// Excuse names the members that are set aside.
+func (Rollouts) Excuse(a *state.Apply, name string, members []string) error {
+	return rollout.Excuse(a, name, members)
+}
+
+// Holds says whether a rollout moves a store, or is about to.
+func (Rollouts) Holds(ctx context.Context, q state.Querier, cluster, node, store string) (bool, error) {
+	return rollout.Holds(ctx, q, cluster, node, store)
 }
 
 // Stand says where it stands.

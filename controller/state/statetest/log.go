@@ -3,8 +3,11 @@ package statetest
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"log/slog"
+	"os"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -60,6 +63,22 @@ func New(t testing.TB, modules ...state.Module) *Log {
 
 // Close closes the state before the test ends, for tests that open hundreds.
 func (l *Log) Close() { l.close() }
+
+// Walks sets how many random walks (pgregory.net/rapid) a test takes, and of how many steps, 0 for rapid's own number: usual ones, and
+// twenty times as many with CSM_TEST_FULL. Where -rapid.checks or -rapid.steps are given they hold.
+func Walks(t testing.TB, usual, steps int) {
+	t.Helper()
+	if os.Getenv("CSM_TEST_FULL") != "" {
+		usual *= 20
+	}
+	for name, value := range map[string]int{"rapid.checks": usual, "rapid.steps": steps} {
+		if f := flag.Lookup(name); value > 0 && f.Value.String() == f.DefValue {
+			if err := f.Value.Set(strconv.Itoa(value)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
 
 // Fail makes the next proposals fail with these errors, one each, before anything is applied: a log that is rude.
 func (l *Log) Fail(errs ...error) {

@@ -53,7 +53,9 @@ type RolloutSpec struct {
 	// Rotation that it is a part of; empty: a person's.
 	Owner string `protobuf:"bytes,13,opt,name=owner,proto3" json:"owner,omitempty"`
 	// It takes back what a rotation has done: members that are down do not hold it.
-	Undo          bool `protobuf:"varint,14,opt,name=undo,proto3" json:"undo,omitempty"`
+	Undo bool `protobuf:"varint,14,opt,name=undo,proto3" json:"undo,omitempty"`
+	// Members that its owner has set aside while they are down: host ids, and full names of nodes.
+	Aside         []string `protobuf:"bytes,15,rep,name=aside,proto3" json:"aside,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -184,6 +186,13 @@ func (x *RolloutSpec) GetUndo() bool {
 		return x.Undo
 	}
 	return false
+}
+
+func (x *RolloutSpec) GetAside() []string {
+	if x != nil {
+		return x.Aside
+	}
+	return nil
 }
 
 // StartRollout begins a rollout if the plan made of the state at that entry has this hash.
@@ -395,7 +404,7 @@ var File_cluster_v1_rollout_proto protoreflect.FileDescriptor
 
 const file_cluster_v1_rollout_proto_rawDesc = "" +
 	"\n" +
-	"\x18cluster/v1/rollout.proto\x12\x0ecsm.cluster.v1\x1a\x18options/v1/options.proto\"\xc5\x03\n" +
+	"\x18cluster/v1/rollout.proto\x12\x0ecsm.cluster.v1\x1a\x18options/v1/options.proto\"\xe7\x03\n" +
 	"\vRolloutSpec\x12!\n" +
 	"\acluster\x18\x01 \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\acluster\x12\x1a\n" +
 	"\x04kind\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02\b\x10R\x04kind\x12\x1f\n" +
@@ -411,7 +420,9 @@ const file_cluster_v1_rollout_proto_rawDesc = "" +
 	"\bstart_ms\x18\v \x01(\x03R\astartMs\x12%\n" +
 	"\tauthority\x18\f \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\tauthority\x12\x1d\n" +
 	"\x05owner\x18\r \x01(\tB\a\xea\xe0\x18\x03\b\x80\x04R\x05owner\x12\x12\n" +
-	"\x04undo\x18\x0e \x01(\bR\x04undo\"d\n" +
+	"\x04undo\x18\x0e \x01(\bR\x04undo\x12 \n" +
+	"\x05aside\x18\x0f \x03(\tB\n" +
+	"\xea\xe0\x18\x06\b\x80\x04\x10\xd0\x0fR\x05aside\"d\n" +
 	"\fStartRollout\x12/\n" +
 	"\x04spec\x18\x01 \x01(\v2\x1b.csm.cluster.v1.RolloutSpecR\x04spec\x12#\n" +
 	"\tplan_hash\x18\x02 \x01(\fB\x06\xea\xe0\x18\x02\b R\bplanHash\"1\n" +

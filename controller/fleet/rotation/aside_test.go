@@ -1,0 +1,130 @@
+package rotation_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/cassandra-security-manager/csm/controller/fleet/rotation"
+)
+
+// until lets the leader and the agents work until a phase is reached.
+func (w *world) until(name string, phase rotation.Phase) {
+	w.t.Helper()
+	for range 30 {
+		if w.get(name).Phase == phase {
+			return
+		}
+		if w.get(name).Phase == rotation.Reissued {
+			if w.retire(name) == nil {
+				continue
+			}
+		}
+		w.log.Clock.Advance(2 * time.Minute)
+		w.work()
+	}
+	phaseIs(w.t, w.get(name), phase)
+}
+
+// work is one look of the leader, after which every agent that may do so moves.
+func (w *world) work() {
+	w.tick()
+	for _, m := range w.nodes {
+		if !w.down[m.name] && m.pending() {
+			_ = m.move()
+		}
+	}
+}
+
+// catchUp lets the agent of a member whose Cassandra is down do what it is told, one move after the other.
+func (w *world) catchUp(m *member) {
+	w.t.Helper()
+	for range 6 {
+		if w.tick(); m.pending() {
+			w.must(m.move())
+		}
+	}
+}
+
+// setAside names a member as whoever reads the rotation sees it.
+func (w *world) setAside(name string, m *member) {
+	w.t.Helper()
+	for _, x := range w.get(name).Members {
+		if x.Node == m.name && x.HostID != "" {
+			_, err := w.rotations.SetAside(ctx, name, x.Node, x.Incarnation, "its board is broken", ann)
+			w.must(err)
+			return
+		}
+	}
+	w.t.Fatalf("%s is no member", m.name)
+}
+
+func TestARotationGoesOnWithoutWhoWasSetAsideWhichCatchesUpWhenItComes(t *testing.T) {
+	phases := []rotation.Phase{rotation.Distribute, rotation.Reissue, rotation.Reissued, rotation.Retire, rotation.Done}
+	for i, leaves := range phases[:4] {
+		for _, comes := range phases[i:] {
+			for _, first := range []string{"its agent", "its Cassandra"} {
+				t.Run(fmt.Sprintf("%s to %s, %s first", leaves, comes, first), func(t *testing.T) {
+					w := newWorld(t, 4)
+					r := w.start(young)
+					w.until(r.Name, leaves)
+					w.tick() // the waves of the phase have begun
+					m := w.nodes[3]
+					w.stop(m)
+					w.setAside(r.Name, m)
+					w.until(r.Name, comes)
+					w.tick()
+					if first == "its agent" {
+						w.catchUp(m)
+						w.startCassandra(m)
+						w.unbroken("after its start")
+					} else {
+						w.startCassandra(m)
+					}
+					w.until(r.Name, rotation.Done)
+					for range 8 {
+						w.log.Clock.Advance(2 * time.Minute)
+						w.work()
+					}
+					for _, n := range w.nodes {
+						if n.leaf != young || !n.trusted[young] || n.trusted[old] || n.pending() {
+							t.Errorf("%s serves %s and trusts %v, something to do %v", n.name, n.leaf, n.trusted, n.pending())
+						}
+					}
+					if got := w.get(r.Name); len(got.Asides) > 0 {
+						t.Errorf("still set aside: %+v", got.Asides)
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestAWayBackGoesOnWithoutWhoWasSetAside(t *testing.T) {
+	for _, comes := range []rotation.Phase{rotation.Undoing, rotation.RolledBack} {
+		w := newWorld(t, 4)
+		r := w.start(young)
+		w.until(r.Name, rotation.Reissue)
+		w.tick()
+		m := w.nodes[3]
+		w.stop(m)
+		w.setAside(r.Name, m)
+		w.until(r.Name, rotation.Reissued)
+		_, err := w.rotations.Control(ctx, r.Name, "rollback", "clients complain", ann)
+		w.must(err)
+		w.until(r.Name, comes)
+		w.catchUp(m)
+		w.startCassandra(m)
+		w.unbroken("after its start")
+		w.until(r.Name, rotation.RolledBack)
+		for range 3 {
+			w.log.Clock.Advance(2 * time.Minute)
+			w.work()
+		}
+		for _, n := range w.nodes {
+			if n.leaf != old || !n.trusted[old] || n.trusted[young] || n.pending() {
+				t.Errorf("back in %s: %s serves %s and trusts %v, something to do %v", comes, n.name, n.leaf, n.trusted, n.pending())
+			}
+		}
+	}
+}
