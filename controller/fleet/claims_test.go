@@ -163,6 +163,27 @@ func TestInstallsBeforeTheFirstStartGoSideBySide(t *testing.T) {
 	}
 }
 
+func TestWhyTellsWhatAnAgentHoldsAgainstItsMove(t *testing.T) {
+	w := newWorld(t)
+	m := w.ring("n1", "n2")["n1"]
+	wish := func() {
+		_, err := w.RequestRenewal(ctx, m.name, "", "because", ann)
+		m.must(err)
+	}
+	wish()
+	c, err := m.claim(renew)
+	m.must(err)
+	m.must(w.Complete(ctx, m.uid, m.incarnation, &agentv1.ReportMoveRequest{Claim: c, Outcome: agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED, Store: m.store, AfterSha256: m.store.LeafSha256,
+		Detail: "trust-not-distributed: the truststore does not hold the CA"}))
+	if why := m.view().Why; !strings.Contains(why, "refused the move of store node") || !strings.Contains(why, "trust-not-distributed: the truststore") {
+		t.Errorf("why: %q", why)
+	}
+	wish()
+	if why := m.view().Why; !strings.Contains(why, "about to claim") {
+		t.Errorf("what was refused is no longer asked for, and why: %q", why)
+	}
+}
+
 func TestANodeMovesOnlyWhenTheOneBeforeItIsProved(t *testing.T) {
 	w := newWorld(t)
 	r := w.ring("n1", "n2", "n3")

@@ -197,12 +197,16 @@ func (f *Fleet) complete(ctx context.Context, q state.Querier, n *Node) (err err
 	if n.Generation, err = targetGeneration(ctx, q, n.Name); err != nil {
 		return err
 	}
-	open, err := f.moves(ctx, q, `m.node = ? AND m.state = 'open' AND m.expires_ms > ? ORDER BY m.opened DESC LIMIT 1`, n.Name, now.UnixMilli())
+	newest, err := f.moves(ctx, q, `m.claim = (SELECT claim FROM moves WHERE node = ? ORDER BY opened DESC LIMIT 1) AND (m.state = 'open' OR m.outcome = ?)`, n.Name, int(agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED))
 	if err != nil {
 		return err
 	}
-	if len(open) > 0 {
-		n.Claim = &open[0]
+	if len(newest) > 0 {
+		if m := &newest[0]; m.State == moveOpen && m.Expires.After(now) {
+			n.Claim = m
+		} else {
+			n.last = m
+		}
 	}
 	b, err := blocker(ctx, q, n.Name, n.Cluster, now.UnixMilli())
 	if err != nil {

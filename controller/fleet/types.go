@@ -71,6 +71,8 @@ type Node struct {
 	CreateTime time.Time `json:"createTime"`
 	UpdateTime time.Time `json:"updateTime"`
 	Revision   uint64    `json:"revision"`
+
+	last *Move // the newest, where its agent refused it
 }
 
 // States of an agent's identity.
@@ -160,7 +162,7 @@ type Move struct {
 	Node        string    `json:"node"`
 	Incarnation uint64    `json:"incarnation"`
 	Store       string    `json:"store"`
-	Kind        string    `json:"kind" enum:"first,renew,trust,shrink"`
+	Kind        string    `json:"kind" enum:"first,renew,trust,shrink,take-over,give-back"`
 	Generation  uint64    `json:"generation"`
 	State       string    `json:"state" enum:"open,closed,lapsed"`
 	Outcome     string    `json:"outcome,omitempty" doc:"proven, unproven, rolled-back, refused, failed; empty while open or when it was never reported"`

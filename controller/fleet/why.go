@@ -3,6 +3,10 @@ package fleet
 import (
 	"fmt"
 	"time"
+
+	agentv1 "github.com/cassandra-security-manager/csm/protocol/agent/v1"
+
+	"github.com/cassandra-security-manager/csm/shared/resource"
 )
 
 // policy is one possible answer to "why does this node not move": the first that applies is given.
@@ -10,7 +14,7 @@ type policy func(n Node, b *blocking, now time.Time) string
 
 // why explains where a node stands, in one sentence. Pure.
 func why(n Node, b *blocking, now time.Time) string {
-	for _, p := range []policy{whyGone, whyAgent, whyBroken, whyMoving, whyTurnedBack, whyNothing, whyHeld, whyWave} {
+	for _, p := range []policy{whyGone, whyAgent, whyBroken, whyMoving, whyTurnedBack, whyNothing, whyHeld, whyWave, whyRefused} {
 		if s := p(n, b, now); s != "" {
 			return s + stopped(n, s)
 		}
@@ -60,7 +64,7 @@ func whyBroken(n Node, _ *blocking, _ time.Time) string {
 	for _, s := range n.Stores {
 		switch s.State {
 		case "failed":
-			return fmt.Sprintf("store %s could neither go forward nor back: a person is needed: %s", short(s.Name), s.Detail)
+			return fmt.Sprintf("store %s could neither go forward nor back: a person is needed: %s", resource.Last(s.Name), s.Detail)
 		case "contested":
 			return "another tool writes the files: stop it, then restart the agent"
 		case "foreign":
@@ -87,7 +91,7 @@ func whyMoving(n Node, _ *blocking, _ time.Time) string {
 func whyTurnedBack(n Node, _ *blocking, _ time.Time) string {
 	for _, s := range n.Stores {
 		if s.State == "rolled-back" {
-			return fmt.Sprintf("the last install of store %s was rolled back: %s; the agent tries again after a pause that doubles", short(s.Name), s.Detail)
+			return fmt.Sprintf("the last install of store %s was rolled back: %s; the agent tries again after a pause that doubles", resource.Last(s.Name), s.Detail)
 		}
 	}
 	return ""
@@ -136,4 +140,18 @@ func whyWave(_ Node, b *blocking, _ time.Time) string {
 		return "waits for " + short(b.node) + ", which has moved and is not proved"
 	}
 	return "waits for " + short(b.node) + ", which is on the move"
+}
+
+// whyRefused tells what the agent itself holds against what it is told, as it said when it last tried.
+func whyRefused(n Node, _ *blocking, _ time.Time) string {
+	m := n.last
+	if m == nil || m.Outcome != outcomeName(agentv1.MoveOutcome_MOVE_OUTCOME_REFUSED) {
+		return ""
+	}
+	for _, s := range n.Stores {
+		if resource.Last(s.Name) == m.Store && s.Generation == m.Generation {
+			return fmt.Sprintf("its agent refused the move of store %s at %s, and tries again by itself: %s", m.Store, m.Closed.Format(time.RFC3339), m.Detail)
+		}
+	}
+	return ""
 }

@@ -196,7 +196,7 @@ func summary(f Facts) string {
 		out += fmt.Sprintf(", %d failed and serve what they served before", n[Failed])
 	}
 	if n[Gone] > 0 {
-		out += fmt.Sprintf(", %d are gone or joined anew", n[Gone])
+		out += fmt.Sprintf(", %d are gone, set aside or joined anew", n[Gone])
 	}
 	return out
 }
