@@ -182,7 +182,7 @@ func (r row) untold(ctx context.Context, q state.Querier, waves Waves, v View) (
 	return out, nil
 }
 
-// wish is what a store must do next, alone, to be up to date: one move after the other, trust before the leaf and the leaf before
+// wish is what a store must do next, alone, to be up to date, from the phase on in which that matters to others: one move after the other, trust before the leaf and the leaf before
 // what goes, as its agent demands. It is for members that were set aside, until the end and after it, and for those that came up with
 // files of before. Pure.
 func (r row) wish(m Member, s Store) fleet.Wish {
@@ -199,16 +199,16 @@ func (r row) wish(m Member, s Store) fleet.Wish {
 		return trust
 	case (r.phase == Reissued || r.phase == Retire) && m.Up && s.Leaf == Before:
 		return leaf(r.after)
+	case r.phase == Withdrawing && r.kind != Takeover && m.Up && s.Leaf == After:
+		return leaf(r.before)
 	case (r.phase == Retire || r.phase == Withdrawing) && m.Up && s.Stale && !s.Behind: // it came late, and its leaf is there by now
 		return shrink
 	case !alone:
-	case r.phase == Distribute && (s.Lacks || s.Behind):
-		return trust
 	case leaves && old(After):
 		return leaf(r.after)
 	case r.phase.Undo() && r.kind == Takeover && s.Kept && !s.Stays && s.Gone == "" && s.Leaf != Before:
 		return fleet.Wish{Move: agentv1.MoveKind_MOVE_KIND_GIVE_BACK}
-	case r.phase.Undo() && r.kind != Takeover && (old(Before) || s.Signer != r.before):
+	case r.phase.Undo() && r.kind != Takeover && old(Before):
 		return leaf(r.before)
 	case (r.phase == Retire || r.phase == Withdrawing) && s.Behind || s.Stale:
 		return shrink

@@ -101,30 +101,41 @@ func TestARotationGoesOnWithoutWhoWasSetAsideWhichCatchesUpWhenItComes(t *testin
 }
 
 func TestAWayBackGoesOnWithoutWhoWasSetAside(t *testing.T) {
-	for _, comes := range []rotation.Phase{rotation.Undoing, rotation.RolledBack} {
-		w := newWorld(t, 4)
-		r := w.start(young)
-		w.until(r.Name, rotation.Reissue)
-		w.tick()
-		m := w.nodes[3]
-		w.stop(m)
-		w.setAside(r.Name, m)
-		w.until(r.Name, rotation.Reissued)
-		_, err := w.rotations.Control(ctx, r.Name, "rollback", "clients complain", ann)
-		w.must(err)
-		w.until(r.Name, comes)
-		w.catchUp(m)
-		w.startCassandra(m)
-		w.unbroken("after its start")
-		w.until(r.Name, rotation.RolledBack)
-		for range 3 {
-			w.log.Clock.Advance(2 * time.Minute)
-			w.work()
-		}
-		for _, n := range w.nodes {
-			if n.leaf != old || !n.trusted[old] || n.trusted[young] || n.pending() {
-				t.Errorf("back in %s: %s serves %s and trusts %v, something to do %v", comes, n.name, n.leaf, n.trusted, n.pending())
-			}
+	for _, leaves := range []rotation.Phase{rotation.Reissue, rotation.Reissued} { // with the leaf of before, and with the new one
+		for i, comes := range []rotation.Phase{rotation.Undoing, rotation.Withdrawing, rotation.RolledBack, rotation.Undoing, rotation.Withdrawing, rotation.RolledBack} {
+			cassandraFirst := i > 2
+			t.Run(fmt.Sprintf("%s to %s, its Cassandra first %v", leaves, comes, cassandraFirst), func(t *testing.T) {
+				w := newWorld(t, 4)
+				r := w.start(young)
+				w.until(r.Name, leaves)
+				w.tick()
+				m := w.nodes[3]
+				w.stop(m)
+				w.setAside(r.Name, m)
+				w.until(r.Name, rotation.Reissued)
+				_, err := w.rotations.Control(ctx, r.Name, "rollback", "clients complain", ann)
+				w.must(err)
+				w.until(r.Name, comes)
+				if !cassandraFirst {
+					w.catchUp(m)
+				}
+				if w.startCassandra(m); !cassandraFirst {
+					w.unbroken("after its start")
+				}
+				w.until(r.Name, rotation.RolledBack)
+				for range 8 {
+					w.log.Clock.Advance(2 * time.Minute)
+					w.work()
+				}
+				for _, n := range w.nodes {
+					if n.leaf != old || !n.trusted[old] || n.trusted[young] || n.pending() {
+						t.Errorf("%s serves %s and trusts %v, something to do %v", n.name, n.leaf, n.trusted, n.pending())
+					}
+				}
+				if got := w.get(r.Name); len(got.Asides) > 0 {
+					t.Errorf("still set aside: %+v", got.Asides)
+				}
+			})
 		}
 	}
 }

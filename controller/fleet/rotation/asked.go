@@ -96,7 +96,7 @@ func stepOf(r row, s Store, kind agentv1.MoveKind) (step Step, early string) {
 		return "", "a leaf of the new CA comes only when every member is proved to trust it"
 	case s.Signer == r.before && r.phase == Retire:
 		return "", "the CA before is withdrawn: no leaf of it may be served any more"
-	case s.Leaf == After && r.phase != Undoing:
+	case s.Leaf == After && !r.phase.Undo():
 		return "", "a leaf of the CA before comes again only by a rollback"
 	}
 	return StepBack, ""

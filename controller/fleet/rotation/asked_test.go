@@ -35,7 +35,7 @@ func TestWhichGatesAClaimMustPass(t *testing.T) {
 		{"the first leaf of the new CA", Root, renew, oldToNew, [6]Step{refused, StepLeaf, StepLeaf, free, refused, refused}},
 		{"a leaf of the new CA is renewed", Root, renew, newAgain, [6]Step{free, free, free, free, free, free}},
 		{"what is there is proved", Root, renew, unproved, [6]Step{free, free, free, free, free, free}},
-		{"back to the CA before", Root, renew, newToOld, [6]Step{refused, refused, refused, refused, StepBack, refused}},
+		{"back to the CA before", Root, renew, newToOld, [6]Step{refused, refused, refused, refused, StepBack, StepBack}},
 		{"files of before that nobody has proved", Root, renew, restored, [6]Step{StepBack, StepBack, StepBack, refused, StepBack, StepBack}},
 		{"the leaf of another CA is replaced", Takeover, takeOver, foreign, [6]Step{refused, StepLeaf, StepLeaf, refused, refused, refused}},
 		{"the leaf of another CA comes back", Takeover, giveBack, newAgain, [6]Step{refused, refused, refused, refused, StepBack, refused}},

@@ -118,7 +118,7 @@ func lacking(v View, s Store) bool {
 	case v.Phase == Distribute:
 		return s.Behind || trustProved(v, s) != ""
 	}
-	if v.Phase == Retire && s.Leaf == Before {
+	if v.Phase == Retire && s.Leaf == Before || v.Phase == Withdrawing && v.Kind != Takeover && s.Leaf == After {
 		return false // it came late: its leaf comes first
 	}
 	return s.Behind
