@@ -394,6 +394,42 @@ func TestAStepOfARotationIsEndedByTheRotationOnly(t *testing.T) {
 	}
 }
 
+func TestNothingWaitsForWhoIsSetAsideWhileItIsDown(t *testing.T) {
+	w := newWorld(t, "r1", "r2", "r3")
+	away := w.nodes[2]
+	c, err := away.claim(renew) // its last move was never proved
+	away.must(err)
+	away.write(c)
+	away.must(away.report(c, unproven))
+	w.gossip(func(id []byte, x *agentv1.RingMember) { x.Up = string(id) != string(away.id) })
+	r, err := w.log.Propose(ctx, state.Proposal{Command: &clusterv1.StartRotation{Cluster: cluster}, Actor: ann}) // owner stands for package rotation
+	away.must(err)
+	name := r.Reply.(*clusterv1.StartRotationReply).Name
+	w.tick()
+	w.want(name, rollout.Running, "pending", "pending", "pending")
+	h, err := w.fleet.Health(ctx, cluster)
+	away.must(err)
+	_, err = w.log.Propose(ctx, state.Proposal{Command: &clusterv1.SetAsideMember{Name: name, Member: h.Members[2].HostID + " " + away.name}, Actor: ann})
+	away.must(err)
+	w.tick()
+	w.want(name, rollout.Running, "told", "pending", "gone")
+	if away.wants() {
+		t.Error("who was set aside is told to move by the waves")
+	}
+	w.nodes[0].move()
+	w.log.Clock.Advance(2 * time.Minute)
+	w.tick()
+	w.want(name, rollout.Running, "proved", "told", "gone")
+
+	w.gossip(func([]byte, *agentv1.RingMember) {})
+	away.must(w.fleet.Disconnected(ctx, away.uid, away.incarnation, fmt.Sprint(away.streams)))
+	_, err = w.nodes[1].claim(renew)
+	wantReason(t, err, "wave-busy") // it is up, and nobody tells how it is
+	w.gossip(func(id []byte, x *agentv1.RingMember) { x.Up = string(id) != string(away.id) })
+	w.nodes[1].move()
+	w.want(name, rollout.Done, "proved", "proved", "gone")
+}
+
 func TestAnAbortAfterAResumeLeavesNothingToDoBehind(t *testing.T) {
 	w := newWorld(t, "r1", "r2")
 	name := w.start(w.spec())

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -68,7 +69,7 @@ type member struct {
 	streams     int
 }
 
-// owner begins a rollout inside Apply, as package rotation does.
+// owner begins a rollout inside Apply, and excuses members, as package rotation does.
 func owner() state.Module {
 	return state.Module{Name: "owner", Commands: func(r *state.Registry) {
 		state.Handle(r, func(a *state.Apply, c *clusterv1.StartRotation) (*clusterv1.StartRotationReply, error) {
@@ -76,6 +77,9 @@ func owner() state.Module {
 			s.Owner = c.Cluster + "/rotations/r1"
 			name, err := rollout.Begin(a, s)
 			return &clusterv1.StartRotationReply{Name: name}, err
+		})
+		state.Handle(r, func(a *state.Apply, c *clusterv1.SetAsideMember) (*clusterv1.Empty, error) {
+			return &clusterv1.Empty{}, rollout.Excuse(a, c.Name, strings.Fields(c.Member))
 		})
 	}}
 }

@@ -199,8 +199,6 @@ func (r row) wish(m Member, s Store) fleet.Wish {
 		return trust
 	case (r.phase == Reissued || r.phase == Retire) && m.Up && s.Leaf == Before:
 		return leaf(r.after)
-	case r.phase == Withdrawing && r.kind != Takeover && m.Up && s.Leaf == After:
-		return leaf(r.before)
 	case (r.phase == Retire || r.phase == Withdrawing) && m.Up && s.Stale && !s.Behind: // it came late, and its leaf is there by now
 		return shrink
 	case !alone:
