@@ -138,14 +138,9 @@ func bundleMoved(a *state.Apply, cluster, trust string) error {
 	return clusterMoved(a, cluster)
 }
 
-// withdrawn are the SHA-256 of the anchors that must go.
-func withdrawn(ctx context.Context, q state.Querier, trust string) ([][]byte, error) {
-	return collect(ctx, q, scanBytes, `SELECT sha256 FROM withdrawn_anchors WHERE trust_domain = ? ORDER BY withdrawn DESC, sha256 LIMIT ?`, trust, maxWithdrawn)
-}
-
 // Withdrawn are the SHA-256 of the anchors of a trust domain that must go, the newest first.
 func Withdrawn(ctx context.Context, q state.Querier, trust string) ([][]byte, error) {
-	return withdrawn(ctx, q, trust)
+	return collect(ctx, q, scanBytes, `SELECT sha256 FROM withdrawn_anchors WHERE trust_domain = ? ORDER BY withdrawn DESC, sha256 LIMIT ?`, trust, maxWithdrawn)
 }
 
 // Shrunk says whether a store has made a move that takes anchors away since a generation. What it holds still is somebody else's.
@@ -170,7 +165,7 @@ func shrinks(a *state.Apply, n nodeRow, kind agentv1.MoveKind) error {
 	if err != nil {
 		return err
 	}
-	list, err := withdrawn(a.Context(), a.Querier(), trust)
+	list, err := Withdrawn(a.Context(), a.Querier(), trust)
 	if err == nil && len(list) == 0 {
 		err = fault.New(fault.Refused, "nothing-withdrawn", "no anchor of %s was withdrawn", short(n.cluster)).Do("anchors go as the last step of a rotation")
 	}

@@ -39,7 +39,7 @@ func (f *Fleet) Target(ctx context.Context, node string) (t *agentv1.Target, rec
 		if t.Anchors, err = f.bundle(ctx, q, t.TrustDomain, t.BundleVersion); err != nil {
 			return nil, err
 		}
-		if t.Withdrawn, err = withdrawn(ctx, q, t.TrustDomain); err != nil {
+		if t.Withdrawn, err = Withdrawn(ctx, q, t.TrustDomain); err != nil {
 			return nil, err
 		}
 		z, err := frozen(ctx, q, node, f.clock.Now().UnixMilli())

@@ -45,18 +45,7 @@ func TestAMemberWhoseAgentMayNotActHoldsARotationAndWouldBeCutOff(t *testing.T) 
 	var plan rotation.RotationPlan
 	e.must(json.Unmarshal([]byte(e.csm("rotation", "plan", "--to", "next", "-o", "json")), &plan))
 	e.csm("rotation", "start", "--to", "next", "--plan", plan.Hash, "--bake", "0s", "--reason", "a test")
-	e.must(plane.Eventually(t.Context(), patience, func() error {
-		time.Sleep(time.Second)
-		r := e.rotation()
-		if r.Phase != rotation.Distribute {
-			t.Fatalf("phase %s with a member that nothing is known of", r.Phase)
-		}
-		if len(r.Reasons) == 0 || !slices.ContainsFunc(r.Reasons, func(x rotation.Reason) bool { return x.Code == "enrolled" }) ||
-			slices.ContainsFunc(r.Reasons, func(x rotation.Reason) bool { return x.Node != r.Reasons[0].Node }) {
-			return fmt.Errorf("it waits for %+v", r.Reasons)
-		}
-		return nil
-	}))
+	e.held("enrolled", away.Name, true)
 	e.restart(away)
 	e.must(away.WaitReady(t.Context()))
 	e.must(e.r.WaitUp(t.Context()))
@@ -111,6 +100,23 @@ func (e *estate) rotation() (r rotation.Rotation) {
 	e.t.Helper()
 	e.must(json.Unmarshal([]byte(e.csm("rotation", "explain", "-o", "json")), &r))
 	return r
+}
+
+// held waits until a rotation of the ring waits in its first phase for one node; only: for nothing of any other.
+func (e *estate) held(code, node string, only bool) {
+	e.t.Helper()
+	e.must(plane.Eventually(e.t.Context(), patience, func() error {
+		time.Sleep(time.Second)
+		r := e.rotation()
+		if r.Phase != rotation.Distribute {
+			e.t.Fatalf("phase %s, and %s was to hold it: %s", r.Phase, node, code)
+		}
+		if !slices.ContainsFunc(r.Reasons, func(x rotation.Reason) bool { return x.Code == code && x.Node == node }) ||
+			only && slices.ContainsFunc(r.Reasons, func(x rotation.Reason) bool { return x.Node != node }) {
+			return fmt.Errorf("it waits for %+v", r.Reasons)
+		}
+		return nil
+	}))
 }
 
 func (e *estate) restart(n *ring.Node) {

@@ -182,9 +182,9 @@ func (r row) untold(ctx context.Context, q state.Querier, waves Waves, v View) (
 	return out, nil
 }
 
-// wish is what a store must do next, alone, to be up to date, from the phase on in which that matters to others: one move after the other, trust before the leaf and the leaf before
-// what goes, as its agent demands. It is for members that were set aside, until the end and after it, and for those that came up with
-// files of before. Pure.
+// wish is what a store must do next, alone, to be up to date, from the phase on in which that matters to others: one move after the
+// other, trust before the leaf and the leaf before what goes, as its agent demands. It is for members that were set aside, until the
+// end and after it, and while the rotation runs for those that came up with files of before. Pure.
 func (r row) wish(m Member, s Store) fleet.Wish {
 	trust, shrink := fleet.Wish{Move: agentv1.MoveKind_MOVE_KIND_TRUST}, fleet.Wish{Move: agentv1.MoveKind_MOVE_KIND_SHRINK}
 	leaf := func(authority string) fleet.Wish {
@@ -195,9 +195,9 @@ func (r row) wish(m Member, s Store) fleet.Wish {
 	leaves := r.phase == Reissue || r.phase == Reissued || (r.phase == Retire || r.phase == Done) && r.kind != Takeover
 	switch {
 	case m.Node == "" || !m.Active:
-	case leaves && s.Lacks && (m.Up || alone):
+	case leaves && s.Lacks && (m.Up && !r.phase.Ended() || alone):
 		return trust
-	case (r.phase == Reissued || r.phase == Retire) && m.Up && s.Leaf == Before:
+	case leaves && (r.phase == Reissued || r.phase == Retire) && m.Up && s.Leaf == Before:
 		return leaf(r.after)
 	case (r.phase == Retire || r.phase == Withdrawing) && m.Up && s.Stale && !s.Behind: // it came late, and its leaf is there by now
 		return shrink

@@ -46,6 +46,24 @@ func (w *world) catchUp(m *member) {
 	}
 }
 
+// ends waits for the end, and for who comes after it: every member serves a leaf of one CA and trusts no other.
+func (w *world) ends(name string, phase rotation.Phase, is, gone string) {
+	w.t.Helper()
+	w.until(name, phase)
+	for range 8 {
+		w.log.Clock.Advance(2 * time.Minute)
+		w.work()
+	}
+	for _, n := range w.nodes {
+		if n.leaf != is || !n.trusted[is] || n.trusted[gone] || n.pending() {
+			w.t.Errorf("%s serves %s and trusts %v, something to do %v", n.name, n.leaf, n.trusted, n.pending())
+		}
+	}
+	if got := w.get(name); len(got.Asides) > 0 {
+		w.t.Errorf("still set aside: %+v", got.Asides)
+	}
+}
+
 // setAside names a member as whoever reads the rotation sees it.
 func (w *world) setAside(name string, m *member) {
 	w.t.Helper()
@@ -81,19 +99,7 @@ func TestARotationGoesOnWithoutWhoWasSetAsideWhichCatchesUpWhenItComes(t *testin
 					} else {
 						w.startCassandra(m)
 					}
-					w.until(r.Name, rotation.Done)
-					for range 8 {
-						w.log.Clock.Advance(2 * time.Minute)
-						w.work()
-					}
-					for _, n := range w.nodes {
-						if n.leaf != young || !n.trusted[young] || n.trusted[old] || n.pending() {
-							t.Errorf("%s serves %s and trusts %v, something to do %v", n.name, n.leaf, n.trusted, n.pending())
-						}
-					}
-					if got := w.get(r.Name); len(got.Asides) > 0 {
-						t.Errorf("still set aside: %+v", got.Asides)
-					}
+					w.ends(r.Name, rotation.Done, young, old)
 				})
 			}
 		}
@@ -122,19 +128,7 @@ func TestAWayBackGoesOnWithoutWhoWasSetAside(t *testing.T) {
 				if w.startCassandra(m); !cassandraFirst {
 					w.unbroken("after its start")
 				}
-				w.until(r.Name, rotation.RolledBack)
-				for range 8 {
-					w.log.Clock.Advance(2 * time.Minute)
-					w.work()
-				}
-				for _, n := range w.nodes {
-					if n.leaf != old || !n.trusted[old] || n.trusted[young] || n.pending() {
-						t.Errorf("%s serves %s and trusts %v, something to do %v", n.name, n.leaf, n.trusted, n.pending())
-					}
-				}
-				if got := w.get(r.Name); len(got.Asides) > 0 {
-					t.Errorf("still set aside: %+v", got.Asides)
-				}
+				w.ends(r.Name, rotation.RolledBack, old, young)
 			})
 		}
 	}

@@ -408,6 +408,9 @@ func (r *Rotations) whole(ctx context.Context, q state.Querier, x row) (Rotation
 
 func (m Member) shown() MemberState {
 	out := MemberState{Name: m.Name, Node: m.Node, HostID: m.HostID, Incarnation: m.Incarnation, Up: m.Up, State: m.State, Datacenter: m.Datacenter, Rack: m.Rack, Aside: m.Aside, OldLinks: m.OldLinks, Links: m.Links}
+	if m.Waiting {
+		out.HostID = "" // it stands under its name until it has one
+	}
 	for _, s := range m.Stores {
 		x := StoreState{Name: s.Name, Leaf: s.Leaf, Moving: s.Moving, Behind: s.Behind}
 		for _, p := range s.Ports {

@@ -189,7 +189,7 @@ func (s *sight) stores() (map[string][]Store, error) {
 			}
 			x.Ports, x.Lacks = s.ports(p)
 			x.Files = s.written(p.Authority)
-			if slices.ContainsFunc(gone, p.Holds) {
+			if (s.r.phase.Ended() || !x.Behind) && slices.ContainsFunc(gone, p.Holds) { // who is behind is told by its wave
 				done, err := fleet.Shrunk(s.ctx, s.q, n.Node, st.Store, s.r.generation)
 				if err != nil {
 					return nil, err

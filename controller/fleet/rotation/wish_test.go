@@ -44,3 +44,25 @@ func TestAWishIsToldOnceAndNotWhileAWaveHoldsTheStore(t *testing.T) {
 		}
 	}
 }
+
+func TestWhoIsPutIntoAWave(t *testing.T) {
+	for what, c := range map[string]struct {
+		phase  Phase
+		member Member
+		leaf   Side
+		want   bool
+	}{
+		"it lacks what the phase asks for":                     {Retire, Member{Up: true}, After, true},
+		"it is down and nobody has set it aside":               {Retire, Member{}, After, true},
+		"it was set aside":                                     {Retire, Member{Aside: "broken"}, After, false},
+		"it was set aside and is up":                           {Retire, Member{Up: true, Aside: "broken"}, After, true},
+		"it came with the leaf of before, which comes first":   {Retire, Member{Up: true}, Before, false},
+		"on the way back":                                      {Withdrawing, Member{Up: true}, Before, true},
+		"it came back with the new leaf, and the old is first": {Withdrawing, Member{Up: true}, After, false},
+	} {
+		c.member.Node, c.member.Active, c.member.Stores = "n1", true, []Store{{Name: "node", Behind: true, Leaf: c.leaf}}
+		if got := moves(View{Phase: c.phase, Kind: Root}, c.member); got != c.want {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+}
